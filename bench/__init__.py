@@ -1,0 +1,1 @@
+"""The benchmarking application: suites, data, networks, trials, leaderboards."""

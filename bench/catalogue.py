@@ -1,0 +1,146 @@
+"""What is registered: lists with a line each, the contract over entries, a template to start from."""
+
+import keyword
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import methods
+from bench.spec import UserError, load_suite, nearest, suites, unknown
+from methods import Stage
+from methods.contract import Finding
+from methods.registry import KINDS
+
+WHEN = {Stage.INIT: "at initialisation", Stage.DURING: "while training", Stage.AFTER: "after training"}
+
+
+def load_plugins(files: Iterable[str]) -> list[str]:
+    """Load plug-in files; the names they registered. UserError where one cannot be loaded."""
+    added = []
+    for file in files:
+        try:
+            added += methods.load_plugin(file)
+        except (OSError, ValueError) as error:
+            raise UserError(str(error)) from None
+    return added
+
+
+def entries(what: str, plugins: Iterable[str] = ()) -> Iterator[tuple[str, str]]:
+    """(name, what it is) of everything of one kind."""
+    load_plugins(plugins)
+    if what == "methods":
+        for name in methods.names():
+            m = methods.get(name)
+            about = [f"{m.criterion} under {m.training}, {WHEN[m.stage]}"]
+            about += [f"{k}={v}" for k, v in {**m.options, **m.training_options}.items()]
+            yield name, ", ".join(about + ["costly"] * m.costly)
+    elif what == "suites":
+        for name in suites():
+            yield name, load_suite(name).description
+    elif what == "architectures":
+        from bench import architectures
+
+        yield from ((name, architectures.describe(name)) for name in architectures.names())
+        yield "...", f"and any of timm's {len(architectures.timm_names())} names"
+    elif what == "datasets":
+        from bench import data
+
+        yield from ((name, data.describe(name)) for name in data.names())
+    else:
+        for name in methods.names(what):
+            yield name, _first_sentence(methods.lookup(what, name))
+
+
+def _first_sentence(cls: type) -> str:
+    text = " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
+    return text.split(". ")[0].rstrip(".:")
+
+
+def checked(entry: str | None, plugins: Iterable[str] = ()) -> Iterator[tuple[str, list[Finding]]]:
+    """(title, findings) of the contract, over one entry, a file's entries, or all."""
+    load_plugins(plugins)
+    every = list(dict.fromkeys(name for kind in KINDS for name in methods.names(kind)))
+    if entry is None:
+        chosen = every
+    elif entry.endswith(".py") or "/" in entry:
+        chosen = [name for name in load_plugins([entry]) if name in every or name in methods.names()]
+        every = list(dict.fromkeys(name for kind in KINDS for name in methods.names(kind)))
+    else:
+        chosen = [entry]
+    for name in chosen:
+        if name not in every:
+            name = _criterion_of(name, every)
+        for kind in KINDS:
+            if name in methods.names(kind):
+                cls = methods.lookup(kind, name)
+                singular = {"criteria": "criterion", "granularities": "granularity"}.get(kind, "training")
+                yield f"{singular} {name}", methods.check(cls)
+
+
+def _criterion_of(name: str, every: list[str]) -> str:
+    """The criterion behind a named method."""
+    try:
+        return methods.get(name).criterion
+    except ValueError:
+        raise unknown("entry", name, [*every, *(n for n in methods.names() if n not in every)]) from None
+
+
+TEMPLATE = '''"""{title}: say in one line what is kept."""
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import ClassVar
+
+import torch
+
+import methods
+from methods import Criterion, Int, Problem, Scores, Stage
+
+
+@methods.register("{name}")
+@dataclass(frozen=True, kw_only=True)
+class {title}(Criterion):
+    """s_k = (w_k g_k)^2, g = dL/dw: the squared first-order change of the loss when w_k is removed.
+
+    Replace formula and code by your own; say the paper, the equation and every departure from it.
+    Larger scores are kept. Randomness comes from `problem.generator("purpose")`, data from `problem.batches`.
+
+    Reference: Molchanov et al., "Importance estimation for neural network pruning", CVPR 2019, equation 8, for single weights.
+    """
+
+    # Where it may be applied, the default first: AFTER training, at INIT.
+    stages: ClassVar = (Stage.AFTER, Stage.INIT)
+    # True: the scores depend on neither mask nor target sparsity, and are computed once for all sparsities.
+    nested: ClassVar = True
+
+    # A hyperparameter: its default, and the range that tuning may choose from.
+    n_batches: int = Int(10, 1, 100, log=True)
+
+    def score(self, problem: Problem) -> Scores:
+        """(w * g)^2 with g the gradient summed over the first batches; a tensor of the weight's shape for each prunable weight."""
+        weights = problem.weights
+        total = {{name: torch.zeros_like(w) for name, w in weights.items()}}
+        for x, y in islice(problem.batches, self.n_batches):
+            loss = problem.loss(problem.model(x.to(problem.device)), y.to(problem.device))
+            for name, g in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
+                total[name] += g
+        return Scores({{name: (w.detach() * total[name]).square() for name, w in weights.items()}})
+'''
+
+
+def write_template(name: str, directory: Path) -> Path:
+    """Write a method file that passes the contract. UserError where the name is taken or no name, or the file is there."""
+    if not name.isidentifier() or name != name.lower() or name.startswith("_") or keyword.iskeyword(name):
+        raise UserError(f"'{name}' is no method name: lower-case letters, digits and underscores, beginning with a letter")
+    taken = [*methods.names(), *(n for kind in KINDS for n in methods.names(kind))]
+    if name in taken:
+        raise UserError(f"'{name}' is a registered name; choose another{nearest(name, [])}")
+    path = directory / f"{name}.py"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with path.open("x") as file:
+            file.write(TEMPLATE.format(name=name, title="".join(part.capitalize() for part in name.split("_"))))
+    except FileExistsError:
+        raise UserError(f"'{path}' is there already; nothing was written") from None
+    except OSError as error:
+        raise UserError(f"cannot write '{path}': {error.strerror}") from None
+    return path

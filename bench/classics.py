@@ -1,0 +1,207 @@
+"""The small classic networks of the pruning literature, registered with timm: `timm.create_model("lenet5")` works."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from timm.models import register_model
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional
+
+Size = tuple[int, int]  # height, width in pixels
+Builder = Callable[[int, int, Size], nn.Module]  # (classes, channels, size) -> network
+
+TABULAR = ("mlp", "mlp_256")  # those that take rows of features too
+SMALL_VGG = {"vgg11_bn": (1, 1, 2, 2, 2), "vgg16_bn": (2, 2, 3, 3, 3)}  # convolutions in each block
+SMALL_VGG_SIDE = 64  # pixels; images larger than this get timm's network of that name
+CLASSICS: dict[str, Builder] = {}
+
+
+def _classic(*, in_chans: int, img_size: int) -> Callable[[Builder], Builder]:
+    """Register a builder with timm under its name; the defaults are what the network is usually meant for."""
+
+    def register(build: Builder) -> Builder:
+        def entry(
+            pretrained: bool = False,
+            *,
+            num_classes: int = 10,
+            in_chans: int = in_chans,
+            img_size: int | Size = img_size,
+            **passed_by_timm: Any,
+        ) -> nn.Module:
+            others = passed_by_timm.keys() - {"pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+            if others:
+                raise TypeError(f"{build.__name__}() got an unexpected keyword argument {min(others)!r}")
+            if pretrained:
+                raise ValueError(f"{build.__name__} has no pretrained weights")
+            size = (img_size, img_size) if isinstance(img_size, int) else img_size
+            return build(num_classes, in_chans, size)
+
+        entry.__name__, entry.__module__, entry.__doc__ = build.__name__, build.__module__, build.__doc__
+        register_model(entry)
+        CLASSICS[build.__name__] = build
+        return build
+
+    return register
+
+
+def _dense(*widths: int) -> nn.Sequential:
+    """Linear layers of these widths, ReLU between them, on flattened inputs."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+@_classic(in_chans=1, img_size=28)
+def mlp(classes: int, channels: int, size: Size) -> nn.Module:
+    """Two hidden layers of 100, ReLU; images or tabular data."""
+    return _dense(channels * size[0] * size[1], 100, 100, classes)
+
+
+@_classic(in_chans=1, img_size=28)
+def mlp_256(classes: int, channels: int, size: Size) -> nn.Module:
+    """One hidden layer of 256, ReLU; images or tabular data."""
+    return _dense(channels * size[0] * size[1], 256, classes)
+
+
+@_classic(in_chans=1, img_size=28)
+def lenet5(classes: int, channels: int, size: Size) -> nn.Module:
+    """LeNet-5 with ReLU and max pooling (LeCun et al. 1998), 61,706 parameters on 28x28.
+
+    As published on 32x32; from 28x28 the first convolution pads to that, and on smaller images both pad, so
+    that only the two poolings shrink them (4x4 at least).
+    """
+    side = min(size)
+    if side < 4:
+        raise ValueError("LeNet-5 needs images of 4x4 at least")
+    first, second = 2 if side < 32 else 0, 2 if side < 28 else 0
+    height, width = (((s + 2 * first - 4) // 2 + 2 * second - 4) // 2 for s in size)
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, 6, 5, padding=first),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(6, 16, 5, padding=second),
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(16 * height * width, 120),
+            relu3=nn.ReLU(),
+            fc2=nn.Linear(120, 84),
+            relu4=nn.ReLU(),
+            fc3=nn.Linear(84, classes),
+        )
+    )
+
+
+def _conv3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+
+
+def _initialised(model: nn.Module) -> nn.Module:
+    """Convolutions drawn as He et al. (2015) do for ReLU; the rest as torch leaves it."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return model
+
+
+class _BasicBlock(nn.Module):
+    """The residual block of He et al. (2016); where the shape changes, the paper's option A: no parameters,
+    every second pixel, zeros for the new channels."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = _conv3(inputs, outputs, stride), nn.BatchNorm2d(outputs)
+        self.conv2, self.bn2 = _conv3(outputs, outputs), nn.BatchNorm2d(outputs)
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
+        if self.stride == 1:
+            return functional.relu(x + y)
+        # The same as a shortcut padded with zeros, which torch-pruning could not trace.
+        old, new = torch.split(y, [x.shape[1], y.shape[1] - x.shape[1]], dim=1)
+        return functional.relu(torch.cat([old + x[:, :, :: self.stride, :: self.stride], new], dim=1))
+
+
+@_classic(in_chans=3, img_size=32)
+def resnet20(classes: int, channels: int, size: Size) -> nn.Module:
+    """The CIFAR ResNet-20 (He et al. 2016), widths 16-32-64, parameter-free shortcuts, 0.27 M parameters."""
+    shapes = [(16, 16, 1)] * 3 + [(16, 32, 2)] + [(32, 32, 1)] * 2 + [(32, 64, 2)] + [(64, 64, 1)] * 2
+    stem = [_conv3(channels, 16), nn.BatchNorm2d(16), nn.ReLU()]
+    blocks = [_BasicBlock(*shape) for shape in shapes]
+    return _initialised(_convolutional([*stem, *blocks], 64, classes))
+
+
+class _WideBlock(nn.Module):
+    """The pre-activated block of Zagoruyko & Komodakis (2016), no dropout; 1x1 shortcut to a new width."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), _conv3(inputs, outputs, stride)
+        self.bn2, self.conv2 = nn.BatchNorm2d(outputs), _conv3(outputs, outputs)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = functional.relu(self.bn1(x))
+        residual: Tensor = self.conv2(functional.relu(self.bn2(self.conv1(active))))
+        return residual + (x if self.shortcut is None else self.shortcut(active))
+
+
+@_classic(in_chans=3, img_size=32)
+def wrn16_4(classes: int, channels: int, size: Size) -> nn.Module:
+    """Wide ResNet 16-4 (Zagoruyko & Komodakis 2016), 2.7 M parameters."""
+    shapes = [(16, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1)]
+    blocks = [_WideBlock(*shape) for shape in shapes]
+    layers = [_conv3(channels, 16), *blocks, nn.BatchNorm2d(256), nn.ReLU()]
+    return _initialised(_convolutional(layers, 256, classes))
+
+
+def _convolutional(features: list[nn.Module], width: int, classes: int) -> nn.Module:
+    """Feature layers of `width` channels, averaged over the image, and one linear classifier."""
+    return nn.Sequential(
+        OrderedDict(
+            features=nn.Sequential(*features),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            classifier=nn.Linear(width, classes),
+        )
+    )
+
+
+def small_vgg(depths: tuple[int, ...], classes: int, channels: int, size: Size) -> nn.Module:
+    """The VGG trunk (Simonyan & Zisserman 2015) with batch norm; pooling stops at a single pixel."""
+    layers: list[nn.Module] = []
+    side = min(size)
+    for width, depth in zip((64, 128, 256, 512, 512), depths, strict=True):
+        for _ in range(depth):
+            layers += [_conv3(channels, width), nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        if side >= 2:
+            layers.append(nn.MaxPool2d(2))
+            side //= 2
+    return _initialised(_convolutional(layers, channels, classes))
+
+
+@_classic(in_chans=1, img_size=8)
+def vit_micro_patch4(classes: int, channels: int, size: Size) -> nn.Module:
+    """A vision transformer of 2 blocks, width 32, 2 heads, patches of 4x4, class token.
+
+    Weights start by Xavier's rule (timm's `moco`): its standard deviation of 0.02 is far too small at this width.
+    """
+    return VisionTransformer(
+        img_size=size,
+        patch_size=4,
+        in_chans=channels,
+        num_classes=classes,
+        embed_dim=32,
+        depth=2,
+        num_heads=2,
+        mlp_ratio=2,
+        weight_init="moco",
+    )

@@ -1,0 +1,199 @@
+"""The commands: parsing and printing, nothing else. Heavy packages are imported inside the commands that need them."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    pass
+
+app = typer.Typer(
+    name="razorbench",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Compare neural-network pruning methods: same networks, same batches, exact sparsities, several seeds.",
+)
+Plugins = Annotated[list[str] | None, typer.Option("--plugin", metavar="FILE", help="A Python file that registers methods; repeatable.")]
+LISTS = ("methods", "criteria", "trainings", "granularities", "architectures", "datasets", "suites")
+INTERRUPTED = 130
+DEVICES = ("auto", "cpu", "cuda")
+# The base of typer's usage errors: click's, or that of the copy of click inside newer releases of typer.
+UsageFault: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+
+
+def main() -> None:
+    """Run the program; what a user can put right ends in one line on standard error and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except UsageFault as error:
+        _fail(error.format_message())
+    except (typer.Abort, KeyboardInterrupt):
+        print("interrupted: what was finished is kept; the same command continues", file=sys.stderr)
+        code = INTERRUPTED
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        from bench.spec import UserError
+
+        if not isinstance(error, UserError):
+            raise
+        _fail(str(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> NoReturn:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+@app.command()
+def run(
+    suite: Annotated[str, typer.Option(help="A suite by name, or a .toml file.")] = "digits",
+    methods: Annotated[str, typer.Option(help="'all', or names with commas; criterion@training composes.")] = "all",
+    datasets: Annotated[str | None, typer.Option(help="Data sets instead of the suite's, with commas.")] = None,
+    architectures: Annotated[str | None, typer.Option(help="Architectures instead of the suite's: ours or any timm name.")] = None,
+    sparsities: Annotated[str | None, typer.Option(help="Fractions of weights to remove, in [0, 1), with commas.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, with commas.")] = None,
+    granularity: Annotated[str, typer.Option(help="What is removed.")] = "weight",
+    match: Annotated[str, typer.Option(help="What equal sparsity means.")] = "weights",
+    trials: Annotated[int | None, typer.Option(help="Tuning trials a method; 0 takes the declared defaults.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Training epochs.")] = None,
+    finetune_epochs: Annotated[str | None, typer.Option(help="Fine-tuning epochs after the cut, with commas; 0 is one-shot.")] = None,
+    executor: Annotated[str, typer.Option(help="Where jobs run: local or ray.")] = "local",
+    ray_address: Annotated[str | None, typer.Option(help="Address of a Ray cluster.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes; as many as cores by default, one on a GPU.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    store: Annotated[str | None, typer.Option(help="Database URL of the results; .bench/store.db by default.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Where torchvision's data sets lie, or are downloaded to.")] = None,
+    plugin: Plugins = None,
+    output: Annotated[Path | None, typer.Option(help="Also write results.csv and leaderboard.csv into this folder.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and run nothing.")] = False,
+) -> None:
+    """Run methods on a suite and print the leaderboard. What was computed before is taken from the store."""
+    from bench import executor as executors
+    from bench.spec import UserError, load_suite, unknown
+
+    chosen = load_suite(suite)
+    if executor not in executors.EXECUTORS:
+        raise unknown("executor", executor, executors.EXECUTORS)
+    if device not in DEVICES:
+        raise unknown("device", device, DEVICES)
+    if match != "weights":
+        raise unknown("--match", match, ["weights"])
+    if trials is None:
+        trials = chosen.trials
+    if trials:
+        raise UserError(f"--trials {trials}: tuning is not there yet; 0 runs every method at its declared defaults")
+    changes = {
+        "sparsities": _numbers("--sparsities", sparsities, float),
+        "seeds": _numbers("--seeds", seeds, int),
+        "finetune_epochs": _numbers("--finetune-epochs", finetune_epochs, int),
+        "epochs": epochs,
+    }
+    if output is not None and output.exists() and not output.is_dir():
+        raise UserError(f"--output '{output}' is not a folder")
+
+    if executor == "local" and not dry_run:
+        executors.preload()
+
+    from bench import report
+
+    report.run(
+        chosen, methods=methods, datasets=_names(datasets), architectures=_names(architectures), changes=changes,
+        granularity=granularity, match=match, executor=executor, ray_address=ray_address, workers=workers, device=device,
+        store=store, data_root=data_root, plugins=tuple(plugin or ()), output=output, dry_run=dry_run,
+    )  # fmt: skip
+
+
+def _names(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def _numbers(option: str, text: str | None, kind: type[int] | type[float]) -> list[Any] | None:
+    """A list of numbers with commas between; UserError naming the one that is none."""
+    from bench.spec import UserError
+
+    if text is None:
+        return None
+    values = []
+    for part in _names(text):
+        try:
+            values.append(kind(part))
+        except ValueError:
+            raise UserError(f"{option}: '{part}' is not {'a whole number' if kind is int else 'a number'}") from None
+    if not values:
+        raise UserError(f"{option}: no value in '{text}'")
+    return values
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help=", ".join(LISTS))] = "methods",
+    plugin: Plugins = None,
+) -> None:
+    """List what there is, a line each."""
+    from bench.spec import unknown
+
+    if what not in LISTS:
+        raise unknown("list", what, LISTS)
+    from bench import catalogue
+
+    for name, about in catalogue.entries(what, plugin or ()):
+        print(f"{name:<20} {about}".rstrip())
+
+
+@app.command()
+def check(
+    entry: Annotated[str | None, typer.Argument(metavar="[METHOD | FILE]", help="A registered name or a plug-in file.")] = None,
+    plugin: Plugins = None,
+) -> None:
+    """Run the contract over registered entries or your file; exit code 1 where it is broken."""
+    from bench import catalogue
+
+    broken = 0
+    for title, findings in catalogue.checked(entry, plugin or ()):
+        print(title)
+        for finding in findings:
+            mark = "FAIL" if finding.error else "skip" if finding.skipped else "ok"
+            print(": ".join(filter(None, (f"  {mark:<4}  {finding.clause}", finding.error, finding.skipped))))
+            broken += bool(finding.error)
+    print(f"{broken} clauses broken" if broken else "the contract holds")
+    raise typer.Exit(1 if broken else 0)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="The method's name: lower case, words joined by underscores.")],
+    directory: Annotated[Path, typer.Option("--directory", help="Where to write NAME.py.")] = Path("."),
+) -> None:
+    """Write a method file to start from, which passes `check`."""
+    from bench import catalogue
+
+    path = catalogue.write_template(name, directory)
+    print(f"wrote {path}")
+    print(f"check it:  python -m bench check {path}")
+    print(f"run it:    python -m bench run --plugin {path} --methods {name},magnitude,random")
+
+
+@app.command()
+def status(
+    suite: Annotated[str, typer.Option(help="A suite by name, or a .toml file.")] = "digits",
+    methods: Annotated[str, typer.Option(help="'all', or names with commas.")] = "all",
+    store: Annotated[str | None, typer.Option(help="Database URL of the results; .bench/store.db by default.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    data_root: Annotated[Path | None, typer.Option(help="Where torchvision's data sets lie.")] = None,
+    plugin: Plugins = None,
+) -> None:
+    """What of a suite is done, failed and left in the store."""
+    from bench import report
+    from bench.spec import load_suite
+
+    report.status(load_suite(suite), methods=methods, store=store, device=device, data_root=data_root, plugins=tuple(plugin or ()))

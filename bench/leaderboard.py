@@ -1,0 +1,156 @@
+"""Rows to tables: one ranking per track, never mixed.
+
+A track is what may be compared (protocol, rule 6): one-shot after training, one-shot at initialisation, fine-tuned. Within a
+track the response of a method in a block (data set, architecture) and seed is the area under its accuracy-sparsity curve.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.spec import COLUMNS as ROW_COLUMNS
+from bench.spec import DENSE, Row
+
+BASELINE = "magnitude"
+AT = (0.9, 0.95, 0.99)  # sparsities with a column of accuracy
+CALIBRATION_AT = 0.95
+MARGIN = 0.01  # "within one point of dense"
+COLUMNS = (
+    "track", "rank", "method", "relative_area", "sparsity_within_one_point", "accuracy_90", "accuracy_95", "accuracy_99",
+    "nll_95", "ece_95", "scoring_epochs", "wins", "ties", "losses", "rows", "failed", "collapsed", "unsupported",
+)  # fmt: skip
+BLOCK = ["dataset", "architecture"]
+
+
+def frame(rows: Iterable[Row]) -> pd.DataFrame:
+    """Rows as a table, with the track of each: '' for the dense references."""
+    table = pd.DataFrame([[getattr(row, name) for name in ROW_COLUMNS] for row in rows], columns=list(ROW_COLUMNS))
+    table["track"] = [track(s, f) for s, f in zip(table["stage"], table["finetune_epochs"], strict=True)]
+    return table
+
+
+def track(stage: str, finetune_epochs: int) -> str:
+    """The track of a row; '' for a dense reference, which has no stage."""
+    if not stage:
+        return ""
+    if finetune_epochs:
+        return f"fine-tuned {finetune_epochs} epochs"
+    return "one-shot at initialisation" if stage == "init" else "one-shot after training"
+
+
+def leaderboard(rows: Iterable[Row]) -> pd.DataFrame:
+    """The leaderboard of all tracks: one line a method and track, in the order of rank, with the columns `COLUMNS`.
+
+    Areas and accuracies are means over seeds, then over blocks. A failed row counts as accuracy 0; an unsupported method is
+    shown without a rank. Missing sparsities leave their columns empty.
+    """
+    table = frame(rows)
+    boards = [_board(name, part, table) for name, part in table[table["track"] != ""].groupby("track", sort=False)]
+    if not boards:
+        return pd.DataFrame(columns=list(COLUMNS))
+    order = {"one-shot after training": 0, "one-shot at initialisation": 1}
+    boards.sort(key=lambda b: (order.get(b["track"].iloc[0], 2), b["track"].iloc[0]))
+    return pd.concat(boards, ignore_index=True)
+
+
+def _board(name: str, part: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    reference = _reference(table, int(part["finetune_epochs"].iloc[0]))
+    areas = _areas(part)
+    lines = [_line(method, rows, reference, areas) for method, rows in part.groupby("method", sort=False)]
+    board = pd.DataFrame(lines).sort_values("area", ascending=False, na_position="last", kind="stable")
+    board["rank"] = board["area"].rank(ascending=False, method="min").astype("Int64")
+    board["track"] = name
+    return board.reindex(columns=list(COLUMNS))
+
+
+def _reference(table: pd.DataFrame, finetune_epochs: int) -> pd.Series:
+    """Mean dense accuracy of each block at this budget: ordinary training's where it was run, else each method's own is used."""
+    dense = table[(table["method"] == DENSE) & (table["finetune_epochs"] == finetune_epochs)]
+    return dense.groupby(BLOCK)["accuracy"].mean()
+
+
+def _accuracy(rows: pd.DataFrame) -> pd.Series:
+    """Accuracy, with 0 where a row failed: a failure is the worst result, it does not vanish."""
+    return rows["accuracy"].astype(float).where(rows["status"] != "failed", 0.0)
+
+
+def area(sparsity: Sequence[float], accuracy: Sequence[float]) -> float:
+    """Mean height of the piecewise linear accuracy-sparsity curve over its range: the accuracy itself where there is one point."""
+    order = np.argsort(sparsity)
+    x, y = np.asarray(sparsity, float)[order], np.asarray(accuracy, float)[order]
+    return float(y[0]) if len(x) == 1 else float(np.trapezoid(y, x) / (x[-1] - x[0]))
+
+
+def _areas(part: pd.DataFrame) -> pd.Series:
+    """Area by (method, data set, architecture, seed)."""
+    part = part[part["status"] != "unsupported"].assign(value=_accuracy)
+    groups = part.groupby(["method", *BLOCK, "seed"], sort=False)
+    return pd.Series({key: area(g["sparsity"].tolist(), g["value"].tolist()) for key, g in groups}, dtype=float)
+
+
+def _line(method: str, rows: pd.DataFrame, reference: pd.Series, areas: pd.Series) -> dict[str, Any]:
+    ran = rows[rows["status"] != "unsupported"].assign(value=_accuracy)
+    line: dict[str, Any] = {
+        "method": method,
+        "rows": len(rows),
+        **{status: int((rows["status"] == status).sum()) for status in ("failed", "collapsed", "unsupported")},
+    }
+    if ran.empty:
+        return line | {"area": np.nan}
+    own = ran.groupby(BLOCK)["dense_accuracy"].mean()
+    dense = own.mul(0).add(reference, fill_value=np.nan).fillna(own) if len(reference) else own
+    mine = areas.loc[[method]]
+    by_block = mine.groupby(level=[1, 2]).mean()
+    return line | {
+        "area": by_block.mean(),
+        "relative_area": (by_block / dense.reindex(by_block.index)).mean(),
+        "sparsity_within_one_point": _largest_sparsity(ran, dense),
+        **{f"accuracy_{round(s * 100)}": _mean_at(ran, "value", s) for s in AT},
+        "nll_95": _mean_at(ran, "nll", CALIBRATION_AT),
+        "ece_95": _mean_at(ran, "ece", CALIBRATION_AT),
+        "scoring_epochs": _scoring_epochs(ran),
+        **_versus_baseline(mine, areas),
+    }
+
+
+def _mean_at(ran: pd.DataFrame, column: str, sparsity: float) -> float:
+    """Mean of a column at one sparsity, over seeds and then over blocks."""
+    rows = ran[np.isclose(ran["sparsity"], sparsity)]
+    return float(rows.groupby(BLOCK)[column].mean().mean())
+
+
+def _largest_sparsity(ran: pd.DataFrame, dense: pd.Series) -> float:
+    """Mean over blocks of the largest sparsity whose interpolated mean accuracy stays within one point of dense.
+
+    The curve starts at (0, dense accuracy) and is left where it first falls below.
+    """
+    reached = []
+    for block, rows in ran.groupby(BLOCK):
+        curve = rows.groupby("sparsity")["value"].mean()
+        floor = dense[block] - MARGIN
+        x, y = [0.0, *curve.index], [dense[block], *curve.to_numpy()]
+        last = x[-1]
+        for x0, x1, y0, y1 in zip(x, x[1:], y, y[1:], strict=False):
+            if y1 < floor:
+                last = x0 + (x1 - x0) * (y0 - floor) / (y0 - y1)
+                break
+        reached.append(last)
+    return float(np.mean(reached))
+
+
+def _scoring_epochs(ran: pd.DataFrame) -> float:
+    """Median cost of scoring in epochs of training, the training being the row's own."""
+    seconds = ran["train_seconds"] / (ran["epochs"] + ran["finetune_epochs"])
+    return float((ran["score_seconds"].astype(float) / seconds.astype(float)).median())
+
+
+def _versus_baseline(mine: pd.Series, areas: pd.Series) -> dict[str, Any]:
+    """Blocks and seeds in which the area is larger than magnitude's, equal to it, smaller."""
+    if BASELINE not in areas.index.get_level_values(0):
+        return {}
+    other = areas.loc[BASELINE]
+    difference = (mine.droplevel(0) - other).dropna()
+    signs = np.sign(difference.round(12))
+    return {"wins": int((signs > 0).sum()), "ties": int((signs == 0).sum()), "losses": int((signs < 0).sum())}

@@ -1,0 +1,231 @@
+"""What `run` and `status` do and show: progress while it runs, the leaderboard at the end."""
+
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from bench import catalogue, executor, leaderboard, pipeline, results
+from bench.pipeline import Plan, Progress, Request
+from bench.spec import Row, Suite, UserError
+from bench.store import DEFAULT_URL, Store
+from bench.trial import Place
+
+CACHE = Path(".bench")
+# Column of the leaderboard -> (title, format). The first ones are shown on narrow terminals too.
+NUMBERS = {
+    "relative_area": ("area\n/dense", "{:.3f}"), "accuracy_90": ("acc\n90%", "{:.1%}"), "accuracy_95": ("acc\n95%", "{:.1%}"),
+    "accuracy_99": ("acc\n99%", "{:.1%}"), "sparsity_within_one_point": ("within\n1 point", "{:.1%}"),
+    "nll_95": ("NLL\n95%", "{:.2f}"), "ece_95": ("ECE\n95%", "{:.3f}"), "scoring_epochs": ("scoring\nepochs", "{:.2f}"),
+}  # fmt: skip
+NARROW = 100  # characters below which the last three are left out
+
+
+def run(
+    suite: Suite, *, methods: str, datasets: list[str], architectures: list[str], changes: dict[str, Any], granularity: str, match: str,
+    executor: str, ray_address: str | None, workers: int | None, device: str, store: str | None, data_root: Path | None,
+    plugins: tuple[str, ...], output: Path | None, dry_run: bool,
+) -> None:  # fmt: skip
+    """Plan, run and show; see `bench.cli.run` for the arguments."""
+    console = make_console()
+    place = _place(device, data_root, plugins)
+    request = _request(suite, methods, place, granularity, match, datasets, architectures, changes)
+    database = Store(store or DEFAULT_URL)
+    if dry_run:
+        _print_plan(console, request, pipeline.plan(request, database))
+        return
+    pool = _executor(executor, workers, place.device, ray_address)
+    try:
+        planned = pipeline.plan(request, database)
+        for note in planned.notes:
+            console.print(f"note: {note}", style="yellow", highlight=False)
+        with _Display(console, len(planned.expected), pool.workers) as display:
+            pipeline.run(planned, database, pool, display.show)
+    finally:
+        pool.close()
+    rows = pipeline.collect(planned, database)
+    _finish(console, rows, output)
+
+
+def status(suite: Suite, *, methods: str, store: str | None, device: str, data_root: Path | None, plugins: tuple[str, ...]) -> None:
+    """Print how many rows of each method are done, failed, left."""
+    console = make_console()
+    request = _request(suite, methods, _place(device, data_root, plugins), "weight", "weights", [], [], {})
+    database = Store(store or DEFAULT_URL)
+    planned = pipeline.plan(request, database)
+    have = {key: row.status for key, row in database.get(planned.expected).items()}
+    table = Table("method", "done", "failed", "left", title=f"suite {suite.name}: {len(have)} of {len(planned.expected)} rows in the store")
+    for method in dict.fromkeys(row.method for row in planned.expected.values()):
+        keys = [key for key, row in planned.expected.items() if row.method == method]
+        failed = sum(have.get(key) == "failed" for key in keys)
+        done = sum(key in have for key in keys) - failed
+        table.add_row(method, str(done), str(failed), str(len(keys) - done - failed))
+    console.print(table)
+
+
+def _place(device: str, data_root: Path | None, plugins: tuple[str, ...]) -> Place:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU on this machine; use --device cpu or auto")
+    if data_root is not None and not data_root.is_dir():
+        raise UserError(f"--data-root '{data_root}' is not a directory")
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return Place(chosen, data_root, CACHE.resolve(), tuple(str(Path(p).resolve()) for p in plugins))
+
+
+def _request(
+    suite: Suite, methods: str, place: Place, granularity: str, match: str, datasets: list[str], architectures: list[str],
+    changes: dict[str, Any],
+) -> Request:  # fmt: skip
+    catalogue.load_plugins(place.plugins)
+    chosen = pipeline.select_methods(methods)
+    pipeline.check_granularity(granularity)
+    narrowed = pipeline.narrow(suite, datasets=datasets, architectures_=architectures, **changes)
+    return Request(narrowed, chosen, place, granularity, match)
+
+
+def _executor(name: str, workers: int | None, device: str, address: str | None) -> "executor.Local | executor.Ray":
+    gpu = device == "cuda"
+    return executor.make(name, workers or (1 if gpu and name == "local" else None), gpus=gpu, address=address)
+
+
+def _print_plan(console: Console, request: Request, planned: Plan) -> None:
+    """What would run: rows by block, trainings, what the store has."""
+    jobs = planned.jobs
+    left = sum(len(job.points) for job in jobs)
+    table = Table("data set", "architecture", "rows", "left", "training epochs left", title=f"suite {request.suite.name}")
+    for dataset, architecture in dict.fromkeys((r.dataset, r.architecture) for r in planned.expected.values()):
+        mine = [j for j in jobs if (j.dataset, j.architecture) == (dataset, architecture)]
+        rows = sum((r.dataset, r.architecture) == (dataset, architecture) for r in planned.expected.values())
+        table.add_row(dataset, architecture, str(rows), str(sum(len(j.points) for j in mine)), str(sum(j.epochs for j in mine)))
+    for note in planned.notes:
+        console.print(f"note: {note}", style="yellow", highlight=False)
+    console.print(table)
+    console.print(f"methods: {', '.join(m.name for m in request.methods)}", highlight=False)
+    rows = len(planned.expected)
+    console.print(f"{rows} rows: {rows - left} in the store, {left} to compute in {len(jobs)} jobs", highlight=False)
+
+
+class _Display:
+    """A line that moves where a terminal is watching: done, running, time left. A line now and then where none is."""
+
+    QUIET_SECONDS = 15.0  # between two lines in a log
+
+    def __init__(self, console: Console, rows: int, workers: int) -> None:
+        self._console, self._rows, self._workers = console, rows, workers
+        self._start = self._said = time.monotonic()
+        self._live = Live(console=console, transient=True, refresh_per_second=4) if console.is_terminal else None
+
+    def __enter__(self) -> "_Display":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def show(self, progress: Progress) -> None:
+        """One look at the run."""
+        if progress.jobs == 0:
+            return
+        line = self._line(progress)
+        if self._live:
+            running = [Text("  " + label, style="dim") for label in progress.running[: self._workers]]
+            self._live.update(Text("\n").join([Text(line), *running]))
+        elif time.monotonic() - self._said > self.QUIET_SECONDS:
+            self._said = time.monotonic()
+            print(line, flush=True)
+
+    def _line(self, progress: Progress) -> str:
+        width, share = 24, progress.epochs_done / max(1, progress.epochs)
+        bar = "█" * round(width * share) + "░" * (width - round(width * share))
+        elapsed = time.monotonic() - self._start
+        left = f"about {_duration(elapsed * (1 - share) / share)} left" if share > 0.02 else "estimating"
+        failed = f" · {progress.failed} rows failed" if progress.failed else ""
+        return f"{bar} {progress.done}/{progress.jobs} jobs · {share:.0%} of epochs · {_duration(elapsed)} gone · {left}{failed}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _finish(console: Console, rows: list[Row], output: Path | None) -> None:
+    """Print dense networks and leaderboard, write the CSVs, name what failed."""
+    board = leaderboard.leaderboard(rows)
+    print_dense(console, rows)
+    for track, part in board.groupby("track", sort=False):
+        print_board(console, str(track), part)
+    failed = [row for row in rows if row.status == "failed"]
+    for error in dict.fromkeys(f"{row.method} on {row.dataset}/{row.architecture}: {row.error}" for row in failed):
+        console.print(f"failed: {error}", style="red", highlight=False)
+    if failed:
+        console.print(f"{len(failed)} of {len(rows)} rows failed; the next run tries them again", style="red", highlight=False)
+    if output is not None:
+        results.write_rows(rows, output / "results.csv")
+        results.write_atomically(output / "leaderboard.csv", lambda file: board.to_csv(file, index=False, lineterminator="\n"))
+        console.print(f"wrote {output / 'results.csv'} and {output / 'leaderboard.csv'}", highlight=False)
+    sys.stdout.flush()
+
+
+def print_dense(console: Console, rows: list[Row]) -> None:
+    """Accuracy of the dense networks: mean and standard deviation over seeds."""
+    dense = leaderboard.frame(row for row in rows if not row.criterion and row.finetune_epochs == 0)
+    if dense.empty:
+        dense = leaderboard.frame(row for row in rows if not row.criterion)
+    blocks = list(dict.fromkeys(zip(dense["dataset"], dense["architecture"], strict=True)))
+    table = Table(title="dense networks: test accuracy", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("training", no_wrap=True)
+    for dataset, architecture in blocks:
+        table.add_column(f"{dataset}\n{architecture}", justify="right")
+    for method, part in dense.groupby("method", sort=False):
+        groups = [part[(part["dataset"] == d) & (part["architecture"] == a)]["accuracy"].astype(float) for d, a in blocks]
+        table.add_row(str(method), *(_mean_and_deviation(g) for g in groups))
+    console.print(table)
+
+
+def _mean_and_deviation(values: pd.Series) -> str:
+    if values.isna().all():
+        return "failed"
+    return f"{values.mean():.2%}" + (f" ± {values.std():.2%}" if len(values) > 1 else "")
+
+
+def make_console() -> Console:
+    """The terminal, or where there is none a page wide enough for every column."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
+
+
+def print_board(console: Console, track: str, board: pd.DataFrame) -> None:
+    """One track's table."""
+    wanted = list(NUMBERS.items())[: None if console.width >= NARROW else -3]
+    shown = {name: title for name, title in wanted if board[name].notna().any()}
+    table = Table(title=track, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("rank", justify="right")
+    table.add_column("method", no_wrap=True)
+    for title, _ in shown.values():
+        table.add_column(title, justify="right")
+    table.add_column("wins/ties/losses\nagainst magnitude" if console.width >= NARROW else "w/t/l", justify="right")
+    remarks = [name for name in ("failed", "collapsed", "unsupported") if board[name].any()]
+    for name in remarks:
+        table.add_column(name, justify="right")
+    for _, line in board.iterrows():
+        rank = "–" if pd.isna(line["rank"]) else str(line["rank"])
+        numbers = ["–" if _missing(line[name]) else form.format(line[name]) for name, (_, form) in shown.items()]
+        against = "–" if _missing(line["wins"]) else f"{line['wins']:.0f}/{line['ties']:.0f}/{line['losses']:.0f}"
+        table.add_row(rank, line["method"], *numbers, against, *(str(line[name]) for name in remarks))
+    console.print(table)
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value)) or pd.isna(value)

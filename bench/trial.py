@@ -1,0 +1,286 @@
+"""One piece of work for one worker: train a dense network, or prune by one method, and measure at every point asked for.
+
+Runs in worker processes and knows no store of rows: a job comes in, measurements go out. The test split is read in one
+place, `_Bench.measure`, once for a row.
+"""
+
+import copy
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+import methods
+from bench import architectures, data, evaluate
+from bench.spec import Protocol
+from bench.store import Networks
+from methods import Posterior, Problem, Recipe, Stage
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job finds things: the device, the data, the folder of networks, the plug-ins to load."""
+
+    device: str
+    data_root: Path | None
+    cache: Path
+    plugins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Configured:
+    """A registered name with its hyperparameters."""
+
+    name: str
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+
+
+class Point(NamedTuple):
+    """Where one row is measured, and the key under which it is kept."""
+
+    sparsity: float
+    finetune_epochs: int
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One method (or the dense network, where `criterion` is None) on one block and seed, at the points still to do.
+
+    `network`: the key of the dense network, saved by a dense job and loaded by one that prunes after training.
+    """
+
+    method: str
+    dataset: str
+    architecture: str
+    protocol: Protocol
+    seed: int
+    training: Configured
+    criterion: Configured | None
+    stage: Stage | None
+    granularity: str
+    network: str
+    points: tuple[Point, ...]
+    place: Place
+
+    @property
+    def label(self) -> str:
+        """What a person reads while it runs."""
+        at = f" {self.sparsities[0]:g}" if self.stage is Stage.INIT and len(self.sparsities) == 1 else ""
+        return f"{self.method}{at} · {self.dataset}/{self.architecture} · seed {self.seed}"
+
+    @property
+    def sparsities(self) -> list[float]:
+        """The sparsities it cuts at, rising."""
+        return sorted({p.sparsity for p in self.points})
+
+    @property
+    def epochs(self) -> int:
+        """Training epochs in it: its length, as far as that can be said beforehand."""
+        fine = sum(p.finetune_epochs for p in self.points)
+        if self.criterion is None:
+            return self.protocol.epochs + fine
+        return fine + (len(self.sparsities) * self.protocol.epochs if self.stage is Stage.INIT else 0)
+
+
+Measurement = dict[str, Any]  # columns of a Row, by name
+
+
+def execute(job: Job) -> dict[str, Measurement]:
+    """Do the job: key -> measurement for each of its points. What fails is a measurement with status `failed`."""
+    done: dict[str, Measurement] = {}
+    try:
+        for point, measurement in _Bench(job).run():
+            done[point.key] = measurement
+    except Exception as error:  # any user's method may raise anything; the others go on
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        for point in job.points:
+            done.setdefault(point.key, {"status": "failed", "error": text})
+    return done
+
+
+class _Bench:
+    """The things one job works with: data, an initial network, seeds, recipes."""
+
+    def __init__(self, job: Job) -> None:
+        for plugin in job.place.plugins:
+            methods.load_plugin(plugin)
+        torch.backends.cudnn.deterministic = True
+        self.job = job
+        self.device = torch.device(job.place.device)
+        self.dataset = load_data(job.dataset, job.protocol, job.place)
+        self.training = methods.make("trainings", job.training.name, job.training.hyperparameters)
+        self.networks = Networks(job.place.cache / "networks")
+        self.train_seconds = 0.0
+        self.dense_off = False
+
+    def run(self) -> Iterator[tuple[Point, Measurement]]:
+        """Each point with its measurement, as it is done."""
+        if self.job.criterion is None:
+            yield from self._dense()
+        else:
+            criterion = methods.make("criteria", self.job.criterion.name, self.job.criterion.hyperparameters)
+            reason = criterion.unsupported(self.initial())
+            if reason is not None:
+                for point in self.job.points:
+                    yield point, {"status": "unsupported", "error": reason}
+            elif self.job.stage is Stage.INIT:
+                yield from self._cut_then_train(criterion)
+            else:
+                yield from self._train_then_cut(criterion)
+
+    def _dense(self) -> Iterator[tuple[Point, Measurement]]:
+        problem = self.problem(self.initial())
+        state = self.train(problem, self.job.protocol.epochs)
+        off = evaluate.switched_off(evaluate.logits_of(problem.model, self.dataset.validation))
+        facts = {"train_seconds": self.train_seconds, "switched_off": off}
+        self.networks.save(self.job.network, problem.model.state_dict(), state, facts)
+        self.dense_off = off
+        yield from self._finetunes(replace(problem, posterior=state), 0.0, 0.0)
+
+    def _train_then_cut(self, criterion: methods.Criterion) -> Iterator[tuple[Point, Measurement]]:
+        weights, posterior, facts = self.networks.load(self.job.network)
+        self.train_seconds, self.dense_off = facts["train_seconds"], facts["switched_off"]
+        model = self.initial()
+        model.load_state_dict(weights)
+        problem = self.problem(model, posterior_to(posterior, self.device))
+        scores, seconds = None, 0.0
+        if criterion.nested:
+            start = time.perf_counter()
+            scores = methods.score(problem, criterion)
+            seconds = self._since(start)
+        for sparsity in self.job.sparsities:
+            pruned = replace(problem, model=copy.deepcopy(model))
+            yield from self._cut(pruned, criterion, sparsity, scores, seconds)
+
+    def _cut_then_train(self, criterion: methods.Criterion) -> Iterator[tuple[Point, Measurement]]:
+        for sparsity in self.job.sparsities:
+            self.train_seconds = 0.0
+            yield from self._cut(self.problem(self.initial()), criterion, sparsity, None, 0.0)
+
+    def _cut(
+        self, problem: Problem, criterion: methods.Criterion, sparsity: float, scores: methods.Scores | None, seconds: float
+    ) -> Iterator[tuple[Point, Measurement]]:
+        start = time.perf_counter()
+        granularity = methods.make("granularities", self.job.granularity, {})
+        mask = methods.cut(problem, criterion, granularity, sparsity, scores)
+        seconds += self._since(start)
+        cut = replace(problem, mask=mask, target=sparsity)
+        if self.job.stage is Stage.INIT:
+            cut = replace(cut, posterior=self.train(cut, self.job.protocol.epochs))
+        yield from self._finetunes(cut, sparsity, seconds)
+
+    def _finetunes(self, problem: Problem, sparsity: float, score_seconds: float) -> Iterator[tuple[Point, Measurement]]:
+        """The network as it is, and fine-tuned for each of the lengths asked for, each from here."""
+        points = [p for p in self.job.points if p.sparsity == sparsity]
+        if not points:
+            return
+        before = self.measure(problem)
+        for point in points:
+            length = point.finetune_epochs
+            if length == 0:
+                seconds, measured = 0.0, before
+            else:
+                tuned = replace(problem, model=copy.deepcopy(problem.model))
+                start = time.perf_counter()
+                self.train(tuned, length, previous=problem.posterior)
+                seconds = self._since(start)
+                self.train_seconds -= seconds  # a branch: the next length does not go through it
+                measured = self.measure(tuned) | {"accuracy_before_finetune": before["accuracy"]}
+            times = {"train_seconds": self.train_seconds + seconds, "score_seconds": score_seconds if self.job.criterion else None}
+            yield point, measured | times
+
+    def problem(self, model: nn.Module, posterior: Posterior | None = None) -> Problem:
+        """What the methods see: training data in one fixed order, without augmentation, and nothing else."""
+        scoring = self.dataset.train.shuffled(methods.derive(self.job.seed, "scoring"))
+        batches = data.Batches(scoring, self.job.protocol.batch_size, seed=0, shuffle=False)
+        return Problem(model, batches, seed=self.job.seed, posterior=posterior)
+
+    def initial(self) -> nn.Module:
+        """The initial network of this seed, the same for every method."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(methods.derive(self.job.seed, "initial weights"))
+            model = architectures.create(self.job.architecture, self.dataset.input_shape, self.dataset.classes)
+        return model.to(self.device)
+
+    def train(self, problem: Problem, epochs: int, previous: Posterior | None = None) -> Posterior:
+        """Train or, with `previous`, fine-tune; the mask must hold, which is checked."""
+        start = time.perf_counter()
+        protocol, purpose = self.job.protocol, "fine-tuning" if previous else "training"
+        scale = protocol.lr_scale * (protocol.finetune_lr_scale if previous else 1.0)
+        recipe = Recipe(epochs=epochs, optimizer=protocol.optimizer, lr_scale=scale)
+        seed = methods.derive(self.job.seed, purpose)
+        batches = data.Batches(self.dataset.train, protocol.batch_size, seed=seed, shuffle=True, augment=protocol.augment)
+        state = methods.fit(problem, self.training, recipe, batches=batches, previous=previous)
+        self.train_seconds += self._since(start)
+        return state
+
+    def measure(self, problem: Problem) -> Measurement:
+        """Test quality and size of a network under its mask, after checking that the mask is exact and holds."""
+        kept, total = methods.kept_weights(problem.mask)
+        wanted = total - methods.count_masked(problem.target, total)
+        if kept != wanted or not methods.held(problem.model, problem.mask):
+            raise RuntimeError(f"the mask keeps {kept} weights, {wanted} were asked for, or masked weights are not zero")
+        measured = evaluate.quality(evaluate.logits_of(problem.model, self.dataset.test), self.dataset.test.targets)
+        flops = _flops(self.job.architecture, self.dataset.input_shape, self.dataset.classes)
+        size = evaluate.size(problem.model, problem.mask, flops)
+        collapsed = size.layers_collapsed > 0 or self.dense_off
+        return {
+            "status": "collapsed" if collapsed else "ok",
+            "sparsity_reached": 1.0 - kept / total,
+            "prunable_weights": size.prunable,
+            "kept_weights": size.kept,
+            "parameters": size.parameters,
+            "parameters_kept": size.parameters_kept,
+            "flops": size.flops,
+            "flops_kept": size.flops_kept,
+            "layers_collapsed": size.layers_collapsed,
+            "accuracy": measured.accuracy,
+            "top5": measured.top5,
+            "nll": measured.nll,
+            "brier": measured.brier,
+            "ece": measured.ece,
+            "peak_memory_mb": self._peak_memory(),
+        }
+
+    def _since(self, start: float) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - start
+
+    def _peak_memory(self) -> float | None:
+        """Megabytes of GPU memory at most since the last measurement; not measured on a CPU."""
+        if self.device.type != "cuda":
+            return None
+        peak = torch.cuda.max_memory_allocated(self.device) / 1e6
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return peak
+
+
+def posterior_to(posterior: Posterior, device: torch.device) -> Posterior:
+    """The same posterior with its tensors on a device."""
+    prior = {n: v.to(device) for n, v in posterior.prior.items()}
+    return replace(posterior, prior=prior, curvature={n: v.to(device) for n, v in posterior.curvature.items()})
+
+
+@lru_cache(maxsize=2)
+def _load(name: str, root: Path | None, cache: Path, validation: float, split_seed: int, limit: int | None, device: str) -> data.Dataset:
+    loaded = data.load(name, root, validation=validation, split_seed=split_seed, cache=cache / "data", train_limit=limit)
+    return loaded.to(device)
+
+
+def load_data(name: str, protocol: Protocol, place: Place) -> data.Dataset:
+    """The data set as the protocol splits it, on the place's device; kept in this process for the next job."""
+    return _load(name, place.data_root, place.cache, protocol.validation, protocol.split_seed, protocol.train_limit, place.device)
+
+
+@lru_cache(maxsize=64)
+def _flops(architecture: str, input_shape: tuple[int, ...], classes: int) -> tuple[int, dict[str, int]]:
+    with torch.random.fork_rng(devices=[]):
+        model = architectures.create(architecture, input_shape, classes)
+    return evaluate.layer_flops(model, input_shape, torch.device("cpu"))

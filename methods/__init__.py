@@ -1,0 +1,59 @@
+"""Neural-network pruning methods behind one interface, for any `torch.nn.Module`.
+
+    posterior = methods.train(model, batches, training="spam", epochs=30)
+    mask = methods.prune(model, batches, method="opd", sparsity=0.95, posterior=posterior)
+
+`batches` is any re-iterable of (inputs, targets): a list, a DataLoader. A new criterion is one file:
+
+    @methods.register("mine")
+    @dataclass(frozen=True, kw_only=True)
+    class Mine(methods.Criterion):
+        def score(self, problem): ...
+"""
+
+from methods import criteria, granularity, named, training
+from methods.api import prune, scores, train
+from methods.contract import check
+from methods.interface import (
+    Batches,
+    Configuration,
+    Criterion,
+    Granularity,
+    Mask,
+    Posterior,
+    Problem,
+    Scores,
+    Stage,
+    Training,
+    Values,
+    apply_mask,
+    count_masked,
+    derive,
+    full_mask,
+    prunable,
+)
+from methods.loop import Recipe, fit
+from methods.pruning import cut, held, kept_weights, score, sparsity_of
+from methods.registry import (
+    Method,
+    UnknownName,
+    define,
+    get,
+    load_plugin,
+    lookup,
+    make,
+    names,
+    nearest,
+    register,
+    source_hash,
+    unknown,
+)
+from methods.space import Choice, Float, Int, Range, ranges
+
+__all__ = [
+    "Batches", "Choice", "Configuration", "Criterion", "Float", "Granularity", "Int", "Mask", "Method", "Posterior",
+    "Problem", "Range", "Recipe", "Scores", "Stage", "Training", "UnknownName", "Values", "apply_mask", "check", "count_masked", "criteria",
+    "cut", "define", "derive", "fit", "full_mask", "get", "granularity", "held", "kept_weights", "load_plugin", "lookup",
+    "make", "named", "names", "nearest", "prunable", "prune", "ranges", "register", "score", "scores", "source_hash",
+    "sparsity_of", "train", "training", "unknown",
+]  # fmt: skip

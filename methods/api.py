@@ -1,0 +1,111 @@
+"""The three calls for anybody's own code: `train`, `prune`, `scores`."""
+
+import inspect
+from typing import Any
+
+import torch.nn.functional as F
+from torch import nn
+
+from methods.interface import Batches, Criterion, Loss, Mask, Posterior, Problem, Training
+from methods.loop import Recipe, fit
+from methods.pruning import cut, score
+from methods.registry import get, make
+
+
+def train(
+    model: nn.Module,
+    batches: Batches,
+    training: str = "map",
+    *,
+    epochs: int = 30,
+    optimizer: str = "sgd",
+    loss: Loss = F.cross_entropy,
+    seed: int = 0,
+    mask: Mask | None = None,
+    posterior: Posterior | None = None,
+    **hyperparameters: Any,
+) -> Posterior:
+    """Train the model in place; returns the posterior to hand to `prune`.
+
+    `batches` decides order and shuffling and is read once an epoch. `mask`: train a pruned network, masked weights stay
+    zero. `posterior`: fine-tune, with the penalty that an earlier training learned. Hyperparameters (`lr`,
+    `weight_decay`, ...) are those of the training, by name; `optimizer` is "sgd" (momentum 0.9) or "adam", and the learning
+    rate follows a short warm-up and a cosine. Raises ValueError naming an unknown training or hyperparameter.
+    """
+    chosen: Training = make("trainings", training, hyperparameters)
+    problem = Problem(model, batches, loss, seed, dict(mask or {}))
+    return fit(problem, chosen, Recipe(epochs=epochs, optimizer=optimizer), previous=posterior)
+
+
+def prune(
+    model: nn.Module,
+    batches: Batches | None = None,
+    method: str = "magnitude",
+    *,
+    sparsity: float,
+    granularity: str = "weight",
+    loss: Loss = F.cross_entropy,
+    seed: int = 0,
+    mask: Mask | None = None,
+    posterior: Posterior | None = None,
+    **hyperparameters: Any,
+) -> Mask:
+    """Prune the model in place and return the mask (weight name -> bool tensor, True = kept).
+
+    Exactly round(sparsity · prunable weights) weights are masked and set to zero; a method that compensates adjusts the
+    others. `batches` may be left out for methods that need no data; `mask` cuts further into an earlier mask. Nothing is
+    trained here: a method with a training of its own is refused, with what to call instead. Raises ValueError naming what is wrong.
+    """
+    criterion = _criterion(method, hyperparameters)
+    problem = _problem(model, batches, criterion, loss, seed, mask, posterior)
+    return cut(problem, criterion, make("granularities", granularity, {}), sparsity)
+
+
+def scores(
+    model: nn.Module,
+    batches: Batches | None = None,
+    method: str = "magnitude",
+    *,
+    loss: Loss = F.cross_entropy,
+    seed: int = 0,
+    mask: Mask | None = None,
+    posterior: Posterior | None = None,
+    target: float = 0.0,
+    **hyperparameters: Any,
+) -> dict[str, Any]:
+    """The scores alone: weight name -> tensor of the weight's shape, larger = keep. The model stays as it is."""
+    criterion = _criterion(method, hyperparameters)
+    problem = _problem(model, batches, criterion, loss, seed, mask, posterior)
+    problem.target = target
+    return score(problem, criterion).values
+
+
+def _criterion(method: str, hyperparameters: dict[str, Any]) -> Criterion:
+    found = get(method)
+    if found.training != "map":
+        raise ValueError(
+            f"'{method}' needs a network trained with '{found.training}': call posterior = methods.train(model, batches, "
+            f"training='{found.training}') first, then prune with method='{found.criterion}', posterior=posterior"
+        )
+    return found.make_criterion(**hyperparameters)
+
+
+def _problem(
+    model: nn.Module,
+    batches: Batches | None,
+    criterion: Criterion,
+    loss: Loss,
+    seed: int,
+    mask: Mask | None,
+    posterior: Posterior | None,
+) -> Problem:
+    if batches is None:
+        if not criterion.data_free:
+            raise ValueError(f"'{criterion.name}' reads training data: give it batches")
+        batches = ()
+    elif iter(batches) is batches or inspect.isgenerator(batches):
+        raise ValueError("batches must be re-iterable (a list, a DataLoader), not an iterator that is used up once read")
+    problem = Problem(model, batches, loss, seed, dict(mask or {}), posterior=posterior)
+    if not problem.weights:
+        raise ValueError("the model has no prunable weights: no Linear or Conv layer")
+    return problem

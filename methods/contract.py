@@ -1,0 +1,374 @@
+"""The contract every method keeps: `check(name_or_class)` runs it over ours and over any user's.
+
+Each check answers in one line what was broken. It looks at behaviour only, on small networks made for it: a convolutional
+one with batch norm, an MLP, and an MLP whose weights are all equal, where only the tie rule decides.
+"""
+
+import copy
+import dataclasses
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from methods.interface import Configuration, Criterion, Granularity, Posterior, Problem, Scores, Stage, Training, count_masked
+from methods.loop import Recipe, fit
+from methods.pruning import cut, evaluating, faults, held, kept_weights, score
+from methods.registry import KINDS, lookup, names, unknown
+from methods.space import ranges
+
+SPARSITIES = (0.0, 0.5, 0.9, 0.99)
+
+
+class Breach(Exception):
+    """One broken clause, in one line."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One clause of the contract over one entry: `error` is '' where it holds, `skipped` says why it was not asked."""
+
+    entry: str
+    clause: str
+    error: str = ""
+    skipped: str = ""
+
+
+def check(entry: str | type[Configuration]) -> list[Finding]:
+    """Run the contract over one registered name, or a class; a finding a clause.
+
+    A name may stand in several kinds (`spam` is a training and a method): all are checked. Raises ValueError for an unknown name.
+    """
+    if isinstance(entry, str):
+        classes = [lookup(kind, entry) for kind in KINDS if entry in names(kind)]
+        if not classes:
+            raise unknown("entry", entry, [n for kind in KINDS for n in names(kind)])
+        return [finding for cls in classes for finding in check(cls)]
+    clauses: dict[str, Callable[[Any], None]]
+    if issubclass(entry, Criterion):
+        clauses = _DECLARED | _CRITERION
+    elif issubclass(entry, Training):
+        clauses = _DECLARED | _TRAINING
+    elif issubclass(entry, Granularity):
+        clauses = _DECLARED | _GRANULARITY
+    else:
+        raise TypeError(f"{entry!r} is neither a Criterion nor a Training nor a Granularity")
+    return [_ask(entry, clause, question) for clause, question in clauses.items()]
+
+
+class _Skip(Exception):
+    pass
+
+
+def _ask(entry: type[Configuration], clause: str, question: Callable[[Any], None]) -> Finding:
+    name = entry.name or entry.__name__
+    try:
+        question(entry)
+    except _Skip as reason:
+        return Finding(name, clause, skipped=str(reason))
+    except Breach as breach:
+        return Finding(name, clause, error=str(breach))
+    except Exception as error:  # a user's code may raise anything: that is a finding, not our crash
+        return Finding(name, clause, error=f"raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+    return Finding(name, clause)
+
+
+def _require(holds: object, message: str) -> None:
+    if not holds:
+        raise Breach(message)
+
+
+# --- problems the contract is asked on -------------------------------------------------------------------------------
+
+
+class _ConvNet(nn.Module):
+    """Conv, batch norm, in-place ReLU, strided conv, linear: 3 x 6 x 6 inputs, 3 classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, padding=1)
+        self.bn = nn.BatchNorm2d(4)
+        self.conv2 = nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False)
+        self.head = nn.Linear(6 * 9, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu_(self.bn(self.conv1(x)))
+        logits: Tensor = self.head(torch.relu(self.conv2(x)).flatten(1))
+        return logits
+
+
+def _mlp() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 36, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
+
+
+def _tied() -> nn.Module:
+    model = _mlp()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(0.01)
+    return model
+
+
+class _Batches:
+    """Four batches of 16 samples that follow a fixed linear rule; counts how often it is read."""
+
+    def __init__(self, allowed: bool = True) -> None:
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(64, 3, 6, 6, generator=generator)
+        y = (x.flatten(1) @ torch.randn(108, 3, generator=generator)).argmax(1)
+        self.data = list(zip(x.split(16), y.split(16), strict=True))
+        self.allowed, self.reads, self.samples = allowed, 0, 64
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        _require(self.allowed, "declares data_free = True, but reads the batches")
+        self.reads += 1
+        return iter(self.data)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+def _problem(make: Callable[[], nn.Module] = _ConvNet, *, seed: int = 0, trained: bool = True) -> Problem:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = make()
+    problem = Problem(model, _Batches(), seed=seed)
+    if trained and make is not _tied:
+        fit(problem, lookup("trainings", "map")(), Recipe(epochs=2))  # type: ignore[arg-type]
+    return problem
+
+
+def _supported(criterion: Criterion) -> list[Problem]:
+    problems = [p for p in map(_problem, (_ConvNet, _mlp, _tied)) if criterion.unsupported(p.model) is None]
+    _require(problems, "supports neither a small convolutional network nor an MLP")
+    return problems
+
+
+def _raw_score(problem: Problem, criterion: Criterion) -> Scores:
+    with evaluating(problem.model):
+        return criterion.score(problem)
+
+
+def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+# --- clauses for every kind ------------------------------------------------------------------------------------------
+
+
+def _declares(entry: type[Configuration]) -> None:
+    _require(dataclasses.is_dataclass(entry) and entry.__dataclass_params__.frozen, "is not @dataclass(frozen=True)")  # type: ignore[attr-defined]
+    for field in dataclasses.fields(entry):
+        _require(field.metadata.get("range"), f"field '{field.name}' declares no range: use Float, Int or Choice")
+        _require(field.default in ranges(entry)[field.name], f"default {field.name}={field.default!r} is outside its range")
+    _require(entry() == entry(), "two instances with the same hyperparameters are not equal")
+
+
+def _documents(entry: type[Configuration]) -> None:
+    inherited = entry.__doc__ is None or entry.__doc__.startswith(f"{entry.__name__}(")
+    _require(not inherited, "has no docstring: say the formula, the reference and every departure from it")
+
+
+# --- clauses for a criterion -----------------------------------------------------------------------------------------
+
+
+def _stages(entry: type[Criterion]) -> None:
+    _require(entry.stages and all(isinstance(s, Stage) for s in entry.stages), "stages must be a non-empty tuple of Stage values")
+
+
+def _scores_are_sound(entry: type[Criterion]) -> None:
+    for problem in _supported(entry()):
+        scores = _raw_score(problem, entry())
+        _require(isinstance(scores, Scores), f"score returned {type(scores).__name__}, not Scores")
+        _require(not faults(problem, scores), faults(problem, scores))
+
+
+def _model_untouched(entry: type[Criterion]) -> None:
+    for problem in _supported(entry()):
+        model = problem.model
+        model.eval()
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        before = copy.deepcopy(model.state_dict())
+        flags = [(p.requires_grad, p.grad.clone()) for p in model.parameters() if p.grad is not None]
+        hooks = _hooks(model)
+        entry().score(problem)
+        _require(_same(before, model.state_dict()), "score changed the model's parameters or buffers")
+        _require(all(not m.training for m in model.modules()), "score left the model in train mode")
+        for (wanted, grad), p in zip(flags, model.parameters(), strict=True):
+            _require(p.requires_grad == wanted, "score changed requires_grad of a parameter")
+            _require(p.grad is not None and torch.equal(p.grad, grad), "score changed the .grad of a parameter")
+        _require(_hooks(model) == hooks, "score left hooks on the model")
+
+
+def _hooks(model: nn.Module) -> int:
+    tables = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return sum(len(getattr(m, table)) for m in model.modules() for table in tables)
+
+
+def _random_state_untouched(entry: type[Criterion]) -> None:
+    problem = _supported(entry())[0]
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
+    _raw_score(problem, entry())
+    _require(torch.equal(before[0], torch.get_rng_state()), "score draws from torch's global random state: use problem.generator")
+    after = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
+    _require(before[1:] == after, "score draws from a global random state: use problem.generator")
+
+
+def _same_seed_same_scores(entry: type[Criterion]) -> None:
+    for problem in _supported(entry()):
+        first, second = _raw_score(problem, entry()).values, _raw_score(problem, entry()).values
+        _require(_same(first, second), "the same seed gave different scores")
+
+
+def _nested_is_true(entry: type[Criterion]) -> None:
+    if not entry().nested:
+        raise _Skip("declares nested = False")
+    for problem in _supported(entry()):
+        dense = _raw_score(problem, entry()).values
+        for target in SPARSITIES[1:]:
+            _require(_same(dense, _raw_score(replace(problem, target=target), entry()).values),
+                     "declares nested = True, but the scores depend on the target")  # fmt: skip
+        half = {n: torch.arange(m.numel()).view(m.shape) % 2 == 0 for n, m in problem.mask.items()}
+        masked = _raw_score(replace(problem, mask=half), entry()).values
+        _require(all(torch.equal(dense[n][m], masked[n][m]) for n, m in half.items()) or _only_rescoped(dense, masked, half),
+                 "declares nested = True, but the scores depend on the mask")  # fmt: skip
+        _require(entry().n_rounds() == 1, "declares nested = True, but scores in rounds")
+
+
+def _only_rescoped(dense: dict[str, Tensor], masked: dict[str, Tensor], mask: dict[str, Tensor]) -> bool:
+    """Layer-wise scopes rank among the weights still there: the order inside each layer must be the same."""
+    return all(torch.equal(dense[n][m].argsort(stable=True), masked[n][m].argsort(stable=True)) for n, m in mask.items())
+
+
+def _counts_are_exact(entry: type[Criterion]) -> None:
+    for problem in _supported(entry()):
+        for sparsity in SPARSITIES:
+            again = replace(problem, model=copy.deepcopy(problem.model))
+            mask = cut(again, entry(), _weight(), sparsity)
+            kept, total = kept_weights(mask)
+            _require(kept == total - count_masked(sparsity, total), f"at sparsity {sparsity} kept {kept} of {total} weights")
+            _require(held(again.model, mask), f"at sparsity {sparsity} masked weights are not zero after compensating")
+
+
+def _weight() -> Granularity:
+    return lookup("granularities", "weight")()  # type: ignore[return-value]
+
+
+def _data_free_is_true(entry: type[Criterion]) -> None:
+    if not entry.data_free:
+        raise _Skip("reads training batches")
+    for problem in _supported(entry()):
+        _raw_score(replace(problem, batches=_Batches(allowed=False)), entry())
+
+
+_DECLARED: dict[str, Callable[[Any], None]] = {
+    "hyperparameters declared, defaults inside their ranges": _declares,
+    "documented": _documents,
+}
+_CRITERION: dict[str, Callable[[Any], None]] = {
+    "stages declared": _stages,
+    "scores finite, of the right names and shapes": _scores_are_sound,
+    "model, gradients and hooks untouched": _model_untouched,
+    "global random state untouched": _random_state_untouched,
+    "same seed, same scores": _same_seed_same_scores,
+    "nested true to its word": _nested_is_true,
+    "exact counts, also with total ties": _counts_are_exact,
+    "data-free true to its word": _data_free_is_true,
+}
+
+
+# --- clauses for a training ------------------------------------------------------------------------------------------
+
+
+def _fitted(entry: type[Training], *, epochs: int = 6, cut_half: bool = False) -> tuple[Problem, Posterior]:
+    problem = _problem(trained=False)
+    if cut_half:
+        problem.mask = cut(problem, lookup("criteria", "magnitude")(), _weight(), 0.5)  # type: ignore[arg-type]
+    return problem, fit(problem, entry(), Recipe(epochs=epochs))
+
+
+def _loss(problem: Problem) -> float:
+    with torch.no_grad(), evaluating(problem.model):
+        return sum(float(problem.loss(problem.model(x), y)) for x, y in problem.batches)
+
+
+def _learns(entry: type[Training]) -> None:
+    before = _loss(_problem(trained=False))
+    after = _loss(_fitted(entry)[0])
+    _require(after < before, f"the training loss did not fall: {before:.4g} before, {after:.4g} after")
+
+
+def _names_kept(entry: type[Training]) -> None:
+    fresh, (problem, _) = _problem(trained=False), _fitted(entry)
+    wanted = {n: p.shape for n, p in fresh.model.state_dict().items()}
+    _require({n: p.shape for n, p in problem.model.state_dict().items()} == wanted, "parameter names or shapes differ after training")
+
+
+def _masks_hold(entry: type[Training]) -> None:
+    problem, posterior = _fitted(entry, cut_half=True)
+    _require(held(problem.model, problem.mask), "masked weights are not zero after training")
+    fit(problem, entry(), Recipe(epochs=2, optimizer="adam"), previous=posterior)
+    _require(held(problem.model, problem.mask), "masked weights are not zero after fine-tuning")
+
+
+def _training_repeats(entry: type[Training]) -> None:
+    (first, a), (second, b) = _fitted(entry), _fitted(entry)
+    _require(_same(first.model.state_dict(), second.model.state_dict()), "the same seed gave different weights")
+    _require(_same(a.prior, b.prior) and _same(a.curvature, b.curvature), "the same seed gave different posteriors")
+
+
+def _posterior_is_sound(entry: type[Training]) -> None:
+    problem, posterior = _fitted(entry)
+    _require(isinstance(posterior, Posterior), f"finish returned {type(posterior).__name__}, not Posterior")
+    shapes = {n: p.shape for n, p in problem.model.named_parameters()}
+    for name, value in [*posterior.prior.items(), *posterior.curvature.items()]:
+        _require(name in shapes, f"the posterior names '{name}', which is no parameter")
+        _require(bool(value.isfinite().all() and (value >= 0).all()), f"the posterior of '{name}' is negative or not finite")
+        _require(value.dim() == 0 or value.shape == shapes[name], f"the posterior of '{name}' has shape {tuple(value.shape)}")
+
+
+def _penalty_is_sound(entry: type[Training]) -> None:
+    problem, posterior = _fitted(entry)
+    value = entry().penalty(problem.model, posterior)
+    _require(value.dim() == 0 and bool(value.isfinite() and value >= 0), "penalty is not a finite, non-negative scalar")
+
+
+_TRAINING: dict[str, Callable[[Any], None]] = {
+    "training loss falls": _learns,
+    "parameter names and shapes kept": _names_kept,
+    "masks hold through training and fine-tuning": _masks_hold,
+    "same seed, same network": _training_repeats,
+    "posterior finite, non-negative, of the right names": _posterior_is_sound,
+    "penalty finite and non-negative": _penalty_is_sound,
+}
+
+
+# --- clauses for a granularity ---------------------------------------------------------------------------------------
+
+
+def _cuts_inside_the_mask(entry: type[Granularity]) -> None:
+    problem = _problem()
+    scores = score(problem, lookup("criteria", "magnitude")())  # type: ignore[arg-type]
+    half = entry().cut(problem, scores, 0.5)
+    inner = entry().cut(replace(problem, mask=half), scores, 0.9)
+    _require(all(not (inner[n] & ~half[n]).any() for n in half), "a second cut revived masked weights")
+
+
+def _cuts_to_the_count(entry: type[Granularity]) -> None:
+    for make in (_ConvNet, _mlp, _tied):
+        problem = _problem(make)
+        scores = score(problem, lookup("criteria", "magnitude")())  # type: ignore[arg-type]
+        for sparsity in SPARSITIES:
+            kept, total = kept_weights(entry().cut(problem, scores, sparsity))
+            _require(kept == total - count_masked(sparsity, total), f"at sparsity {sparsity} kept {kept} of {total} weights")
+
+
+_GRANULARITY: dict[str, Callable[[Any], None]] = {
+    "exact counts, also with total ties": _cuts_to_the_count,
+    "a later cut lies inside the earlier mask": _cuts_inside_the_mask,
+}

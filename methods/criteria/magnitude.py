@@ -1,0 +1,31 @@
+"""Magnitude pruning, with four ways to compare layers."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from methods.interface import Criterion, Problem, Scores, Stage
+from methods.registry import register
+from methods.scope import SCOPES, rescope
+from methods.space import Choice
+
+
+@register("magnitude")
+@dataclass(frozen=True, kw_only=True)
+class Magnitude(Criterion):
+    """s_k = |w_k|.
+
+    `scope`: "global" compares all weights; "layer" removes the same share of each layer; "erk" allots Erdős-Rényi-kernel
+    densities (Evci et al. 2020); "lamp" ranks by w² / Σ_{w'² ≥ w²} w'² (Lee et al. 2021, equation 1). See `methods.scope`.
+
+    References: Han et al. 2015; Gale et al. 2019, "The state of sparsity in deep neural networks".
+    """
+
+    stages: ClassVar = (Stage.AFTER, Stage.INIT, Stage.DURING)
+    data_free: ClassVar = True
+
+    scope: str = Choice("global", *SCOPES)
+
+    def score(self, problem: Problem) -> Scores:
+        """|w| (w² for "lamp"), rescaled to the scope."""
+        power = 2 if self.scope == "lamp" else 1
+        return Scores(rescope({n: w.detach().abs().pow(power) for n, w in problem.weights.items()}, self.scope, problem))

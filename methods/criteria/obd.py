@@ -1,0 +1,37 @@
+"""Optimal Brain Damage with diagonal curvature from per-sample gradients."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from methods.curvature import KINDS, diagonal
+from methods.interface import Criterion, Problem, Scores, Stage
+from methods.registry import register
+from methods.scope import SCOPES, rescope
+from methods.space import Choice, Int
+
+
+@register("obd")
+@dataclass(frozen=True, kw_only=True)
+class Obd(Criterion):
+    """s_k = ½ h_k w_k²: the loss a quadratic model with diagonal curvature h predicts for removing w_k alone.
+
+    `curvature`: "ef" takes h_k = (1/N) Σ_n (∂ℓ_n/∂w_k)², the diagonal of the empirical Fisher, from per-sample gradients;
+    "mc" the same with labels drawn from the network's own predictions, a one-sample estimate of the Gauss-Newton diagonal.
+    `samples`: how many training samples at most.
+
+    Reference: LeCun, Denker, Solla, "Optimal brain damage", NIPS 1989, equation 5. Departures: the paper backpropagates the
+    diagonal of the Hessian; the Fisher stands for it here, and a single cut for its pruning and retraining in turn.
+    """
+
+    stages: ClassVar = (Stage.AFTER, Stage.INIT, Stage.DURING)
+
+    curvature: str = Choice("ef", *KINDS)
+    samples: int = Int(4096, 256, 65536, log=True)
+    scope: str = Choice("global", *SCOPES)
+
+    def score(self, problem: Problem) -> Scores:
+        """½ h ⊙ w², h averaged over samples."""
+        weights = problem.weights
+        h = diagonal(problem, self.curvature, samples=self.samples, names=list(weights)).values
+        values = {n: 0.5 * (h[n] / problem.samples) * w.detach().square() for n, w in weights.items()}
+        return Scores(rescope(values, self.scope, problem))

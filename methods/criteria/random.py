@@ -1,0 +1,26 @@
+"""Random pruning: the control that every criterion must beat."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from methods.interface import Criterion, Problem, Scores, Stage
+from methods.registry import register
+
+
+@register("random")
+@dataclass(frozen=True, kw_only=True)
+class Random(Criterion):
+    """Uniform scores from the problem's seed; reads neither weights nor data.
+
+    Reference: the control of Blalock et al. 2020, "What is the state of neural network pruning?".
+    """
+
+    stages: ClassVar = (Stage.AFTER, Stage.INIT, Stage.DURING)
+    data_free: ClassVar = True
+
+    def score(self, problem: Problem) -> Scores:
+        """s ~ U[0, 1), one draw a weight, in the order of the weights' names."""
+        generator = problem.generator("random")
+        return Scores({n: torch.rand(w.shape, generator=generator, dtype=torch.float64).to(w.device) for n, w in problem.weights.items()})

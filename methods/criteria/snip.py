@@ -1,0 +1,41 @@
+"""SNIP: connection sensitivity at initialisation."""
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import ClassVar
+
+import torch
+
+from methods.interface import Criterion, Problem, Scores, Stage
+from methods.registry import register
+from methods.space import Int
+
+
+@register("snip")
+@dataclass(frozen=True, kw_only=True)
+class Snip(Criterion):
+    """s_k = |∂L/∂c_k| at c = 1 = |g_k w_k|, where c multiplies the weights and g = ∂L/∂w.
+
+    L is the mean loss over the first `n_batches` batches together: the absolute value is taken of the aggregated gradient,
+    not of each batch's. The paper's normalisation by Σ_k s_k does not change the ranking and is left out.
+
+    Reference: Lee, Ajanthan, Torr, "SNIP: single-shot network pruning based on connection sensitivity", ICLR 2019,
+    equations 3-6. Departures: the network is scored in eval mode (batch norm at its initial statistics).
+    """
+
+    stages: ClassVar = (Stage.INIT, Stage.AFTER, Stage.DURING)
+
+    n_batches: int = Int(1, 1, 10)
+
+    def score(self, problem: Problem) -> Scores:
+        """|g ⊙ w|, from one forward and backward pass a batch."""
+        weights = problem.weights
+        total = {n: torch.zeros_like(w) for n, w in weights.items()}
+        samples = 0
+        for x, y in islice(problem.batches, self.n_batches):
+            x, y = x.to(problem.device), y.to(problem.device)
+            gradients = torch.autograd.grad(problem.loss(problem.model(x), y), list(weights.values()))
+            for name, g in zip(weights, gradients, strict=True):
+                total[name] += g * len(y)
+            samples += len(y)
+        return Scores({n: (g / samples * weights[n].detach()).abs() for n, g in total.items()})

@@ -1,0 +1,41 @@
+"""Unstructured pruning: single weights, one global ranking."""
+
+from dataclasses import dataclass
+
+import torch
+
+from methods.interface import Granularity, Mask, Problem, Scores, count_masked
+from methods.registry import register
+
+
+@register("weight")
+@dataclass(frozen=True, kw_only=True)
+class Weight(Granularity):
+    """Keep the n - round(s·n) best-scored of the n prunable weights, to the weight.
+
+    Never `score <= threshold`, which misses the count where scores are equal: weights above the k-th score are kept, and
+    among those equal to it a seeded lot decides. The lot does not depend on the sparsity, so masks of the same scores are
+    nested. Time O(n): a selection, not a sort.
+    """
+
+    def cut(self, problem: Problem, scores: Scores, sparsity: float) -> Mask:
+        """See `Granularity.cut`. Raises ValueError where fewer weights are alive than must be kept."""
+        names = list(problem.mask)
+        alive = torch.cat([problem.mask[n].flatten() for n in names])
+        flat = torch.cat([scores.values[n].detach().flatten().to(problem.mask[n].device, torch.float64) for n in names])
+        keep = flat.numel() - count_masked(sparsity, flat.numel())
+        candidates = alive.nonzero().squeeze(1)
+        if keep > len(candidates):
+            raise ValueError(f"sparsity {sparsity} keeps {keep} weights, the present mask has only {len(candidates)} left")
+        values = flat[candidates]
+        threshold = values.kthvalue(len(values) - keep + 1).values if keep else values.new_tensor(torch.inf)
+        chosen = values > threshold
+        ties = (values == threshold).nonzero().squeeze(1)
+        lots = torch.rand(flat.numel(), generator=problem.generator("ties"), dtype=torch.float64).to(flat.device)
+        missing = keep - int(chosen.sum())
+        if missing:
+            chosen[ties[lots[candidates[ties]].topk(missing).indices]] = True
+        kept = torch.zeros_like(alive)
+        kept[candidates[chosen]] = True
+        pieces = kept.split([problem.mask[n].numel() for n in names])
+        return {n: piece.view(problem.mask[n].shape) for n, piece in zip(names, pieces, strict=True)}

@@ -1,0 +1,127 @@
+"""The only training loop: masks that hold, a training's hooks, a cosine learning rate."""
+
+import math
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from methods.interface import Batches, Posterior, Problem, Training, apply_mask, derive
+
+# A training's `lr` is that of SGD with momentum; another optimiser's natural scale is a factor of it.
+OPTIMIZERS: dict[str, float] = {"sgd": 1.0, "adam": 0.01}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What the protocol fixes for every method: how long, which optimiser, the shape of the learning rate.
+
+    The learning rate of each step is `training.lr · lr_scale · (factor of the optimiser)`, warmed up linearly over the first
+    `warmup` fraction of the steps and then brought to zero by a cosine (Loshchilov and Hutter 2017).
+    """
+
+    epochs: int
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    warmup: float = 0.1
+    lr_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer '{self.optimizer}' is not one of {', '.join(OPTIMIZERS)}")
+        if self.epochs < 0:
+            raise ValueError(f"epochs must not be negative, got {self.epochs}")
+
+    def make(self, parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        """The optimiser; neither decays weights on its own: the penalty is in the loss."""
+        lr *= self.lr_scale * OPTIMIZERS[self.optimizer]
+        if self.optimizer == "adam":
+            return torch.optim.Adam(parameters, lr=lr, betas=(self.momentum, 0.999))
+        return torch.optim.SGD(parameters, lr=lr, momentum=self.momentum)
+
+    def factor(self, progress: float) -> float:
+        """The learning rate's factor after a fraction of all steps."""
+        if progress < self.warmup:
+            return progress / self.warmup
+        return 0.5 * (1.0 + math.cos(math.pi * (progress - self.warmup) / (1.0 - self.warmup)))
+
+
+def fit(
+    problem: Problem,
+    training: Training,
+    recipe: Recipe,
+    *,
+    batches: Batches | None = None,
+    previous: Posterior | None = None,
+    on_epoch: Callable[[int], None] | None = None,
+) -> Posterior:
+    """Train the problem's model in place and return what the training leaves.
+
+    Steps are taken on `batches` where given (shuffled, augmented), else on those of the problem, which the training's hooks
+    read for curvature: apart, a training that looks at the data more often still takes its steps on the same batches.
+
+    Weights outside `problem.mask` are zero from the first step to the last, whatever the optimiser remembers. With
+    `previous`, the training is continued (fine-tuning): its penalty stays as learned, its updates and `finish` are not run.
+    Raises FloatingPointError where the loss is no longer finite.
+    """
+    model, mask = problem.model, problem.mask
+    batches = problem.batches if batches is None else batches
+    n_batches = len(batches) if isinstance(batches, Sized) else sum(1 for _ in batches)
+    steps = max(1, n_batches * recipe.epochs)
+    modes = [(m, m.training) for m in model.modules()]
+    with _own_randomness(problem):
+        state = previous if previous is not None else training.prepare(problem)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        named = dict(model.named_parameters())
+        cut = [(named[n], m.to(named[n].dtype)) for n, m in mask.items() if not bool(m.all())]
+        apply_mask(model, mask)
+        optimizer = recipe.make(parameters, training.lr)
+        base = [group["lr"] for group in optimizer.param_groups]
+        step = 0
+        for epoch in range(1, recipe.epochs + 1):
+            model.train()
+            for x, y in batches:
+                loss = problem.loss(model(x.to(problem.device)), y.to(problem.device)) + training.penalty(model, state)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                _mask_gradients(cut)
+                for group, lr in zip(optimizer.param_groups, base, strict=True):
+                    group["lr"] = lr * recipe.factor((step + 1) / (steps + 1))
+                optimizer.step()
+                _mask_weights(cut)
+                step += 1
+            if not math.isfinite(float(loss.detach())):
+                raise FloatingPointError(f"the training loss is {float(loss.detach())} after epoch {epoch} of {recipe.epochs}")
+            if previous is None:
+                state = training.after_epoch(problem, state, epoch, recipe.epochs)
+            if on_epoch is not None:
+                on_epoch(epoch)
+        optimizer.zero_grad(set_to_none=True)
+        if previous is None:
+            state = training.finish(problem, state)
+    for module, mode in modes:
+        module.training = mode
+    return state
+
+
+def _mask_gradients(cut: list[tuple[torch.nn.Parameter, torch.Tensor]]) -> None:
+    """No gradient of a masked weight enters momentum or second moments, so the kept ones train as if it were not there."""
+    for p, m in cut:
+        if p.grad is not None:
+            p.grad.mul_(m)
+
+
+@torch.no_grad()
+def _mask_weights(cut: list[tuple[torch.nn.Parameter, torch.Tensor]]) -> None:
+    for p, m in cut:
+        p.mul_(m)
+
+
+@contextmanager
+def _own_randomness(problem: Problem) -> Iterator[None]:
+    """Dropout and the like draw from torch's global stream: seed it from the problem, and give the caller's back after."""
+    devices = [problem.device] if problem.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derive(problem.seed, "training"))
+        yield

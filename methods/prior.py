@@ -1,0 +1,39 @@
+"""The Gaussian prior as a penalty: ½ Σ d_k θ_k² · T / N beside the mean loss, one code for every training that has one."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.interface import Posterior
+
+
+class _HalfWeightedSquares(torch.autograd.Function):
+    """Σ_i ½ Σ (c_i ⊙ θ_i²), with gradient c_i ⊙ θ_i: the products of the forward pass are the gradient, so they are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        half = len(tensors) // 2
+        products = [c * p for p, c in zip(tensors[:half], tensors[half:], strict=True)]
+        ctx.save_for_backward(*products)
+        total = torch.stack([torch.dot(q.flatten(), p.flatten()) for q, p in zip(products, tensors[:half], strict=True)])
+        return 0.5 * total.sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (g,) = grad_outputs
+        products = ctx.saved_tensors
+        return (*(g * q for q in products), *(None for _ in products))
+
+
+def gaussian_penalty(model: nn.Module, posterior: Posterior) -> Tensor:
+    """½ Σ_k d_k θ_k² · T / N over the parameters the prior covers: a scalar, differentiable in the weights."""
+    covered = [(p, posterior.decay[n]) for n, p in model.named_parameters() if p.requires_grad and n in posterior.decay]
+    if not covered:
+        return torch.zeros(())
+    return _HalfWeightedSquares.apply(*(p for p, _ in covered), *(c for _, c in covered))  # type: ignore[no-any-return, no-untyped-call]
+
+
+def uniform_prior(model: nn.Module, precision: float) -> dict[str, Tensor]:
+    """The same prior precision for every trainable parameter: name -> scalar tensor."""
+    return {n: torch.tensor(precision, dtype=p.dtype, device=p.device) for n, p in model.named_parameters() if p.requires_grad}

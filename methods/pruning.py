@@ -1,0 +1,94 @@
+"""From scores to a pruned network: the one place where a criterion is called and a mask is cut."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from methods.interface import Criterion, Granularity, Mask, Problem, Scores, apply_mask
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, every module's own mode restored after: scoring must not move batch-norm statistics."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def score(problem: Problem, criterion: Criterion) -> Scores:
+    """The criterion's scores for the problem as it stands.
+
+    Raises ValueError where the criterion does not support the network, or returns scores that are not finite, not of the
+    weights' names and shapes.
+    """
+    reason = criterion.unsupported(problem.model)
+    if reason is not None:
+        raise ValueError(f"'{criterion.name}' does not support this network: {reason}")
+    with evaluating(problem.model):
+        scores = criterion.score(problem)
+    fault = faults(problem, scores)
+    if fault:
+        raise ValueError(f"'{criterion.name}' {fault}")
+    return scores
+
+
+def faults(problem: Problem, scores: Scores) -> str:
+    """What is wrong with the scores, in a few words; '' where nothing is."""
+    weights = problem.weights
+    if set(scores.values) != set(weights):
+        odd = sorted(set(scores.values) ^ set(weights))
+        return f"must score exactly the prunable weights; missing or extra: {', '.join(odd)}"
+    for name, values in scores.values.items():
+        if values.shape != weights[name].shape:
+            return f"scores '{name}' with shape {tuple(values.shape)}, the weight has {tuple(weights[name].shape)}"
+        if not values.is_floating_point() or values.requires_grad:
+            return f"scores '{name}' must be a floating-point tensor without gradient"
+        if not values.isfinite().all():
+            return f"scores '{name}' are not finite"
+    return ""
+
+
+def cut(problem: Problem, criterion: Criterion, granularity: Granularity, sparsity: float, scores: Scores | None = None) -> Mask:
+    """Prune the problem's model in place to the sparsity, and return the mask.
+
+    `scores`: those of a nested criterion, already computed. Otherwise the criterion scores as often as it has rounds, each
+    round with the mask of the one before applied; densities shrink by an equal factor each round. Masked weights are zero
+    afterwards, kept ones as they were, or as `compensate` sets them.
+    """
+    rounds = 1 if scores is not None else criterion.n_rounds()
+    present = problem
+    for k in range(1, rounds + 1):
+        target = sparsity if k == rounds else 1.0 - (1.0 - sparsity) ** (k / rounds)
+        present = replace(present, target=target)
+        found = scores if scores is not None else score(present, criterion)
+        mask = granularity.cut(present, found, target)
+        with evaluating(present.model):
+            criterion.compensate(present, mask, found.state)
+        apply_mask(present.model, mask)
+        present = replace(present, mask=mask)
+    return present.mask
+
+
+def sparsity_of(mask: Mask) -> float:
+    """The fraction of masked weights."""
+    kept, total = kept_weights(mask)
+    return 1.0 - kept / total
+
+
+def kept_weights(mask: Mask) -> tuple[int, int]:
+    """(kept, all) prunable weights: counts of the mask, not of non-zero values."""
+    return sum(int(m.sum()) for m in mask.values()), sum(m.numel() for m in mask.values())
+
+
+def held(model: nn.Module, mask: Mask) -> bool:
+    """Whether every masked weight of the model is exactly zero."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        return all(not parameters[name][~m].any() for name, m in mask.items())

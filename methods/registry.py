@@ -1,0 +1,197 @@
+"""Where methods are found by name: registration, composition (`criterion@training`), plug-ins."""
+
+import difflib
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from methods.interface import Configuration, Criterion, Granularity, Stage, Training
+from methods.space import ranges
+
+ENTRY_POINTS = "razorbench.methods"
+KINDS: dict[str, type[Configuration]] = {"criteria": Criterion, "trainings": Training, "granularities": Granularity}
+_registered: dict[str, dict[str, type[Configuration]]] = {kind: {} for kind in KINDS}
+_methods: dict[str, "Method"] = {}
+_loaded: set[str] = set()
+C = TypeVar("C", bound=type[Configuration])
+
+
+class UnknownName(ValueError):
+    """A name nobody registered; the message names it, the nearest match and what there is."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named value on the leaderboard: a criterion with options, a training, and the stage where the criterion is applied.
+
+    `options` and `training_options` are fixed by the name and never tuned. `costly` methods must be asked for by name.
+    """
+
+    name: str
+    criterion: str
+    training: str = "map"
+    stage: Stage = Stage.AFTER
+    options: Mapping[str, Any] = field(default_factory=dict)
+    training_options: Mapping[str, Any] = field(default_factory=dict)
+    costly: bool = False
+
+    def make_criterion(self, **hyperparameters: Any) -> Criterion:
+        """The criterion with this method's options and the given hyperparameters; ValueError where one does not exist."""
+        made: Criterion = make("criteria", self.criterion, {**hyperparameters, **self.options})
+        return made
+
+    def make_training(self, **hyperparameters: Any) -> Training:
+        """The training with this method's options and the given hyperparameters."""
+        made: Training = make("trainings", self.training, {**hyperparameters, **self.training_options})
+        return made
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """' (did you mean X?)' where an option is close to the name, else ''."""
+    match = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
+    return f" (did you mean '{match[0]}'?)" if match else ""
+
+
+def unknown(kind: str, name: str, options: Iterable[str]) -> UnknownName:
+    """The one-line error for a name that is not among the options."""
+    options = list(options)
+    return UnknownName(f"unknown {kind} '{name}'{nearest(name, options)}; available: {', '.join(options)}")
+
+
+def register(name: str, *, costly: bool = False) -> Callable[[C], C]:
+    """Class decorator that registers a Criterion, a Training or a Granularity under its name.
+
+    A criterion becomes a method of that name under training `map` at its default stage. Names are lower-case words
+    joined by underscores (or n:m). Raises ValueError where the name is taken, TypeError where the class is none of these.
+    """
+
+    def add(cls: C) -> C:
+        kind = next((k for k, base in KINDS.items() if isinstance(cls, type) and issubclass(cls, base)), None)
+        if kind is None:
+            raise TypeError(f"register('{name}'): {cls!r} is neither a Criterion nor a Training nor a Granularity")
+        if not name.replace("_", "").replace(":", "").isalnum() or name != name.lower():
+            raise ValueError(f"register('{name}'): a name is lower-case letters, digits and underscores")
+        if name in _registered[kind] or (kind == "criteria" and name in _methods):
+            raise ValueError(f"register('{name}'): the name is taken in {kind}")
+        cls.name = name
+        _registered[kind][name] = cls
+        if issubclass(cls, Criterion):
+            define(Method(name, criterion=name, stage=cls.stages[0], costly=costly))
+        return cls
+
+    return add
+
+
+def define(method: Method) -> None:
+    """Add one named method to the table. Raises ValueError where the name, or the same thing under another name, is there."""
+    if method.name in _methods:
+        raise ValueError(f"method '{method.name}' is defined twice")
+    twin = next((m.name for m in _methods.values() if _identity(m) == _identity(method)), None)
+    if twin is not None:
+        raise ValueError(f"method '{method.name}' is '{twin}' under another name")
+    _methods[method.name] = method
+
+
+def _identity(m: Method) -> tuple[Any, ...]:
+    return m.criterion, m.training, m.stage, tuple(sorted(m.options.items())), tuple(sorted(m.training_options.items()))
+
+
+def names(kind: str = "methods") -> list[str]:
+    """The registered names of one kind: methods, criteria, trainings or granularities, in order of registration."""
+    load_entry_points()
+    return list(_methods if kind == "methods" else _registered[kind])
+
+
+def get(name: str) -> Method:
+    """The method of that name. `criterion@training` composes, and is normalised to a registered method that equals it."""
+    load_entry_points()
+    if name in _methods:
+        return _methods[name]
+    left, at, right = name.partition("@")
+    if not at or left not in _methods:
+        raise unknown("method", left, _methods)
+    if right not in _registered["trainings"]:
+        raise unknown("training", right, _registered["trainings"])
+    base = _methods[left]
+    if base.training not in ("map", right):
+        raise ValueError(f"'{name}': method '{left}' already trains with '{base.training}'; name its criterion '{base.criterion}'")
+    made = Method(name, base.criterion, right, base.stage, base.options, base.training_options, base.costly)
+    return next((m for m in _methods.values() if _identity(m) == _identity(made)), made)
+
+
+def lookup(kind: str, name: str) -> type[Configuration]:
+    """The registered class of that kind and name."""
+    load_entry_points()
+    if name not in _registered[kind]:
+        raise unknown({"criteria": "criterion", "granularities": "granularity"}.get(kind, kind[:-1]), name, _registered[kind])
+    return _registered[kind][name]
+
+
+def make(kind: str, name: str, hyperparameters: Mapping[str, Any]) -> Any:
+    """An instance by kind, name and hyperparameters; ValueError naming the one that does not exist or is out of range."""
+    cls = lookup(kind, name)
+    for key in hyperparameters:
+        if key not in ranges(cls):
+            known = ", ".join(ranges(cls)) or "none"
+            raise ValueError(f"'{name}' has no hyperparameter '{key}'{nearest(key, ranges(cls))}; it has: {known}")
+    return cls(**hyperparameters)
+
+
+def load_entry_points() -> None:
+    """Import, once, the modules that installed packages offer under the entry-point group `razorbench.methods`."""
+    if ENTRY_POINTS in _loaded:
+        return
+    _loaded.add(ENTRY_POINTS)
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        point.load()
+
+
+def load_plugin(path: str | Path) -> list[str]:
+    """Import one file of registrations; returns the names it registered. A second call for the same file does nothing.
+
+    Raises FileNotFoundError, or ValueError where the file cannot be imported or registers nothing.
+    """
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise FileNotFoundError(f"no plug-in file {path}")
+    module = f"razorbench_plugin_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+    if module in sys.modules:
+        return []
+    spec = importlib.util.spec_from_file_location(module, file)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"plug-in {path} is not a Python file")
+    before = _snapshot()
+    sys.modules[module] = loaded = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(loaded)
+    except Exception as error:
+        del sys.modules[module]
+        _restore(before)
+        raise ValueError(f"plug-in {path} cannot be imported: {type(error).__name__}: {error}") from error
+    added = [name for kind, table in _registered.items() for name in table if name not in before[0][kind]]
+    if not added and len(_methods) == len(before[1]):
+        raise ValueError(f"plug-in {path} registers nothing: use @methods.register('name') on a Criterion, Training or Granularity")
+    return added + [name for name in _methods if name not in before[1] and name not in added]
+
+
+def _snapshot() -> tuple[dict[str, dict[str, type[Configuration]]], dict[str, Method]]:
+    return {kind: dict(table) for kind, table in _registered.items()}, dict(_methods)
+
+
+def _restore(snapshot: tuple[dict[str, dict[str, type[Configuration]]], dict[str, Method]]) -> None:
+    for kind, table in snapshot[0].items():
+        _registered[kind] = dict(table)
+    _methods.clear()
+    _methods.update(snapshot[1])
+
+
+def source_hash(cls: type) -> str:
+    """SHA-256 of the file that defines a class: an edited method is another method to every cache."""
+    file = inspect.getsourcefile(cls)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""

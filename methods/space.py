@@ -1,0 +1,64 @@
+"""Hyperparameter ranges, declared beside their defaults.
+
+    @dataclass(frozen=True)
+    class Snip(Criterion):
+        n_batches: int = Int(1, 1, 10)
+
+The field's default is the method's default; its range is what tuning may choose from. Nothing here knows the tuner.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values one hyperparameter may take: an interval (both ends included) or a list of choices."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    log: bool = False
+    integer: bool = False
+    choices: tuple[Any, ...] = ()
+
+    def __contains__(self, value: object) -> bool:
+        if self.choices:
+            return any(value is c or (value == c and type(value) is type(c)) for c in self.choices)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return False
+        return self.low <= value <= self.high and not (self.integer and not isinstance(value, int))
+
+    def __str__(self) -> str:
+        if self.choices:
+            return "one of " + ", ".join(map(str, self.choices))
+        return f"{'an integer' if self.integer else 'a number'} in [{self.low:g}, {self.high:g}]"
+
+
+def Float(default: float, low: float, high: float, *, log: bool = False) -> Any:
+    """A real hyperparameter in [low, high]; `log` where it should be searched on a logarithmic scale."""
+    return dataclasses.field(default=default, metadata={"range": Range(low, high, log)})
+
+
+def Int(default: int, low: int, high: int, *, log: bool = False) -> Any:
+    """An integer hyperparameter in [low, high]."""
+    return dataclasses.field(default=default, metadata={"range": Range(low, high, log, integer=True)})
+
+
+def Choice(default: Any, *choices: Any) -> Any:
+    """A hyperparameter that takes one of the listed values."""
+    return dataclasses.field(default=default, metadata={"range": Range(choices=choices)})
+
+
+def ranges(config: Any) -> dict[str, Range]:
+    """The declared ranges of a configuration (a dataclass or its type), in the order of its fields."""
+    return {f.name: f.metadata["range"] for f in dataclasses.fields(config) if "range" in f.metadata}
+
+
+def validate(config: Any) -> None:
+    """Raise ValueError, naming the value and what is allowed, where a field lies outside its range."""
+    for name, allowed in ranges(config).items():
+        value = getattr(config, name)
+        if value not in allowed:
+            raise ValueError(f"{type(config).__name__}: {name}={value!r} is not {allowed}")

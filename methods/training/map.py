@@ -1,0 +1,30 @@
+"""Ordinary training: the maximum a posteriori under one fixed Gaussian prior, which is an L2 penalty."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from methods.interface import Posterior, Problem, Training
+from methods.prior import gaussian_penalty, uniform_prior
+from methods.registry import register
+from methods.space import Float
+
+
+@register("map")
+@dataclass(frozen=True, kw_only=True)
+class Map(Training):
+    """Minimise the mean loss + ½ · weight_decay · ‖θ‖² over all trainable parameters.
+
+    The penalty is in the loss, never decoupled, so this is `spam` with its prior frozen at d = weight_decay · N. Leaves that
+    prior, without curvature.
+    """
+
+    weight_decay: float = Float(1e-3, 1e-6, 1e-1, log=True)
+
+    def prepare(self, problem: Problem) -> Posterior:
+        """The prior d = weight_decay · N, N the number of training samples."""
+        return Posterior(uniform_prior(problem.model, self.weight_decay * problem.samples), problem.samples)
+
+    def penalty(self, model: nn.Module, state: Posterior) -> Tensor:
+        """½ Σ d θ² / N."""
+        return gaussian_penalty(model, state)
