@@ -261,21 +261,40 @@ class Progress:
 def run(made: Plan, store: Store, pool: "executor.Local | executor.Ray", show: Callable[[Progress], None] = lambda _: None) -> None:
     """Do the jobs of a plan; every finished job's rows are in the store before the next is looked at."""
     jobs = made.jobs
-    total, done, epochs_done, failed = len(jobs), 0, 0, 0
-    epochs = sum(job.epochs for job in jobs)
+    epochs, done, epochs_done, failed = sum(job.epochs for job in jobs), 0, 0, 0
 
     def tick(running: list[Job]) -> None:
-        show(Progress(done, total, epochs_done, epochs, tuple(job.label for job in running), failed))
+        show(Progress(done, len(jobs), epochs_done, epochs, tuple(job.label for job in running), failed))
 
-    def follow(job: Job, result: Any) -> list[Job]:
-        return made.blocked.pop(job.network, []) if job.criterion is None else []
-
-    for job, result in pool.run(trial.execute, made.ready, follow=follow, tick=tick):
+    def finish(job: Job, result: Any) -> None:
+        nonlocal done, epochs_done, failed
         rows = _rows(made, job, result)
         store.put(rows)
         done, epochs_done = done + 1, epochs_done + job.epochs
         failed += sum(row.status == "failed" for row in rows.values())
+
+    def follow(job: Job, result: Any) -> list[Job]:
+        """What waited for a dense network can start, or has failed with it."""
+        waiting = made.blocked.pop(job.network, []) if job.criterion is None else []
+        error = _why_failed(result)
+        if not error:
+            return waiting
+        for other in waiting:
+            finish(other, executor.Lost(f"its dense network failed: {error}"))
+        return []
+
+    for job, result in pool.run(trial.execute, made.ready, follow=follow, tick=tick):
+        finish(job, result)
     tick([])
+
+
+def _why_failed(result: Any) -> str:
+    """The error of a job that failed at every point, or was lost; '' for others."""
+    if isinstance(result, executor.Lost):
+        return result.error
+    if result and all(measurement["status"] == "failed" for measurement in result.values()):
+        return str(next(iter(result.values()))["error"])
+    return ""
 
 
 def _rows(made: Plan, job: Job, result: Any) -> dict[str, Row]:

@@ -1,0 +1,70 @@
+"""Metrics against formulas written out, sizes against counts done by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from bench.data import Split
+from bench.evaluate import layer_flops, logits_of, quality, size, switched_off
+from methods import full_mask
+
+
+def test_quality_against_the_formulas() -> None:
+    torch.manual_seed(0)
+    logits, y = torch.randn(300, 10) * 2, torch.randint(10, (300,))
+    p = torch.softmax(logits.double(), 1)
+    q = quality(logits, y)
+    assert q.accuracy == pytest.approx(float((p.argmax(1) == y).double().mean()), abs=1e-7)
+    assert q.nll == pytest.approx(float(-p[torch.arange(300), y].log().mean()), abs=1e-9)
+    onehot = torch.eye(10, dtype=torch.float64)[y]
+    assert q.brier == pytest.approx(float(((p - onehot) ** 2).sum(1).mean()), abs=1e-9)
+    assert q.top5 == pytest.approx(sum(int(y[i]) in p[i].topk(5).indices.tolist() for i in range(300)) / 300, abs=1e-7)
+    confidence, hit, ece = p.max(1).values, p.argmax(1) == y, 0.0
+    for b in range(15):
+        inside = (confidence > b / 15) & (confidence <= (b + 1) / 15)
+        if inside.any():
+            ece += float(inside.double().mean() * (hit[inside].double().mean() - confidence[inside].mean()).abs())
+    assert q.ece == pytest.approx(ece, abs=1e-6)
+
+
+def test_a_collapsed_network_has_finite_metrics() -> None:
+    q = quality(torch.zeros(40, 3), torch.arange(40) % 3)
+    assert q.nll == pytest.approx(torch.tensor(3.0).log().item())
+    assert q.top5 is None, "fewer than six classes"
+    sure_and_wrong = quality(torch.tensor([[1e4, 0.0]]), torch.tensor([1]))
+    assert sure_and_wrong.nll == pytest.approx(1e4)
+    assert sure_and_wrong.brier == pytest.approx(2.0)
+
+
+def test_outputs_that_are_not_finite_raise() -> None:
+    with pytest.raises(FloatingPointError):
+        quality(torch.tensor([[float("nan"), 0.0]]), torch.tensor([0]))
+
+
+def test_switched_off_is_one_class_for_all() -> None:
+    assert switched_off(torch.tensor([[0.1, 0.2], [0.3, 0.9]]))
+    assert not switched_off(torch.tensor([[0.1, 0.2], [0.9, 0.3]]))
+
+
+def test_logits_are_those_of_eval_mode_in_order() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.9)).train()
+    x = torch.randn(1201, 2)
+    assert torch.allclose(logits_of(model, Split(x, torch.zeros(1201))), model[0](x), atol=1e-6)
+
+
+def test_flops_and_sizes_by_hand() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 4 * 4, 5))
+    total, layers = flops = layer_flops(model, (1, 4, 4), torch.device("cpu"))
+    conv, linear = 2 * (4 * 4) * 2 * 9, 2 * 32 * 5  # a multiply and an add for each weight and position
+    assert layers == {"0.weight": conv, "3.weight": linear}
+    assert total == conv + linear
+    mask = full_mask(model)
+    mask["3.weight"][:4] = False
+    mask["0.weight"][0] = False
+    s = size(model, mask, flops)
+    assert (s.prunable, s.kept) == (18 + 160, 9 + 32)
+    assert (s.parameters, s.parameters_kept) == (18 + 2 + 160 + 5, 9 + 2 + 32 + 5)
+    assert s.flops_kept == conv // 2 + linear // 5
+    assert s.layers_collapsed == 0
+    mask["0.weight"][:] = False
+    assert size(model, mask, flops).layers_collapsed == 1

@@ -1,0 +1,234 @@
+"""Plans: what is expanded, what is shared, what is skipped; and the protocol's promises on real jobs in this process."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import methods
+from bench import data, pipeline, trial
+from bench.pipeline import Request
+from bench.spec import Row, Suite, UserError, load_suite
+from bench.store import Store
+from bench.trial import Place
+
+
+class Inline:
+    """An executor in this process."""
+
+    workers = 1
+
+    def run(self, function: Any, jobs: Any, *, follow: Any, tick: Any) -> Any:
+        waiting = list(jobs)
+        while waiting:
+            job = waiting.pop(0)
+            tick([job])
+            result = function(job)
+            waiting += follow(job, result)
+            yield job, result
+
+
+@pytest.fixture
+def suite(tiny: Path) -> Suite:
+    return load_suite("tiny.toml")
+
+
+def request_(suite: Suite, names: str, tmp: Path, **changes: Any) -> Request:
+    return Request(pipeline.narrow(suite, **changes), pipeline.select_methods(names), Place("cpu", None, tmp / "cache"))
+
+
+def go(request: Request, store: Store) -> list[Row]:
+    made = pipeline.plan(request, store)
+    pipeline.run(made, store, Inline())  # type: ignore[arg-type]
+    return pipeline.collect(made, store)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(f"sqlite:///{tmp_path}/store.db")
+
+
+def test_rows_are_the_product_of_the_axes(suite: Suite, tmp_path: Path, store: Store) -> None:
+    made = pipeline.plan(request_(suite, "magnitude,random,snip,spam", tmp_path), store)
+    pruned = 4 * 2 * 2 * 2  # methods, sparsities, seeds, fine-tuning lengths
+    dense = 2 * 2 * 2  # trainings, seeds, lengths
+    assert len(made.expected) == pruned + dense
+    assert len({row.identity for row in made.expected.values()}) == pruned + dense
+    assert {row.method for row in made.expected.values() if not row.criterion} == {"dense", "dense@spam"}
+
+
+def test_dense_networks_are_trained_once_and_shared(suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three methods after training under `map`: one dense training of E epochs for each seed, no more."""
+    calls: list[tuple[int, bool]] = []
+    fit = methods.fit
+
+    def counted(problem: Any, training: Any, recipe: Any, **k: Any) -> Any:
+        calls.append((recipe.epochs, k.get("previous") is None))
+        return fit(problem, training, recipe, **k)
+
+    monkeypatch.setattr(methods, "fit", counted)
+    go(request_(suite, "magnitude,random,obd", tmp_path), store)
+    assert calls.count((suite.epochs, True)) == len(suite.seeds)
+    assert calls.count((1, False)) == len(suite.seeds) * (1 + 3 * len(suite.sparsities)), "the dense reference is fine-tuned too"
+
+
+def test_nested_criteria_are_scored_once_for_all_sparsities(suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored = []
+    score = methods.score
+    monkeypatch.setattr(methods, "score", lambda p, c: scored.append(c.name) or score(p, c))
+    go(request_(suite, "obd", tmp_path), store)
+    assert scored == ["obd"] * len(suite.seeds)
+
+
+def test_a_second_run_does_nothing_and_an_extension_only_what_is_new(suite: Suite, tmp_path: Path, store: Store) -> None:
+    first = go(request_(suite, "magnitude", tmp_path), store)
+    assert pipeline.plan(request_(suite, "magnitude", tmp_path), store).jobs == []
+    wider = pipeline.plan(request_(suite, "magnitude", tmp_path, sparsities=[0.5, 0.9, 0.99]), store)
+    assert {p.sparsity for job in wider.jobs for p in job.points} == {0.99}
+    assert all(job.criterion for job in wider.jobs), "the dense networks are there"
+    assert go(request_(suite, "magnitude", tmp_path), store) == first
+
+
+def test_a_lost_network_is_trained_again_when_needed(suite: Suite, tmp_path: Path, store: Store) -> None:
+    go(request_(suite, "magnitude", tmp_path), store)
+    for file in (tmp_path / "cache" / "networks").iterdir():
+        file.unlink()
+    made = pipeline.plan(request_(suite, "magnitude,random", tmp_path), store)
+    assert sum(job.criterion is None for job in made.ready) == len(suite.seeds)
+    rows = go(request_(suite, "magnitude,random", tmp_path), store)
+    assert {row.status for row in rows} <= {"ok", "collapsed"}
+
+
+def test_masks_are_exact_and_dense_accuracy_is_its_own(suite: Suite, tmp_path: Path, store: Store) -> None:
+    rows = go(request_(suite, "magnitude,snip,magnitude@spam", tmp_path), store)
+    dense = {(r.training, r.seed, r.finetune_epochs): r for r in rows if not r.criterion}
+    for row in rows:
+        assert row.prunable_weights is not None
+        assert row.kept_weights == row.prunable_weights - round(row.sparsity * row.prunable_weights)
+        assert row.dense_accuracy == dense[row.training, row.seed, row.finetune_epochs].accuracy
+        assert (row.accuracy_before_finetune is not None) == (row.finetune_epochs > 0)
+        assert row.finetune_epochs == 0 or row.criterion == "" or row.train_seconds is not None
+    assert {r.stage for r in rows} == {"", "init", "after"}
+
+
+def test_seeds_pair_the_methods_and_differ_from_each_other(suite: Suite, tmp_path: Path, store: Store) -> None:
+    """Rule 5: what a seed means does not depend on which other methods run."""
+    alone = go(request_(suite, "random", tmp_path / "a"), Store(f"sqlite:///{tmp_path}/a.db"))
+    together = go(request_(suite, "magnitude,snip,spam,random", tmp_path / "b"), store)
+    metric = lambda rows: {r.identity: (r.accuracy, r.nll, r.dense_nll) for r in rows if r.method == "random"}  # noqa: E731
+    assert metric(alone) == metric(together)
+    nll = [r.nll for r in alone if r.method == "dense" and r.finetune_epochs == 0]
+    assert len(set(nll)) == len(nll)
+
+
+def test_test_data_are_read_for_measuring_only(suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule 3: training, scoring and cutting go through with a test split that raises; measuring does not."""
+    read: list[str] = []
+
+    def sealed(self: data.Dataset) -> data.Split:
+        import inspect
+
+        read.append(inspect.stack()[1].function)
+        return self.held_out
+
+    monkeypatch.setattr(data.Dataset, "test", property(sealed))
+    go(request_(suite, "magnitude,snip,obd,spam", tmp_path), store)
+    assert set(read) == {"measure"}
+
+    def closed(self: data.Dataset) -> data.Split:
+        raise AssertionError("the test split was read")
+
+    monkeypatch.setattr(data.Dataset, "test", property(closed))
+    monkeypatch.setattr(trial._Bench, "measure", lambda self, problem: {"status": "ok", "accuracy": 0.5})
+    rows = go(request_(suite, "magnitude,snip,obd,spam", tmp_path / "again"), Store("sqlite://"))
+    assert {row.status for row in rows} == {"ok"}
+
+
+def test_a_failing_method_is_rows_with_its_error_and_is_tried_again(
+    suite: Suite, tmp_path: Path, store: Store, clean_registry: None
+) -> None:
+    @methods.register("moody")
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Moody(methods.Criterion):
+        """Fails."""
+
+        def score(self, problem: methods.Problem) -> methods.Scores:
+            raise RuntimeError("not\ntoday")
+
+    rows = go(request_(suite, "moody,magnitude", tmp_path), store)
+    mine = [r for r in rows if r.method == "moody"]
+    assert len(mine) == 8
+    assert {(r.status, r.error, r.accuracy) for r in mine} == {("failed", "RuntimeError: not today", None)}
+    assert {r.status for r in rows if r.method == "magnitude"} <= {"ok", "collapsed"}
+    again = pipeline.plan(request_(suite, "moody,magnitude", tmp_path), store)
+    assert {job.method for job in again.jobs} == {"moody"}
+
+
+def test_a_network_that_fails_to_train_fails_what_waits_for_it(suite: Suite, tmp_path: Path, store: Store, clean_registry: None) -> None:
+    @methods.register("diverges")
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Diverges(methods.lookup("trainings", "map")):  # type: ignore[misc]
+        """Diverges."""
+
+        def penalty(self, model: torch.nn.Module, state: methods.Posterior) -> torch.Tensor:
+            return torch.tensor(float("nan"))
+
+    rows = go(request_(suite, "magnitude@diverges", tmp_path), store)
+    assert {r.status for r in rows} == {"failed"}
+    assert all("loss is nan" in r.error for r in rows), "the reason is the training's, also for what was to be pruned"
+
+
+def test_declared_unsupported_is_a_row_with_the_reason(suite: Suite, tmp_path: Path, store: Store, clean_registry: None) -> None:
+    @methods.register("picky")
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Picky(methods.lookup("criteria", "magnitude")):  # type: ignore[misc]
+        """Picky."""
+
+        def unsupported(self, model: torch.nn.Module) -> str | None:
+            return "it has linear layers"
+
+    rows = [r for r in go(request_(suite, "picky", tmp_path), store) if r.method == "picky"]
+    assert {(r.status, r.error) for r in rows} == {("unsupported", "it has linear layers")}
+
+
+def test_what_decides_a_result_decides_its_key(suite: Suite, tmp_path: Path, store: Store) -> None:
+    keys = lambda **changes: set(pipeline.plan(request_(suite, "magnitude", tmp_path, **changes), store).expected)  # noqa: E731
+    base = keys()
+    assert keys() == base
+    assert not keys(epochs=4) & base
+    assert not keys(seeds=[5]) & base
+    assert keys(sparsities=[0.5]) < base
+    assert not keys(batch_size=32) & base
+    assert keys(name="renamed") == base, "suites share what they have in common"
+
+
+def test_costly_methods_must_be_named(clean_registry: None) -> None:
+    @methods.register("slow_one", costly=True)
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Slow(methods.Criterion):
+        """Slow."""
+
+    assert "slow_one" not in {m.name for m in pipeline.select_methods("all")}
+    assert {m.name for m in pipeline.select_methods("all")} == set(methods.names()) - {"slow_one"}
+    assert [m.name for m in pipeline.select_methods("slow_one, slow_one,opd@spam")] == ["slow_one", "spam"]
+
+
+def test_narrowing_crosses_and_validates(suite: Suite) -> None:
+    digits = load_suite("digits")
+    pairs = lambda s: [(b.dataset, a) for b in s.blocks for a in b.architectures]  # noqa: E731
+    assert pairs(pipeline.narrow(digits, datasets=["breast_cancer"])) == [("breast_cancer", "mlp")]
+    assert pairs(pipeline.narrow(digits, architectures_=["resnet18"])) == [("digits", "resnet18"), ("breast_cancer", "resnet18")]
+    assert [a for _, a in pairs(pipeline.narrow(digits, datasets=["mnist"]))] == ["mlp", "lenet5", "vit_micro_patch4"]
+    for wrong in ({"datasets": ["digit"]}, {"architectures_": ["lenet"]}, {"sparsities": [1.0]}, {"epochs": 0}):
+        with pytest.raises(UserError):
+            pipeline.narrow(digits, **wrong)
+
+
+def test_a_pair_that_does_not_fit_is_noted_and_nothing_left_is_an_error(tmp_path: Path, store: Store) -> None:
+    digits = load_suite("digits")
+    made = pipeline.plan(request_(digits, "magnitude", tmp_path, architectures_=["lenet5"], seeds=[0]), store)
+    assert made.notes == ["lenet5 does not take breast_cancer (inputs of shape 30): left out"]
+    with pytest.raises(UserError, match="nothing to run"):
+        pipeline.plan(request_(digits, "magnitude", tmp_path, datasets=["breast_cancer"], architectures_=["lenet5"]), store)

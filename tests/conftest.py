@@ -1,0 +1,63 @@
+"""What several tests share: a suite that runs in seconds, the registry given back as it was, the command line in this process."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: small networks lose by threads
+
+import pytest
+import torch
+
+from methods import registry
+
+TINY = """
+name = "tiny"
+description = "seconds, for tests"
+blocks = [{ dataset = "breast_cancer", architectures = ["mlp"] }]
+sparsities = [0.5, 0.9]
+seeds = [0, 1]
+epochs = 3
+finetune_epochs = [0, 1]
+batch_size = 64
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def clean_registry() -> Iterator[None]:
+    """Whatever a test registers is gone after it."""
+    before, modules = registry._snapshot(), set(sys.modules)
+    yield
+    registry._restore(before)
+    for name in set(sys.modules) - modules:
+        if name.startswith("razorbench_plugin_"):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with tiny.toml in it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.toml").write_text(TINY)
+    return tmp_path
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], clean_registry: None) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process: `bench("run", "--suite", ...)` -> (exit code, stdout, stderr)."""
+    from bench import cli
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["razorbench", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return run
