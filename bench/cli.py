@@ -35,7 +35,6 @@ def main() -> None:
     except UsageFault as error:
         _fail(error.format_message())
     except (typer.Abort, KeyboardInterrupt):
-        print("interrupted: what was finished is kept; the same command continues", file=sys.stderr)
         code = INTERRUPTED
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -46,6 +45,8 @@ def main() -> None:
         if not isinstance(error, UserError):
             raise
         _fail(str(error))
+    if code == INTERRUPTED:  # newer releases of typer turn Ctrl-C into this code themselves
+        print("interrupted: what was finished is kept; the same command continues", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -98,6 +99,8 @@ def run(
         "finetune_epochs": _numbers("--finetune-epochs", finetune_epochs, int),
         "epochs": epochs,
     }
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers must be at least 1, got {workers}")
     if output is not None and output.exists() and not output.is_dir():
         raise UserError(f"--output '{output}' is not a folder")
 

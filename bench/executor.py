@@ -39,9 +39,7 @@ _BROKEN = Lost("the worker process died")
 
 
 def make(name: str, workers: int | None = None, *, threads: int = 1, gpus: bool = False, address: str | None = None) -> "Local | Ray":
-    """The executor of that name. Raises UserError for an unknown name, for less than one worker, and where Ray is not there."""
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers must be at least 1, got {workers}")
+    """The executor of that name; as many workers as cores where None. UserError for an unknown name, or without Ray."""
     if name == "local":
         return Local(workers or os.cpu_count() or 1, threads)
     if name == "ray":

@@ -63,7 +63,8 @@ def status(suite: Suite, *, methods: str, store: str | None, device: str, data_r
     database = Store(store or DEFAULT_URL)
     planned = pipeline.plan(request, database)
     have = {key: row.status for key, row in database.get(planned.expected).items()}
-    table = Table("method", "done", "failed", "left", title=f"suite {suite.name}: {len(have)} of {len(planned.expected)} rows in the store")
+    console.print(f"suite {suite.name}: {len(have)} of {len(planned.expected)} rows in the store", highlight=False)
+    table = Table("method", "done", "failed", "left", box=box.SIMPLE_HEAD)
     for method in dict.fromkeys(row.method for row in planned.expected.values()):
         keys = [key for key, row in planned.expected.items() if row.method == method]
         failed = sum(have.get(key) == "failed" for key in keys)
@@ -94,14 +95,16 @@ def _request(
 
 def _executor(name: str, workers: int | None, device: str, address: str | None) -> "executor.Local | executor.Ray":
     gpu = device == "cuda"
-    return executor.make(name, workers or (1 if gpu and name == "local" else None), gpus=gpu, address=address)
+    if workers is None and gpu and name == "local":
+        workers = 1
+    return executor.make(name, workers, gpus=gpu, address=address)
 
 
 def _print_plan(console: Console, request: Request, planned: Plan) -> None:
     """What would run: rows by block, trainings, what the store has."""
     jobs = planned.jobs
     left = sum(len(job.points) for job in jobs)
-    table = Table("data set", "architecture", "rows", "left", "training epochs left", title=f"suite {request.suite.name}")
+    table = Table("data set", "architecture", "rows", "left", "training epochs left", box=box.SIMPLE_HEAD)
     for dataset, architecture in dict.fromkeys((r.dataset, r.architecture) for r in planned.expected.values()):
         mine = [j for j in jobs if (j.dataset, j.architecture) == (dataset, architecture)]
         rows = sum((r.dataset, r.architecture) == (dataset, architecture) for r in planned.expected.values())

@@ -40,7 +40,7 @@ def test_run_prints_a_leaderboard_and_writes_the_contract_columns(tiny: Path, be
     board = read(tiny / "out" / "leaderboard.csv")
     assert [b["method"] for b in board if b["track"] == "one-shot after training"][-1] == "random"
     before = (tiny / "out" / "results.csv").read_bytes()
-    code, again, _ = bench("run", "--suite", "tiny.toml", "--methods", "magnitude,random,snip", "--output", "out")
+    code, _again, _ = bench("run", "--suite", "tiny.toml", "--methods", "magnitude,random,snip", "--output", "out")
     assert code == 0
     assert (tiny / "out" / "results.csv").read_bytes() == before, "a second run is the store's, times too"
     code, out, _ = bench("status", "--suite", "tiny.toml", "--methods", "magnitude,obd")
@@ -74,7 +74,7 @@ def test_run_prints_a_leaderboard_and_writes_the_contract_columns(tiny: Path, be
         (["run", "--data-root", "/nowhere/at/all"], "--data-root '/nowhere/at/all' is not a directory"),
         (["run", "--datasets", "mnist"], "--data-root"),
         (["run", "--datasets", "tar:/nowhere"], "/nowhere"),
-        (["run", "--plugin", "nowhere.py"], "no plug-in file nowhere.py"),
+        (["run", "--plugin", "nowhere.py"], "no plug-in file"),
         (["run", "--mehods", "all"], "--mehods"),
         (["runn"], "runn"),
         (["list", "method"], "did you mean 'methods'"),
@@ -158,7 +158,12 @@ def razorbench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "bench", *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-m", "bench", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 

@@ -42,7 +42,9 @@ def test_every_job_has_its_result() -> None:
 
 
 def test_a_result_brings_further_jobs() -> None:
-    follow = lambda job, result: [("double", result)] if result < 100 else []
+    def follow(job, result):
+        return [("double", result)] if result < 100 else []
+
     assert run([("double", 3)], follow) == {("double", v): 2 * v for v in (3, 6, 12, 24, 48, 96)}
 
 
@@ -59,8 +61,6 @@ def test_a_worker_that_dies_takes_nothing_with_it(tmp_path: Path) -> None:
     assert all(results[("double", i)] == 2 * i for i in range(1, 6))
 
 
-def test_unknown_executor_and_no_worker_are_refused() -> None:
+def test_an_unknown_executor_is_refused() -> None:
     with pytest.raises(UserError, match="did you mean 'ray'"):
         executor.make("rya")
-    with pytest.raises(UserError, match="at least 1"):
-        executor.make("local", 0)

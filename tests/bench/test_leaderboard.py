@@ -10,16 +10,41 @@ from bench.spec import Row
 S = (0.5, 0.9, 0.95, 0.99)
 
 
-def rows(method: str, curve: tuple[float, ...], *, stage: str = "after", finetune: int = 0, training: str = "map", **more: object) -> list[Row]:
+def rows(
+    method: str, curve: tuple[float, ...], *, stage: str = "after", finetune: int = 0, training: str = "map", **more: object
+) -> list[Row]:
     """A row for each sparsity and two seeds; the second seed is one point better."""
     return [
         Row(
-            suite="s", dataset="d", architecture="a", granularity="weight", match="weights", method=method, criterion=method, training=training,
-            stage=stage, tuning="default", ablation="none", sparsity=s, seed=seed, epochs=10, finetune_epochs=finetune,
+            suite="s",
+            dataset="d",
+            architecture="a",
+            granularity="weight",
+            match="weights",
+            method=method,
+            criterion=method,
+            training=training,
+            stage=stage,
+            tuning="default",
+            ablation="none",
+            sparsity=s,
+            seed=seed,
+            epochs=10,
+            finetune_epochs=finetune,
             hyperparameters=json.dumps({"training": {}}),
-            **({"status": "ok", "accuracy": a + seed / 100, "nll": 1 - a, "ece": 0.1, "dense_accuracy": 0.9, "score_seconds": 2.0,
-                "train_seconds": 10.0} | more),
-        )  # fmt: skip
+            **(
+                {
+                    "status": "ok",
+                    "accuracy": a + seed / 100,
+                    "nll": 1 - a,
+                    "ece": 0.1,
+                    "dense_accuracy": 0.9,
+                    "score_seconds": 2.0,
+                    "train_seconds": 10.0,
+                }
+                | more
+            ),
+        )
         for seed in (0, 1)
         for s, a in zip(S, curve, strict=True)
     ]
@@ -39,7 +64,8 @@ def test_area_is_the_mean_height_of_the_curve() -> None:
 def test_ranks_follow_the_area_within_a_track() -> None:
     board = leaderboard([
         *dense(), *rows("magnitude", (0.9, 0.8, 0.7, 0.2)), *rows("worse", (0.9, 0.5, 0.4, 0.1)), *rows("better", (0.9, 0.9, 0.8, 0.5)),
-        *rows("early", (0.99,) * 4, stage="init"), *rows("magnitude", (0.95,) * 4, finetune=3), *rows("early", (0.5,) * 4, stage="init", finetune=3),
+        *rows("early", (0.99,) * 4, stage="init"), *rows("magnitude", (0.95,) * 4, finetune=3),
+            *rows("early", (0.5,) * 4, stage="init", finetune=3),
     ])  # fmt: skip
     assert list(board.columns) == list(COLUMNS)
     ranked = {(t, m): r for t, m, r in zip(board["track"], board["method"], board["rank"], strict=True)}

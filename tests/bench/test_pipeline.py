@@ -74,7 +74,9 @@ def test_dense_networks_are_trained_once_and_shared(suite: Suite, tmp_path: Path
     assert calls.count((1, False)) == len(suite.seeds) * (1 + 3 * len(suite.sparsities)), "the dense reference is fine-tuned too"
 
 
-def test_nested_criteria_are_scored_once_for_all_sparsities(suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nested_criteria_are_scored_once_for_all_sparsities(
+    suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scored = []
     score = methods.score
     monkeypatch.setattr(methods, "score", lambda p, c: scored.append(c.name) or score(p, c))

@@ -66,7 +66,7 @@ def test_a_wrong_suite_is_one_line(tmp_path: Path, change: str, said: str) -> No
 def test_unknown_suite_names_the_nearest() -> None:
     with pytest.raises(UserError, match="unknown suite 'digit' \\(did you mean 'digits'\\?\\)"):
         load_suite("digit")
-    with pytest.raises(UserError, match="cannot read suite file 'nowhere.toml'"):
+    with pytest.raises(UserError, match="cannot read suite file 'nowhere\\.toml'"):
         load_suite("nowhere.toml")
 
 

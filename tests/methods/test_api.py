@@ -89,7 +89,7 @@ def test_what_train_cannot_do_is_one_line(batches: Data, mlp: Make, arguments: d
     assert equal(model.state_dict(), mlp().state_dict())
 
 
-@pytest.mark.xfail(strict=True, reason="api.py:36: an iterator is used up by counting; then loop.py:94 fails", raises=UnboundLocalError)
+@pytest.mark.xfail(strict=True, reason="api.train: an iterator is used up by counting, and the loop meets none", raises=UnboundLocalError)
 def test_train_refuses_an_iterator_as_prune_does(batches: Data, mlp: Make) -> None:
     with pytest.raises(ValueError, match="re-iterable"):
         methods.train(mlp(), (batch for batch in batches), epochs=1)
@@ -194,7 +194,7 @@ def looking() -> Iterator[list[bool]]:
     registry._restore(before)
 
 
-@pytest.mark.xfail(strict=True, reason="pruning.py:66: an earlier mask is not applied before scoring, as interface.py:161 promises")
+@pytest.mark.xfail(strict=True, reason="pruning.cut: an earlier mask is not applied before scoring, as Criterion promises")
 def test_scoring_meets_a_network_whose_masked_weights_are_zero(mlp: Make, looking: list[bool]) -> None:
     mask = methods.prune(mlp(), sparsity=0.5)
     methods.prune(mlp(), method="looks", sparsity=0.8, mask=mask)  # weights set back, as a rewind does
@@ -334,7 +334,7 @@ def test_every_training_trains_every_kind_of_layer_under_its_mask(images: Data, 
     assert set(posterior.prior) == {n for n, _ in model.named_parameters()}
 
 
-@pytest.mark.parametrize("name", failing_on("obd", "opd", reason="curvature.py:55: functional_call unties a layer that has two names"))
+@pytest.mark.parametrize("name", failing_on("obd", "opd", reason="curvature.diagonal: functional_call unties a layer that has two names"))
 def test_scoring_leaves_a_layer_of_two_names_as_it_was(batches: Data, name: str) -> None:
     model = SharedLayer()
     before = model.first.weight
@@ -366,7 +366,7 @@ def test_layers_that_are_not_used_are_prunable(batches: Data, name: str) -> None
     assert kept_weights(methods.prune(Spare(), batches, name, sparsity=0.6)) == (12, 30)
 
 
-@pytest.mark.xfail(strict=True, reason="opd.py:50: the posterior of a training covers trainable parameters only", raises=KeyError)
+@pytest.mark.xfail(strict=True, reason="Opd.score: the posterior of a training covers trainable parameters only", raises=KeyError)
 def test_opd_scores_frozen_layers_after_spam(batches: Data, mlp: Make) -> None:
     model = mlp()
     model[0].requires_grad_(False)
@@ -385,6 +385,11 @@ def test_the_samples_are_counted_where_the_loader_does_not_know(batches: Data, m
     assert Problem(model, DataLoader(loader(batches).dataset, 24, drop_last=True)).samples == 48
 
 
-@pytest.mark.xfail(strict=True, reason="interface.py:133: the length of the data set, not of what the sampler draws from it")
-def test_the_samples_are_those_that_a_sampler_draws(batches: Data, mlp: Make) -> None:
-    assert Problem(mlp(), loader(batches, sampler=SubsetRandomSampler(range(40)))).samples == 40
+@pytest.mark.xfail(strict=True, reason="Problem.samples: the length of the data set, not of what the sampler draws from it")
+@pytest.mark.parametrize(
+    "options",
+    [{"batch_size": 16, "sampler": SubsetRandomSampler(range(40))}, {"batch_sampler": [[3, 4, 5], list(range(20, 50)), [0] * 7]}],
+    ids=["sampler", "batch_sampler"],
+)
+def test_the_samples_are_those_that_a_sampler_draws(batches: Data, mlp: Make, options: dict[str, Any]) -> None:
+    assert Problem(mlp(), DataLoader(loader(batches).dataset, **options)).samples == 40

@@ -377,12 +377,16 @@ def test_a_wrong_criterion_is_caught_by_the_clause_it_breaks(wrong: type[Criteri
     assert all("\n" not in error for error in errors.values())
 
 
-@pytest.mark.xfail(strict=True, reason="contract.py:214 compares numpy's block of numbers, not the position in it that a draw moves")
+@pytest.mark.xfail(
+    strict=True, reason="contract._random_state_untouched compares numpy's block of numbers, not the position in it that a draw moves"
+)
 def test_draws_from_numpy_are_caught() -> None:
     assert "a global random state" in broken(DrawsFromNumpy).get(GLOBAL_STATE, "")
 
 
-@pytest.mark.xfail(strict=True, reason="contract.py:163 asks is_dataclass, which is inherited: the class's own decorator is not looked at")
+@pytest.mark.xfail(
+    strict=True, reason="contract._declares asks is_dataclass, which is inherited: the class's own decorator is not looked at"
+)
 def test_a_criterion_without_its_own_decorator_is_caught() -> None:
     assert "is not @dataclass(frozen=True)" in broken(Undecorated).get(DECLARED, "")
 
@@ -558,7 +562,7 @@ class TurnsAround(Granularity):
 
     def cut(self, problem: Problem, scores: Scores, sparsity: float) -> Mask:
         first = all(bool(m.all()) for m in problem.mask.values())
-        values = {n: s if first else -s for n, s in scores.values.items()}
+        values = {n: s if first else (~problem.mask[n]).float() for n, s in scores.values.items()}
         return methods.make("granularities", "weight", {}).cut(Problem(problem.model, ()), Scores(values), sparsity)
 
 
@@ -582,7 +586,7 @@ def test_a_threshold_cut_is_caught_where_scores_are_equal() -> None:
         TurnsAround,
         pytest.param(
             IgnoresTheMask,
-            marks=pytest.mark.xfail(strict=True, reason="contract.py:_cuts_inside_the_mask cuts twice with the same scores"),
+            marks=pytest.mark.xfail(strict=True, reason="contract._cuts_inside_the_mask cuts twice with the same scores"),
         ),
     ],
 )
@@ -606,7 +610,7 @@ def test_a_name_of_several_kinds_is_checked_as_each_of_them() -> None:
     assert {f.clause for f in methods.check("weight")} == {DECLARED, DOCUMENTED, COUNTS, INSIDE}
 
 
-@pytest.mark.xfail(strict=True, reason="contract.py:47 looks among criteria, trainings and granularities only, not among named methods")
+@pytest.mark.xfail(strict=True, reason="contract.check looks among criteria, trainings and granularities only, not among named methods")
 def test_every_method_can_be_checked_by_its_name() -> None:
     for name in set(methods.names()) - set(methods.names("criteria")):
         assert not broken(name)

@@ -106,7 +106,7 @@ def half_and_sliced() -> tuple[nn.Linear, nn.Linear, dict[str, Tensor]]:
             pytest.param(
                 "spam",
                 {"weight_decay": 0.01, "curvature": "ef", "frequency": 1, "prior": prior},
-                marks=pytest.mark.xfail(strict=True, reason="spam.py:101: masked weights count in γ, as if they were parameters"),
+                marks=pytest.mark.xfail(strict=True, reason="spam._shared: masked weights count in γ, as if they were parameters"),
             )
             for prior in ("layer", "scalar")
         ),
@@ -248,7 +248,7 @@ def shuffled_by_torch(batches: Data) -> DataLoader[Any]:
         shuffled_by_itself,
         pytest.param(
             shuffled_by_torch,
-            marks=pytest.mark.xfail(strict=True, reason="loop.py:97: hooks that read a DataLoader draw from the stream that dropout uses"),
+            marks=pytest.mark.xfail(strict=True, reason="loop.fit: hooks that read a DataLoader draw from the stream that dropout uses"),
         ),
     ],
 )
@@ -346,7 +346,7 @@ class Reparametrised(Map):
         return state
 
 
-@pytest.mark.xfail(strict=True, reason="loop.py:77-78: weights are looked up by name after `prepare` renamed them", raises=KeyError)
+@pytest.mark.xfail(strict=True, reason="loop.fit looks weights up by name after `prepare` renamed them", raises=KeyError)
 def test_a_training_may_reparametrise_the_model(batches: Data, mlp: Make) -> None:
     problem = Problem(mlp(), batches)
     names = list(problem.model.state_dict())
@@ -387,7 +387,7 @@ def test_no_epochs_leave_the_weights_and_apply_the_mask(batches: Data, mlp: Make
     assert same(model, untouched)
 
 
-@pytest.mark.xfail(strict=True, reason="loop.py:94: UnboundLocalError where there are no batches", raises=UnboundLocalError)
+@pytest.mark.xfail(strict=True, reason="loop.fit: UnboundLocalError where there are no batches", raises=UnboundLocalError)
 def test_training_without_batches_is_refused(mlp: Make) -> None:
     with pytest.raises(ValueError, match="batch"):
         fit(Problem(mlp(), []), Map(), Recipe(epochs=1))

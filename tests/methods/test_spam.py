@@ -70,7 +70,7 @@ def test_the_closed_form_does_not_cancel_in_single_precision() -> None:
     assert not torch.allclose((0.5 * (-h + torch.sqrt(h**2 + 4 * h / square))).double(), exact, rtol=1e-3)
 
 
-@pytest.mark.xfail(strict=True, reason="spam.py:97: 4/(hθ²) overflows in single precision, and the precision is 0 where it should be huge")
+@pytest.mark.xfail(strict=True, reason="closed_form: 4/(hθ²) overflows in single precision, and the precision is 0 where it should be huge")
 def test_the_closed_form_does_not_overflow_for_tiny_weights() -> None:
     h, theta = torch.tensor([1.0, 1e-3, 1e-8]), torch.tensor([1e-20, 1e-19, 1e-15])
     exact = closed_form(h.double(), theta.double().square())
@@ -188,7 +188,7 @@ def test_the_cap_never_lies_below_the_floor(batches: Data, mlp: Make) -> None:
         "scalar",
         pytest.param(
             "layer",
-            marks=pytest.mark.xfail(strict=True, reason="spam.py:107: 0/0 where a tensor is zero and has no curvature: NaN precision"),
+            marks=pytest.mark.xfail(strict=True, reason="spam._shared: 0/0 where a tensor is zero and has no curvature: NaN precision"),
         ),
     ],
 )
