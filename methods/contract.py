@@ -334,7 +334,7 @@ def _posterior_is_sound(entry: type[Training]) -> None:
 
 def _penalty_is_sound(entry: type[Training]) -> None:
     problem, posterior = _fitted(entry)
-    value = entry().penalty(problem.model, posterior)
+    value = entry().penalty(dict(problem.model.named_parameters()), posterior)
     _require(value.dim() == 0 and bool(value.isfinite() and value >= 0), "penalty is not a finite, non-negative scalar")
 
 

@@ -6,7 +6,7 @@ first and last included; a mask is True where the weight stays.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -192,8 +192,8 @@ class Training(Configuration):
         """The state training starts from; may re-parametrise the model."""
         raise NotImplementedError
 
-    def penalty(self, model: nn.Module, state: Posterior) -> Tensor:
-        """What is added to the mean loss of each batch: a scalar tensor."""
+    def penalty(self, parameters: Mapping[str, nn.Parameter], state: Posterior) -> Tensor:
+        """What is added to the mean loss of each batch: a scalar tensor. `parameters`: name -> trainable parameter."""
         raise NotImplementedError
 
     def after_epoch(self, problem: Problem, state: Posterior, epoch: int, epochs: int) -> Posterior:

@@ -63,34 +63,35 @@ def fit(
 
     Weights outside `problem.mask` are zero from the first step to the last, whatever the optimiser remembers. With
     `previous`, the training is continued (fine-tuning): its penalty stays as learned, its updates and `finish` are not run.
-    Raises FloatingPointError where the loss is no longer finite.
+    Raises FloatingPointError where the loss is no longer finite, ValueError where there are no batches.
     """
-    model, mask = problem.model, problem.mask
+    model, mask, device = problem.model, problem.mask, problem.device
     batches = problem.batches if batches is None else batches
     n_batches = len(batches) if isinstance(batches, Sized) else sum(1 for _ in batches)
-    steps = max(1, n_batches * recipe.epochs)
+    if not n_batches:
+        raise ValueError("there are no batches to train on")
+    steps = n_batches * recipe.epochs
     modes = [(m, m.training) for m in model.modules()]
     with _own_randomness(problem):
         state = previous if previous is not None else training.prepare(problem)
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        named = dict(model.named_parameters())
-        cut = [(named[n], m.to(named[n].dtype)) for n, m in mask.items() if not bool(m.all())]
+        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        cut = [(named[n], m.to(named[n].dtype)) for n, m in mask.items() if n in named and not bool(m.all())]
         apply_mask(model, mask)
-        optimizer = recipe.make(parameters, training.lr)
+        optimizer = recipe.make(list(named.values()), training.lr)
         base = [group["lr"] for group in optimizer.param_groups]
         step = 0
         for epoch in range(1, recipe.epochs + 1):
             model.train()
             for x, y in batches:
-                loss = problem.loss(model(x.to(problem.device)), y.to(problem.device)) + training.penalty(model, state)
+                loss = problem.loss(model(x.to(device)), y.to(device)) + training.penalty(named, state)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 _mask_gradients(cut)
                 for group, lr in zip(optimizer.param_groups, base, strict=True):
                     group["lr"] = lr * recipe.factor((step + 1) / (steps + 1))
                 optimizer.step()
-                _mask_weights(cut)
                 step += 1
+            apply_mask(model, mask)
             if not math.isfinite(float(loss.detach())):
                 raise FloatingPointError(f"the training loss is {float(loss.detach())} after epoch {epoch} of {recipe.epochs}")
             if previous is None:
@@ -106,16 +107,10 @@ def fit(
 
 
 def _mask_gradients(cut: list[tuple[torch.nn.Parameter, torch.Tensor]]) -> None:
-    """No gradient of a masked weight enters momentum or second moments, so the kept ones train as if it were not there."""
+    """A masked weight starts at zero and has no gradient, nor momentum or second moment from one: it stays at zero."""
     for p, m in cut:
         if p.grad is not None:
             p.grad.mul_(m)
-
-
-@torch.no_grad()
-def _mask_weights(cut: list[tuple[torch.nn.Parameter, torch.Tensor]]) -> None:
-    for p, m in cut:
-        p.mul_(m)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The Gaussian prior as a penalty: ½ Σ d_k θ_k² · T / N beside the mean loss, one code for every training that has one."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,9 +27,9 @@ class _HalfWeightedSquares(torch.autograd.Function):
         return (*(g * q for q in products), *(None for _ in products))
 
 
-def gaussian_penalty(model: nn.Module, posterior: Posterior) -> Tensor:
+def gaussian_penalty(parameters: Mapping[str, nn.Parameter], posterior: Posterior) -> Tensor:
     """½ Σ_k d_k θ_k² · T / N over the parameters the prior covers: a scalar, differentiable in the weights."""
-    covered = [(p, posterior.decay[n]) for n, p in model.named_parameters() if p.requires_grad and n in posterior.decay]
+    covered = [(p, posterior.decay[n]) for n, p in parameters.items() if n in posterior.decay]
     if not covered:
         return torch.zeros(())
     return _HalfWeightedSquares.apply(*(p for p, _ in covered), *(c for _, c in covered))  # type: ignore[no-any-return, no-untyped-call]

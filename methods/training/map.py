@@ -1,5 +1,6 @@
 """Ordinary training: the maximum a posteriori under one fixed Gaussian prior, which is an L2 penalty."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -25,6 +26,6 @@ class Map(Training):
         """The prior d = weight_decay · N, N the number of training samples."""
         return Posterior(uniform_prior(problem.model, self.weight_decay * problem.samples), problem.samples)
 
-    def penalty(self, model: nn.Module, state: Posterior) -> Tensor:
+    def penalty(self, parameters: Mapping[str, nn.Parameter], state: Posterior) -> Tensor:
         """½ Σ d θ² / N."""
-        return gaussian_penalty(model, state)
+        return gaussian_penalty(parameters, state)

@@ -1,6 +1,7 @@
 """SpaM: training by the Laplace marginal likelihood, with diagonal curvature."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -51,9 +52,9 @@ class Spam(Training):
         start = uniform_prior(problem.model, self.weight_decay * problem.samples / self.temperature)
         return Posterior(start, problem.samples, self.temperature)
 
-    def penalty(self, model: nn.Module, state: Posterior) -> Tensor:
+    def penalty(self, parameters: Mapping[str, nn.Parameter], state: Posterior) -> Tensor:
         """½ Σ d θ² · T / N."""
-        return gaussian_penalty(model, state)
+        return gaussian_penalty(parameters, state)
 
     def after_epoch(self, problem: Problem, state: Posterior, epoch: int, epochs: int) -> Posterior:
         """New precisions, every `frequency` epochs once the burn-in is over."""

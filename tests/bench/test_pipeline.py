@@ -174,7 +174,7 @@ def test_a_network_that_fails_to_train_fails_what_waits_for_it(suite: Suite, tmp
     class Diverges(methods.lookup("trainings", "map")):  # type: ignore[misc]
         """Diverges."""
 
-        def penalty(self, model: torch.nn.Module, state: methods.Posterior) -> torch.Tensor:
+        def penalty(self, parameters: Any, state: methods.Posterior) -> torch.Tensor:
             return torch.tensor(float("nan"))
 
     rows = go(request_(suite, "magnitude@diverges", tmp_path), store)
