@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import methods
-from bench.spec import UserError, load_suite, nearest, suites, unknown
-from methods import Stage
+from bench.spec import UserError, load_suite, suites
+from methods import Stage, contract
 from methods.contract import Finding
 from methods.registry import KINDS
 
@@ -56,32 +56,19 @@ def _first_sentence(cls: type) -> str:
 
 
 def checked(entry: str | None, plugins: Iterable[str] = ()) -> Iterator[tuple[str, list[Finding]]]:
-    """(title, findings) of the contract, over one entry, a file's entries, or all."""
+    """(title, findings) of the contract, over one entry, a file's entries, or all. UserError for an unknown name."""
     load_plugins(plugins)
-    every = list(dict.fromkeys(name for kind in KINDS for name in methods.names(kind)))
     if entry is None:
-        chosen = every
-    elif entry.endswith(".py") or "/" in entry:
-        chosen = [name for name in load_plugins([entry]) if name in every or name in methods.names()]
-        every = list(dict.fromkeys(name for kind in KINDS for name in methods.names(kind)))
+        chosen = list(dict.fromkeys(name for kind in KINDS for name in methods.names(kind)))
     else:
-        chosen = [entry]
-    for name in chosen:
-        if name not in every:
-            name = _criterion_of(name, every)
-        for kind in KINDS:
-            if name in methods.names(kind):
-                cls = methods.lookup(kind, name)
-                singular = {"criteria": "criterion", "granularities": "granularity"}.get(kind, "training")
-                yield f"{singular} {name}", methods.check(cls)
-
-
-def _criterion_of(name: str, every: list[str]) -> str:
-    """The criterion behind a named method."""
+        chosen = load_plugins([entry]) if entry.endswith(".py") or "/" in entry else [entry]
     try:
-        return methods.get(name).criterion
-    except ValueError:
-        raise unknown("entry", name, [*every, *(n for n in methods.names() if n not in every)]) from None
+        classes = list(dict.fromkeys(cls for name in chosen for cls in contract.entries(name)))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    for cls in classes:
+        kind = next(base for base in KINDS.values() if issubclass(cls, base))
+        yield f"{kind.__name__.lower()} {cls.name}", methods.check(cls)
 
 
 TEMPLATE = '''"""{title}: say in one line what is kept."""
@@ -121,7 +108,7 @@ class {title}(Criterion):
         total = {{name: torch.zeros_like(w) for name, w in weights.items()}}
         for x, y in islice(problem.batches, self.n_batches):
             loss = problem.loss(problem.model(x.to(problem.device)), y.to(problem.device))
-            for name, g in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
+            for name, g in zip(weights, torch.autograd.grad(loss, list(weights.values()), materialize_grads=True), strict=True):
                 total[name] += g
         return Scores({{name: (w.detach() * total[name]).square() for name, w in weights.items()}})
 '''
@@ -133,7 +120,7 @@ def write_template(name: str, directory: Path) -> Path:
         raise UserError(f"'{name}' is no method name: lower-case letters, digits and underscores, beginning with a letter")
     taken = [*methods.names(), *(n for kind in KINDS for n in methods.names(kind))]
     if name in taken:
-        raise UserError(f"'{name}' is a registered name; choose another{nearest(name, [])}")
+        raise UserError(f"'{name}' is a registered name; choose another")
     path = directory / f"{name}.py"
     try:
         directory.mkdir(parents=True, exist_ok=True)

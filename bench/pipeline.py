@@ -19,7 +19,7 @@ import torch
 from pydantic import ValidationError
 
 import methods
-from bench import architectures, data, executor, trial
+from bench import architectures, data, executor, progress, trial
 from bench.spec import DENSE, PROTOCOL_VERSION, Protocol, Row, Suite, UserError, digest, first_fault, unknown
 from bench.store import Networks, Store
 from bench.trial import Configured, Job, Place, Point
@@ -43,10 +43,12 @@ class Request:
 class Plan:
     """The rows a request is for, in order, and the jobs that are left to do.
 
+    `place`: where its jobs find things.
     `expected`: key -> row without measurements. `ready`: jobs that can start; `blocked`: network key -> jobs that wait for
     that dense network. `notes`: what the request named but nothing can be run for.
     """
 
+    place: Place
     expected: dict[str, Row] = field(default_factory=dict)
     ready: list[Job] = field(default_factory=list)
     blocked: dict[str, list[Job]] = field(default_factory=dict)
@@ -98,7 +100,7 @@ def narrow(suite: Suite, *, datasets: Iterable[str] = (), architectures_: Iterab
 
 def plan(request: Request, store: Store) -> Plan:
     """Expand the request and subtract what the store has. Loads each data set once, for its fingerprint."""
-    suite, made = request.suite, Plan()
+    suite, made = request.suite, Plan(request.place)
     jobs: list[Job] = []
     for dataset, architecture in ((b.dataset, a) for b in suite.blocks for a in b.architectures):
         protocol = suite.protocol(architecture)
@@ -118,7 +120,7 @@ def plan(request: Request, store: Store) -> Plan:
         raise UserError("nothing to run: " + "; ".join(made.notes))
     for job in jobs:
         made.expected |= {point.key: _blank(request, job, point) for point in job.points}
-    _subtract(made, jobs, store, request.place)
+    _subtract(made, jobs, store)
     return made
 
 
@@ -224,10 +226,10 @@ def _commit() -> str:
     return head + ("+" if changed.stdout.strip() else "")
 
 
-def _subtract(made: Plan, jobs: list[Job], store: Store, place: Place) -> None:
+def _subtract(made: Plan, jobs: list[Job], store: Store) -> None:
     """Leave the jobs whose rows are not in the store, each with its missing points only."""
     have = {key for key, row in store.get(made.expected).items() if row.status != "failed"}
-    networks = Networks(place.cache / "networks")
+    networks = Networks(made.place.cache / "networks")
     left = [dataclasses.replace(j, points=tuple(p for p in j.points if p.key not in have)) for j in jobs]
     waiting = [j for j in left if j.points and _prunes_dense(j) and not networks.has(j.network)]
     for job in waiting:
@@ -263,8 +265,11 @@ def run(made: Plan, store: Store, pool: "executor.Local | executor.Ray", show: C
     jobs = made.jobs
     epochs, done, epochs_done, failed = sum(job.epochs for job in jobs), 0, 0, 0
 
+    marks = made.place.cache / "progress"
+    progress.forget(marks)
+
     def tick(running: list[Job]) -> None:
-        show(Progress(done, len(jobs), epochs_done, epochs, tuple(job.label for job in running), failed))
+        show(Progress(done, len(jobs), epochs_done + progress.epochs_running(marks), epochs, tuple(job.label for job in running), failed))
 
     def finish(job: Job, result: Any) -> None:
         nonlocal done, epochs_done, failed

@@ -17,6 +17,7 @@ from torch import nn
 
 import methods
 from bench import architectures, data, evaluate
+from bench.progress import Beat
 from bench.spec import Protocol
 from bench.store import Networks
 from methods import Posterior, Problem, Recipe, Stage
@@ -121,11 +122,18 @@ class _Bench:
         self.dataset = load_data(job.dataset, job.protocol, job.place)
         self.training = methods.make("trainings", job.training.name, job.training.hyperparameters)
         self.networks = Networks(job.place.cache / "networks")
+        self.beat = Beat(job.place.cache / "progress")
         self.train_seconds = 0.0
         self.dense_off = False
 
     def run(self) -> Iterator[tuple[Point, Measurement]]:
         """Each point with its measurement, as it is done."""
+        try:
+            yield from self._run()
+        finally:
+            self.beat.close()
+
+    def _run(self) -> Iterator[tuple[Point, Measurement]]:
         if self.job.criterion is None:
             yield from self._dense()
         else:
@@ -221,7 +229,7 @@ class _Bench:
         recipe = Recipe(epochs=epochs, optimizer=protocol.optimizer, lr_scale=scale)
         seed = methods.derive(self.job.seed, purpose)
         batches = data.Batches(self.dataset.train, protocol.batch_size, seed=seed, shuffle=True, augment=protocol.augment)
-        state = methods.fit(problem, self.training, recipe, batches=batches, previous=previous)
+        state = methods.fit(problem, self.training, recipe, batches=batches, previous=previous, on_epoch=self.beat)
         self.train_seconds += self._since(start)
         return state
 

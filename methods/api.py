@@ -1,6 +1,5 @@
 """The three calls for anybody's own code: `train`, `prune`, `scores`."""
 
-import inspect
 from typing import Any
 
 import torch.nn.functional as F
@@ -32,6 +31,7 @@ def train(
     `weight_decay`, ...) are those of the training, by name; `optimizer` is "sgd" (momentum 0.9) or "adam", and the learning
     rate follows a short warm-up and a cosine. Raises ValueError naming an unknown training or hyperparameter.
     """
+    _check_reiterable(batches)
     chosen: Training = make("trainings", training, hyperparameters)
     problem = Problem(model, batches, loss, seed, dict(mask or {}))
     return fit(problem, chosen, Recipe(epochs=epochs, optimizer=optimizer), previous=posterior)
@@ -103,9 +103,13 @@ def _problem(
         if not criterion.data_free:
             raise ValueError(f"'{criterion.name}' reads training data: give it batches")
         batches = ()
-    elif iter(batches) is batches or inspect.isgenerator(batches):
-        raise ValueError("batches must be re-iterable (a list, a DataLoader), not an iterator that is used up once read")
+    _check_reiterable(batches)
     problem = Problem(model, batches, loss, seed, dict(mask or {}), posterior=posterior)
     if not problem.weights:
         raise ValueError("the model has no prunable weights: no Linear or Conv layer")
     return problem
+
+
+def _check_reiterable(batches: Batches) -> None:
+    if iter(batches) is batches:
+        raise ValueError("batches must be re-iterable (a list, a DataLoader), not an iterator that is used up once read")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from methods.interface import Configuration, Criterion, Granularity, Posterior, Problem, Scores, Stage, Training, count_masked
 from methods.loop import Recipe, fit
 from methods.pruning import cut, evaluating, faults, held, kept_weights, score
-from methods.registry import KINDS, lookup, names, unknown
+from methods.registry import KINDS, get, lookup, names
 from methods.space import ranges
 
 SPARSITIES = (0.0, 0.5, 0.9, 0.99)
@@ -41,13 +41,11 @@ class Finding:
 def check(entry: str | type[Configuration]) -> list[Finding]:
     """Run the contract over one registered name, or a class; a finding a clause.
 
-    A name may stand in several kinds (`spam` is a training and a method): all are checked. Raises ValueError for an unknown name.
+    A name may stand in several kinds, and all are checked; that of a method beyond them stands for its criterion. Raises
+    ValueError for an unknown name.
     """
     if isinstance(entry, str):
-        classes = [lookup(kind, entry) for kind in KINDS if entry in names(kind)]
-        if not classes:
-            raise unknown("entry", entry, [n for kind in KINDS for n in names(kind)])
-        return [finding for cls in classes for finding in check(cls)]
+        return [finding for cls in entries(entry) for finding in check(cls)]
     clauses: dict[str, Callable[[Any], None]]
     if issubclass(entry, Criterion):
         clauses = _DECLARED | _CRITERION
@@ -58,6 +56,11 @@ def check(entry: str | type[Configuration]) -> list[Finding]:
     else:
         raise TypeError(f"{entry!r} is neither a Criterion nor a Training nor a Granularity")
     return [_ask(entry, clause, question) for clause, question in clauses.items()]
+
+
+def entries(name: str) -> list[type[Configuration]]:
+    """The registered classes that a name stands for: of each kind that has it, or the criterion of a named method."""
+    return [lookup(kind, name) for kind in KINDS if name in names(kind)] or [lookup("criteria", get(name).criterion)]
 
 
 class _Skip(Exception):
@@ -161,7 +164,8 @@ def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def _declares(entry: type[Configuration]) -> None:
-    _require(dataclasses.is_dataclass(entry) and entry.__dataclass_params__.frozen, "is not @dataclass(frozen=True)")  # type: ignore[attr-defined]
+    own = vars(entry).get("__dataclass_params__")  # not what a base class has
+    _require(own is not None and own.frozen, "is not @dataclass(frozen=True, kw_only=True)")
     for field in dataclasses.fields(entry):
         _require(field.metadata.get("range"), f"field '{field.name}' declares no range: use Float, Int or Choice")
         _require(field.default in ranges(entry)[field.name], f"default {field.name}={field.default!r} is outside its range")
@@ -212,11 +216,16 @@ def _hooks(model: nn.Module) -> int:
 
 def _random_state_untouched(entry: type[Criterion]) -> None:
     problem = _supported(entry())[0]
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
+    before = _global_random()
     _raw_score(problem, entry())
-    _require(torch.equal(before[0], torch.get_rng_state()), "score draws from torch's global random state: use problem.generator")
-    after = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
-    _require(before[1:] == after, "score draws from a global random state: use problem.generator")
+    for library, state in _global_random().items():
+        _require(state == before[library], f"score draws from {library}'s global random state: use problem.generator")
+
+
+def _global_random() -> dict[str, object]:
+    _, keys, position, *_ = np.random.get_state()
+    numpy_state = np.asarray(keys).tobytes(), position
+    return {"torch": torch.get_rng_state().numpy().tobytes(), "python": random.getstate(), "numpy": numpy_state}
 
 
 def _same_seed_same_scores(entry: type[Criterion]) -> None:
@@ -353,9 +362,9 @@ _TRAINING: dict[str, Callable[[Any], None]] = {
 
 def _cuts_inside_the_mask(entry: type[Granularity]) -> None:
     problem = _problem()
-    scores = score(problem, lookup("criteria", "magnitude")())  # type: ignore[arg-type]
-    half = entry().cut(problem, scores, 0.5)
-    inner = entry().cut(replace(problem, mask=half), scores, 0.9)
+    first, second = (score(problem, lookup("criteria", name)()) for name in ("magnitude", "random"))  # type: ignore[arg-type]
+    half = entry().cut(problem, first, 0.5)
+    inner = entry().cut(replace(problem, mask=half), second, 0.9)
     _require(all(not (inner[n] & ~half[n]).any() for n in half), "a second cut revived masked weights")
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -49,11 +49,13 @@ def diagonal(
     model = problem.model
     parameters = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad or (names and n in names)}
     wanted = {n: parameters[n] for n in (names or parameters)}
-    fixed = {n: p.detach() for n, p in model.named_parameters() if n not in wanted} | dict(model.named_buffers())
+    fixed = {n: p.detach() for n, p in model.named_parameters() if n not in wanted}
+    places = _places(model)
     generator = problem.generator(purpose)
 
     def sample_loss(weights: Values, x: Tensor, y: Tensor) -> Tensor:
-        output = functional_call(model, {**fixed, **weights}, (x.unsqueeze(0),))
+        values = {**fixed, **weights}
+        output = functional_call(model, {place: values[n] for place, n in places.items()}, (x.unsqueeze(0),), tie_weights=False)
         return problem.loss(output, y.unsqueeze(0))
 
     sample_gradients = vmap(grad_and_value(sample_loss), in_dims=(None, 0, 0))
@@ -77,6 +79,16 @@ def diagonal(
         seen += len(y)
     scale = problem.samples / seen
     return Diagonal({n: h * scale for n, h in total.items()}, loss * scale)
+
+
+def _places(model: nn.Module) -> dict[str, str]:
+    """Where each parameter stands -> its name, each module once: torch's own tying loses a module that has two names."""
+    name_of = {id(p): n for n, p in model.named_parameters()}
+    return {
+        f"{path}.{key}".lstrip("."): name_of[id(p)]
+        for path, module in model.named_modules()
+        for key, p in module.named_parameters(recurse=False)
+    }
 
 
 def _first(problem: Problem, samples: int | None) -> Iterator[tuple[Tensor, Tensor]]:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.utils.data import BatchSampler, DataLoader
 
 from methods import space
 from methods.space import Float
@@ -125,9 +126,10 @@ class Problem:
         known = getattr(self.batches, "samples", None)
         if isinstance(known, int):
             return known
-        dataset = getattr(self.batches, "dataset", None)
-        if isinstance(dataset, Sized) and not getattr(self.batches, "drop_last", False):
-            return len(dataset)
+        if isinstance(self.batches, DataLoader) and type(self.batches.batch_sampler) is BatchSampler and not self.batches.drop_last:
+            drawn = self.batches.sampler
+            if isinstance(drawn, Sized):
+                return len(drawn)
         return sum(len(y) for _, y in self.batches)
 
 

@@ -1,13 +1,14 @@
 """The only training loop: masks that hold, a training's hooks, a cosine learning rate."""
 
 import math
-from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from methods.interface import Batches, Posterior, Problem, Training, apply_mask, derive
+from methods.interface import Batches, Posterior, Problem, Training, derive
 
 # A training's `lr` is that of SGD with momentum; another optimiser's natural scale is a factor of it.
 OPTIMIZERS: dict[str, float] = {"sgd": 1.0, "adam": 0.01}
@@ -33,7 +34,7 @@ class Recipe:
         if self.epochs < 0:
             raise ValueError(f"epochs must not be negative, got {self.epochs}")
 
-    def make(self, parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    def make(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
         """The optimiser; neither decays weights on its own: the penalty is in the loss."""
         lr *= self.lr_scale * OPTIMIZERS[self.optimizer]
         if self.optimizer == "adam":
@@ -72,11 +73,13 @@ def fit(
         raise ValueError("there are no batches to train on")
     steps = n_batches * recipe.epochs
     modes = [(m, m.training) for m in model.modules()]
-    with _own_randomness(problem):
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derive(problem.seed, "training"))  # dropout and the like draw from torch's global stream
         state = previous if previous is not None else training.prepare(problem)
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        cut = [(named[n], m.to(named[n].dtype)) for n, m in mask.items() if n in named and not bool(m.all())]
-        apply_mask(model, mask)
+        cut = [(p, m.to(p.dtype)) for n, m in mask.items() if not bool(m.all()) for p in _stored(model, n, m.shape)]
+        _mask_weights(cut)
         optimizer = recipe.make(list(named.values()), training.lr)
         base = [group["lr"] for group in optimizer.param_groups]
         step = 0
@@ -91,11 +94,12 @@ def fit(
                     group["lr"] = lr * recipe.factor((step + 1) / (steps + 1))
                 optimizer.step()
                 step += 1
-            apply_mask(model, mask)
+            _mask_weights(cut)
             if not math.isfinite(float(loss.detach())):
                 raise FloatingPointError(f"the training loss is {float(loss.detach())} after epoch {epoch} of {recipe.epochs}")
             if previous is None:
-                state = training.after_epoch(problem, state, epoch, recipe.epochs)
+                with torch.random.fork_rng(devices=devices):  # what a hook draws is not missing from the next epoch's dropout
+                    state = training.after_epoch(problem, state, epoch, recipe.epochs)
             if on_epoch is not None:
                 on_epoch(epoch)
         optimizer.zero_grad(set_to_none=True)
@@ -106,17 +110,24 @@ def fit(
     return state
 
 
-def _mask_gradients(cut: list[tuple[torch.nn.Parameter, torch.Tensor]]) -> None:
+def _mask_gradients(cut: list[tuple[nn.Parameter, Tensor]]) -> None:
     """A masked weight starts at zero and has no gradient, nor momentum or second moment from one: it stays at zero."""
     for p, m in cut:
         if p.grad is not None:
             p.grad.mul_(m)
 
 
-@contextmanager
-def _own_randomness(problem: Problem) -> Iterator[None]:
-    """Dropout and the like draw from torch's global stream: seed it from the problem, and give the caller's back after."""
-    devices = [problem.device] if problem.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive(problem.seed, "training"))
-        yield
+@torch.no_grad()
+def _mask_weights(cut: list[tuple[nn.Parameter, Tensor]]) -> None:
+    for p, m in cut:
+        p.mul_(m)
+
+
+def _stored(model: nn.Module, name: str, shape: torch.Size) -> list[nn.Parameter]:
+    """The parameters behind a weight: itself, or what a training's `prepare` made of it by `torch.nn.utils.parametrize`."""
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
+    if parametrize.is_parametrized(module, attribute):
+        originals: nn.Module = module.parametrizations[attribute]  # type: ignore[index, assignment]
+        return [p for p in originals.parameters() if p.shape == shape]
+    return [getattr(module, attribute)]

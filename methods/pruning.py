@@ -7,17 +7,25 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from methods.interface import Criterion, Granularity, Mask, Problem, Scores, apply_mask
+from methods.interface import Criterion, Granularity, Mask, Problem, Scores, apply_mask, prunable
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, every module's own mode restored after: scoring must not move batch-norm statistics."""
+    """Eval mode inside, every module's own mode restored after: scoring must not move batch-norm statistics.
+
+    Prunable weights require gradients inside, so that frozen layers can be scored as well.
+    """
     modes = [(m, m.training) for m in model.modules()]
+    frozen = [p for p in prunable(model).values() if not p.requires_grad]
     model.eval()
+    for p in frozen:
+        p.requires_grad_(True)
     try:
         yield
     finally:
+        for p in frozen:
+            p.requires_grad_(False)
         for module, training in modes:
             module.training = training
 
@@ -63,9 +71,10 @@ def cut(problem: Problem, criterion: Criterion, granularity: Granularity, sparsi
     afterwards, kept ones as they were, or as `compensate` sets them.
     """
     rounds = 1 if scores is not None else criterion.n_rounds()
-    present = problem
+    present, density = problem, 1.0 - sparsity_of(problem.mask)
+    apply_mask(problem.model, problem.mask)
     for k in range(1, rounds + 1):
-        target = sparsity if k == rounds else 1.0 - (1.0 - sparsity) ** (k / rounds)
+        target = sparsity if k == rounds else 1.0 - density * ((1.0 - sparsity) / density) ** (k / rounds)
         present = replace(present, target=target)
         found = scores if scores is not None else score(present, criterion)
         mask = granularity.cut(present, found, target)

@@ -43,13 +43,19 @@ class Method:
 
     def make_criterion(self, **hyperparameters: Any) -> Criterion:
         """The criterion with this method's options and the given hyperparameters; ValueError where one does not exist."""
-        made: Criterion = make("criteria", self.criterion, {**hyperparameters, **self.options})
+        made: Criterion = make("criteria", self.criterion, self._with(hyperparameters, self.options))
         return made
 
     def make_training(self, **hyperparameters: Any) -> Training:
         """The training with this method's options and the given hyperparameters."""
-        made: Training = make("trainings", self.training, {**hyperparameters, **self.training_options})
+        made: Training = make("trainings", self.training, self._with(hyperparameters, self.training_options))
         return made
+
+    def _with(self, asked: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+        for name, value in fixed.items():
+            if asked.get(name, value) != value:
+                raise ValueError(f"'{self.name}' has {name}={value!r} by name; {name}={asked[name]!r} is another method")
+        return {**asked, **fixed}
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
@@ -147,9 +153,9 @@ def load_entry_points() -> None:
     """Import, once, the modules that installed packages offer under the entry-point group `razorbench.methods`."""
     if ENTRY_POINTS in _loaded:
         return
-    _loaded.add(ENTRY_POINTS)
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         point.load()
+    _loaded.add(ENTRY_POINTS)
 
 
 def load_plugin(path: str | Path) -> list[str]:
@@ -176,6 +182,7 @@ def load_plugin(path: str | Path) -> list[str]:
         raise ValueError(f"plug-in {path} cannot be imported: {type(error).__name__}: {error}") from error
     added = [name for kind, table in _registered.items() for name in table if name not in before[0][kind]]
     if not added and len(_methods) == len(before[1]):
+        del sys.modules[module]
         raise ValueError(f"plug-in {path} registers nothing: use @methods.register('name') on a Criterion, Training or Granularity")
     return added + [name for name in _methods if name not in before[1] and name not in added]
 

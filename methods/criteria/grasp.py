@@ -38,9 +38,9 @@ class Grasp(Criterion):
         # Fused attention kernels have no second derivative.
         with sdpa_kernel(SDPBackend.MATH):
             loss = problem.loss(problem.model(x) / self.temperature, y)
-            g = torch.autograd.grad(loss, weights, create_graph=True)
+            g = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
             flow = torch.stack([(a.detach() * a).sum() for a in g]).sum()
-            hg = torch.autograd.grad(flow, weights)
+            hg = torch.autograd.grad(flow, weights, materialize_grads=True)
         return Scores({n: w.detach() * h for n, w, h in zip(names, weights, hg, strict=True)})
 
     def _balanced(self, problem: Problem) -> tuple[Tensor, Tensor]:

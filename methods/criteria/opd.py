@@ -40,12 +40,13 @@ class Opd(Criterion):
         weights = problem.weights
         posterior = problem.posterior
         prior = posterior.prior if posterior else uniform_prior(problem.model, self.precision)
-        if posterior is not None and posterior.curvature:
-            h = posterior.curvature
-        else:
+        h = dict(posterior.curvature) if posterior else {}
+        missing = [n for n in weights if n not in h]
+        if missing:
             temperature = posterior.temperature if posterior else 1.0
-            fitted = diagonal(problem, self.curvature, samples=self.samples, names=list(weights)).values
-            h = {n: v / temperature for n, v in fitted.items()}
-        zero = torch.zeros((), device=problem.device)
-        values = {n: (h[n] + prior.get(n, zero)) * w.detach().square() for n, w in weights.items()}
+            fitted = diagonal(problem, self.curvature, samples=self.samples, names=missing).values
+            h |= {n: v / temperature for n, v in fitted.items()}
+        # Weights that were frozen in training have no prior of its making.
+        d = {n: prior.get(n, torch.tensor(self.precision, device=problem.device)) for n in weights}
+        values = {n: (h[n] + d[n]) * w.detach().square() for n, w in weights.items()}
         return Scores(rescope(values, self.scope, problem))

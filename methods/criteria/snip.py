@@ -34,7 +34,7 @@ class Snip(Criterion):
         samples = 0
         for x, y in islice(problem.batches, self.n_batches):
             x, y = x.to(problem.device), y.to(problem.device)
-            gradients = torch.autograd.grad(problem.loss(problem.model(x), y), list(weights.values()))
+            gradients = torch.autograd.grad(problem.loss(problem.model(x), y), list(weights.values()), materialize_grads=True)
             for name, g in zip(weights, gradients, strict=True):
                 total[name] += g * len(y)
             samples += len(y)

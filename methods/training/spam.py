@@ -72,7 +72,10 @@ class Spam(Training):
 
     def _fit(self, problem: Problem, state: Posterior, purpose: str) -> Diagonal:
         with evaluating(problem.model):
-            return diagonal(problem, self.curvature, names=list(state.prior), purpose=purpose)
+            fitted = diagonal(problem, self.curvature, names=list(state.prior), purpose=purpose)
+        # A masked weight is no parameter: without curvature it takes no part in any sum below.
+        values = {n: h * problem.mask[n] if n in problem.mask else h for n, h in fitted.values.items()}
+        return replace(fitted, values=values)
 
     @torch.no_grad()
     def _update(self, problem: Problem, state: Posterior, fitted: Diagonal) -> Posterior:
@@ -94,9 +97,9 @@ def closed_form(h: Tensor, theta_squared: Tensor) -> Tensor:
 
     h, θ² >= 0 of one shape. No curvature: 0; no weight: infinite; both for the caller to clamp.
     """
-    s = h * theta_squared
-    d = 2.0 / (theta_squared * (1.0 + torch.sqrt(1.0 + 4.0 / s)))
-    return torch.where(theta_squared > 0, d, torch.inf)
+    h64, t64 = h.double(), theta_squared.double()  # 4/(h θ²) overflows in single precision for the smallest weights
+    d = 2.0 / (t64 * (1.0 + torch.sqrt(1.0 + 4.0 / (h64 * t64))))
+    return torch.where(theta_squared > 0, d, torch.inf).to(h.dtype)
 
 
 def _shared(group: list[str], h: Values, squares: Values, prior: Values, floor: float, cap: float) -> Values:
@@ -105,7 +108,8 @@ def _shared(group: list[str], h: Values, squares: Values, prior: Values, floor: 
     norm = sum(squares[n].sum() for n in group)
     d = prior[group[0]].max()
     for _ in range(FIXED_POINT_STEPS):
-        d = ((curvature / (curvature + d)).sum() / norm).clamp(floor, cap)
+        wanted = (curvature / (curvature + d)).sum() / norm
+        d = wanted.nan_to_num(cap).clamp(floor, cap)  # all zero, and no curvature: nothing asks for a smaller precision
     return dict.fromkeys(group, d)
 
 
