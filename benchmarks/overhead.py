@@ -112,7 +112,12 @@ def main() -> None:
     print(f"{'architecture':<20}{'bare s':>10}{'harness s':>12}{'ratio':>8}   (medians of {options.repeats})")
     for architecture in ("mlp", "lenet5", "vit_micro_patch4"):
         suite = pipeline.narrow(
-            load_suite("digits"), datasets=["digits"], architectures_=[architecture], seeds=[0], sparsities=[0.9, 0.99], epochs=options.epochs
+            load_suite("digits"),
+            datasets=["digits"],
+            architectures_=[architecture],
+            seeds=[0],
+            sparsities=[0.9, 0.99],
+            epochs=options.epochs,
         )
         times = []
         for _ in range(options.repeats + 1):

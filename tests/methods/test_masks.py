@@ -216,7 +216,6 @@ def test_rounds_shrink_the_density_by_an_equal_factor_and_see_the_mask_of_the_on
     assert kept_weights(mask)[0] == 1000 - round(0.9375 * 1000)
 
 
-@pytest.mark.xfail(strict=True, reason="pruning.cut: rounds start at density 1, whatever the mask that is there", raises=ValueError)
 def test_rounds_start_from_the_mask_that_is_there() -> None:
     Rounds.seen.clear()
     problem = Problem(nn.Linear(100, 10), ())

@@ -214,7 +214,6 @@ def test_the_ends_of_a_range_belong_to_it() -> None:
         Plain(power=2.01)
 
 
-@pytest.mark.xfail(strict=True, reason="Method.make_criterion: a method's own option silently overrides the one that was asked for")
 def test_an_option_fixed_by_the_name_cannot_be_asked_to_differ() -> None:
     with pytest.raises(ValueError, match="scope"):
         methods.get("magnitude_layer").make_criterion(scope="erk")
@@ -270,7 +269,6 @@ def test_a_file_that_registers_nothing_is_refused(plugin: Callable[..., Path]) -
         methods.load_plugin(plugin("import methods\n"))
 
 
-@pytest.mark.xfail(strict=True, reason="registry.load_plugin: the module stays in sys.modules, so that a second call returns []")
 def test_a_file_that_registers_nothing_is_refused_again_and_loaded_once_mended(plugin: Callable[..., Path]) -> None:
     file = plugin("import methods\n")
     for _ in range(2):
@@ -329,9 +327,6 @@ def test_entry_points_are_loaded_once_by_whoever_asks_first(monkeypatch: pytest.
     assert asked == ["razorbench.methods"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="registry.load_entry_points: marked as loaded before it is, so that only the first caller hears of it"
-)
 def test_a_broken_entry_point_is_reported_to_every_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     def load() -> None:
         raise ImportError("no such library")
