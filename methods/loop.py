@@ -38,8 +38,8 @@ class Recipe:
         """The optimiser; neither decays weights on its own: the penalty is in the loss."""
         lr *= self.lr_scale * OPTIMIZERS[self.optimizer]
         if self.optimizer == "adam":
-            return torch.optim.Adam(parameters, lr=lr, betas=(self.momentum, 0.999))
-        return torch.optim.SGD(parameters, lr=lr, momentum=self.momentum)
+            return torch.optim.Adam(parameters, lr=lr, betas=(self.momentum, 0.999), fused=True)
+        return torch.optim.SGD(parameters, lr=lr, momentum=self.momentum, fused=True)
 
     def factor(self, progress: float) -> float:
         """The learning rate's factor after a fraction of all steps."""

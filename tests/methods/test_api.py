@@ -374,6 +374,10 @@ def test_opd_scores_frozen_layers_after_spam(batches: Data, mlp: Make) -> None:
     model = mlp()
     model[0].requires_grad_(False)
     posterior = methods.train(model, batches, "spam", epochs=2)
+    learned = methods.scores(model, batches, "opd", posterior=posterior, curvature="ef", precision=30.0)
+    stated = methods.scores(model, batches, "opd", curvature="ef", precision=30.0)
+    assert torch.allclose(learned["0.weight"], stated["0.weight"])  # no prior was learned for it
+    assert not torch.allclose(learned["2.weight"], stated["2.weight"])
     assert kept_weights(methods.prune(model, batches, "opd", sparsity=0.6, posterior=posterior)) == (18, 45)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrizations, parametrize
 from torch.utils.data import DataLoader, TensorDataset
 
 import methods
@@ -340,11 +340,22 @@ class Reparametrised(Map):
         return state
 
 
-def test_a_training_may_reparametrise_the_model(batches: Data, mlp: Make) -> None:
+@configuration
+class WeightNormed(Reparametrised):
+    """Trains direction and length of each unit's weights; only the direction has the weight's shape."""
+
+    def prepare(self, problem: Problem) -> Posterior:
+        for m in [m for m in problem.model.modules() if isinstance(m, nn.Linear)]:
+            parametrizations.weight_norm(m)
+        return Map.prepare(self, problem)
+
+
+@pytest.mark.parametrize("training", [Reparametrised, WeightNormed])
+def test_a_training_may_reparametrise_the_model(batches: Data, mlp: Make, training: type[Training]) -> None:
     model = mlp()
     names = list(model.state_dict())
     mask = methods.prune(model, sparsity=0.6)
-    fit(Problem(model, batches, mask=mask), Reparametrised(), Recipe(epochs=2))
+    fit(Problem(model, batches, mask=mask), training(), Recipe(epochs=2))
     assert sorted(model.state_dict()) == sorted(names)
     assert held(model, mask)
     assert model[0].weight[mask["0.weight"]].all()
