@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.data import Split
 from methods import Mask, prunable
+from methods.pruning import evaluating
 
 BATCH = 500
 ECE_BINS = 15
@@ -78,12 +79,8 @@ class Size:
 def layer_flops(model: nn.Module, input_shape: tuple[int, ...], device: torch.device) -> tuple[int, dict[str, int]]:
     """(all FLOPs, weight name -> FLOPs of its layer) for one input: a multiply and an add count as two."""
     counter = FlopCounterMode(display=False)
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    with torch.no_grad(), counter:
+    with evaluating(model), torch.no_grad(), counter:
         model(torch.zeros(1, *input_shape, device=device))
-    for module, mode in modes:
-        module.training = mode
     # The counter names a module by its path below the root's class name.
     by_module = {path.partition(".")[2]: sum(ops.values()) for path, ops in counter.get_flop_counts().items()}
     layers = {name: int(by_module.get(name.removesuffix(".weight"), 0)) for name in prunable(model)}

@@ -71,10 +71,10 @@ class Local:
         running: dict[Future[Any], Job] = {}
         while waiting or running:
             self._pool = self._pool or self._start(self.workers)
-            while waiting and len(running) < self.workers:
+            while waiting and len(running) <= self.workers:  # one more than can run, so that no worker waits for us
                 job = waiting.popleft()
                 running[self._pool.submit(function, job)] = job
-            tick(list(running.values()))
+            tick(list(running.values())[: self.workers])
             done, _ = wait(running, timeout=TICK, return_when=FIRST_COMPLETED)
             ended = [(running.pop(f), _outcome(f)) for f in done]
             casualties = [job for job, result in ended if result is _BROKEN]

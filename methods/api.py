@@ -26,7 +26,8 @@ def train(
 ) -> Posterior:
     """Train the model in place; returns the posterior to hand to `prune`.
 
-    `batches` decides order and shuffling and is read once an epoch. `mask`: train a pruned network, masked weights stay
+    `batches` decides order and shuffling; it is read once an epoch, and again where a training looks at curvature.
+    `mask`: train a pruned network, masked weights stay
     zero. `posterior`: fine-tune, with the penalty that an earlier training learned. Hyperparameters (`lr`,
     `weight_decay`, ...) are those of the training, by name; `optimizer` is "sgd" (momentum 0.9) or "adam", and the learning
     rate follows a short warm-up and a cosine. Raises ValueError naming an unknown training or hyperparameter.
@@ -73,7 +74,10 @@ def scores(
     target: float = 0.0,
     **hyperparameters: Any,
 ) -> dict[str, Any]:
-    """The scores alone: weight name -> tensor of the weight's shape, larger = keep. The model stays as it is."""
+    """The scores alone: weight name -> tensor of the weight's shape, larger = keep.
+
+    The model stays as it is; weights outside `mask` should be zero in it already.
+    """
     criterion = _criterion(method, hyperparameters)
     problem = _problem(model, batches, criterion, loss, seed, mask, posterior)
     problem.target = target
@@ -83,9 +87,10 @@ def scores(
 def _criterion(method: str, hyperparameters: dict[str, Any]) -> Criterion:
     found = get(method)
     if found.training != "map":
+        base = found.name.partition("@")[0] if "@" in found.name else found.criterion
         raise ValueError(
             f"'{method}' needs a network trained with '{found.training}': call posterior = methods.train(model, batches, "
-            f"training='{found.training}') first, then prune with method='{found.criterion}', posterior=posterior"
+            f"training='{found.training}') first, then prune with method='{base}', posterior=posterior"
         )
     return found.make_criterion(**hyperparameters)
 

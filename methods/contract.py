@@ -223,8 +223,8 @@ def _random_state_untouched(entry: type[Criterion]) -> None:
 
 
 def _global_random() -> dict[str, object]:
-    _, keys, position, *_ = np.random.get_state()
-    numpy_state = np.asarray(keys).tobytes(), position
+    _, keys, *rest = np.random.get_state()
+    numpy_state = np.asarray(keys).tobytes(), *rest
     return {"torch": torch.get_rng_state().numpy().tobytes(), "python": random.getstate(), "numpy": numpy_state}
 
 

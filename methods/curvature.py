@@ -87,7 +87,7 @@ def _places(model: nn.Module) -> dict[str, str]:
     return {
         f"{path}.{key}".lstrip("."): name_of[id(p)]
         for path, module in model.named_modules()
-        for key, p in module.named_parameters(recurse=False)
+        for key, p in module.named_parameters(recurse=False, remove_duplicate=False)
     }
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from methods.interface import Batches, Posterior, Problem, Training, derive
+from methods.pruning import own_modes
 
 # A training's `lr` is that of SGD with momentum; another optimiser's natural scale is a factor of it.
 OPTIMIZERS: dict[str, float] = {"sgd": 1.0, "adam": 0.01}
@@ -72,9 +73,8 @@ def fit(
     if not n_batches:
         raise ValueError("there are no batches to train on")
     steps = n_batches * recipe.epochs
-    modes = [(m, m.training) for m in model.modules()]
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with own_modes(model), torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive(problem.seed, "training"))  # dropout and the like draw from torch's global stream
         state = previous if previous is not None else training.prepare(problem)
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -105,8 +105,6 @@ def fit(
         optimizer.zero_grad(set_to_none=True)
         if previous is None:
             state = training.finish(problem, state)
-    for module, mode in modes:
-        module.training = mode
     return state
 
 

@@ -11,23 +11,32 @@ from methods.interface import Criterion, Granularity, Mask, Problem, Scores, app
 
 
 @contextmanager
+def own_modes(model: nn.Module) -> Iterator[None]:
+    """Every module's train or eval mode as it was, whatever happens inside."""
+    modes = [(m, m.training) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode inside, every module's own mode restored after: scoring must not move batch-norm statistics.
 
     Prunable weights require gradients inside, so that frozen layers can be scored as well.
     """
-    modes = [(m, m.training) for m in model.modules()]
     frozen = [p for p in prunable(model).values() if not p.requires_grad]
-    model.eval()
     for p in frozen:
         p.requires_grad_(True)
     try:
-        yield
+        with own_modes(model):
+            model.eval()
+            yield
     finally:
         for p in frozen:
             p.requires_grad_(False)
-        for module, training in modes:
-            module.training = training
 
 
 def score(problem: Problem, criterion: Criterion) -> Scores:

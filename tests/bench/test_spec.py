@@ -31,8 +31,9 @@ def test_packaged_suites_are_valid_and_named_as_their_file(name: str) -> None:
 
 def test_an_architecture_overrides_its_suite() -> None:
     suite = load_suite("digits")
-    assert suite.protocol("mlp").optimizer == "sgd"
-    assert suite.protocol("vit_micro_patch4").optimizer == "adam"
+    assert suite.protocol("mlp").lr_scale == suite.lr_scale == 1
+    assert suite.protocol("lenet5").lr_scale == 0.5
+    assert suite.protocol("lenet5").batch_size != suite.batch_size
     assert suite.protocol("vit_micro_patch4").batch_size == suite.batch_size
 
 

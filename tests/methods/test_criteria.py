@@ -333,7 +333,6 @@ def vectors(n: int) -> Data:
             lambda: Alias().double(),
             vectors(3),
             id="alias",
-            marks=pytest.mark.xfail(strict=True, reason="curvature._places lists one of the names that a module has for a parameter"),
         ),
     ],
 )
