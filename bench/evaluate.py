@@ -48,10 +48,15 @@ def quality(logits: Tensor, targets: Tensor) -> Quality:
     classes = logits.shape[1]
     logits = logits.double()
     probabilities = logits.softmax(1)
-    top5 = multiclass_accuracy(logits, targets, classes, average="micro", top_k=5, validate_args=False) if classes > 5 else None
+
+    def accuracy(k: int) -> float:
+        """Top-k accuracy as the fraction it is: torchmetrics rounds it to single precision."""
+        value = multiclass_accuracy(logits, targets, classes, average="micro", top_k=k, validate_args=False)
+        return round(float(value) * len(targets)) / len(targets)
+
     return Quality(
-        accuracy=float(multiclass_accuracy(logits, targets, classes, average="micro", validate_args=False)),
-        top5=None if top5 is None else float(top5),
+        accuracy=accuracy(1),
+        top5=accuracy(5) if classes > 5 else None,
         nll=float(F.cross_entropy(logits, targets)),
         brier=float((probabilities - F.one_hot(targets, classes)).square().sum(1).mean()),
         ece=float(multiclass_calibration_error(probabilities, targets, classes, ECE_BINS, norm="l1", validate_args=False)),
