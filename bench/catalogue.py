@@ -24,6 +24,24 @@ def load_plugins(files: Iterable[str]) -> list[str]:
     return added
 
 
+def select_methods(names: str) -> tuple[methods.Method, ...]:
+    """The methods of a comma-separated list, each once; `all` is every registered one that is not costly. UserError for a wrong name."""
+    chosen: dict[str, methods.Method] = {}
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        found = [methods.get(n) for n in methods.names()] if name == "all" else [_get(name)]
+        chosen |= {m.name: m for m in found if not (name == "all" and m.costly)}
+    if not chosen:
+        raise UserError(f"no method named in '{names}'; available: all, {', '.join(methods.names())}")
+    return tuple(chosen.values())
+
+
+def _get(name: str) -> methods.Method:
+    try:
+        return methods.get(name)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
 def entries(what: str, plugins: Iterable[str] = ()) -> Iterator[tuple[str, str]]:
     """(name, what it is) of everything of one kind."""
     load_plugins(plugins)

@@ -107,6 +107,11 @@ def run(
     if executor == "local" and not dry_run:
         executors.preload()
 
+    from bench import catalogue  # before what takes longer to import: a mistyped name is said sooner
+
+    catalogue.load_plugins(plugin or ())
+    catalogue.select_methods(methods)
+
     from bench import report
 
     report.run(

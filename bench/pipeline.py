@@ -60,24 +60,6 @@ class Plan:
         return [*self.ready, *(job for jobs in self.blocked.values() for job in jobs)]
 
 
-def select_methods(names: str) -> tuple[Method, ...]:
-    """The methods of a comma-separated list, each once; `all` is every registered one that is not costly. UserError for a wrong name."""
-    chosen: dict[str, Method] = {}
-    for name in filter(None, (part.strip() for part in names.split(","))):
-        found = [methods.get(n) for n in methods.names()] if name == "all" else [_get(name)]
-        chosen |= {m.name: m for m in found if not (name == "all" and m.costly)}
-    if not chosen:
-        raise UserError(f"no method named in '{names}'; available: all, {', '.join(methods.names())}")
-    return tuple(chosen.values())
-
-
-def _get(name: str) -> Method:
-    try:
-        return methods.get(name)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
 def narrow(suite: Suite, *, datasets: Iterable[str] = (), architectures_: Iterable[str] = (), **changes: Any) -> Suite:
     """The suite with what the command line changes: data sets, architectures, and any other field by name (None = unchanged).
 

@@ -87,7 +87,7 @@ def _request(
     changes: dict[str, Any],
 ) -> Request:  # fmt: skip
     catalogue.load_plugins(place.plugins)
-    chosen = pipeline.select_methods(methods)
+    chosen = catalogue.select_methods(methods)
     pipeline.check_granularity(granularity)
     narrowed = pipeline.narrow(suite, datasets=datasets, architectures_=architectures, **changes)
     return Request(narrowed, chosen, place, granularity, match)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 import methods
-from bench import data, pipeline, trial
+from bench import catalogue, data, pipeline, trial
 from bench.pipeline import Request
 from bench.spec import Protocol, Suite, load_suite
 from bench.store import Store
@@ -44,7 +44,7 @@ class Inline:
 def harness(suite: Suite, folder: Path) -> float:
     """Seconds of the pipeline, from the plan to the last row in the store."""
     start = time.perf_counter()
-    request = Request(suite, pipeline.select_methods(METHODS), Place("cpu", None, folder))
+    request = Request(suite, catalogue.select_methods(METHODS), Place("cpu", None, folder))
     store = Store(f"sqlite:///{folder}/store.db")
     made = pipeline.plan(request, store)
     pipeline.run(made, store, Inline())  # type: ignore[arg-type]
@@ -84,7 +84,7 @@ def bare(suite: Suite, folder: Path) -> float:
     for _ in suite.seeds:
         dense = trial.architectures.create(architecture, shape, 10)
         train(dense, split, protocol, suite.epochs)
-        chosen = pipeline.select_methods(METHODS)
+        chosen = catalogue.select_methods(METHODS)
         after = [m for m in chosen if m.stage != "init"]
         for method in after:
             methods.score(methods.Problem(dense, batches), method.make_criterion())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import methods
-from bench import data, pipeline, trial
+from bench import catalogue, data, pipeline, trial
 from bench.pipeline import Request
 from bench.spec import Row, Suite, UserError, load_suite
 from bench.store import Store
@@ -36,7 +36,7 @@ def suite(tiny: Path) -> Suite:
 
 
 def request_(suite: Suite, names: str, tmp: Path, **changes: Any) -> Request:
-    return Request(pipeline.narrow(suite, **changes), pipeline.select_methods(names), Place("cpu", None, tmp / "cache"))
+    return Request(pipeline.narrow(suite, **changes), catalogue.select_methods(names), Place("cpu", None, tmp / "cache"))
 
 
 def go(request: Request, store: Store) -> list[Row]:
@@ -212,9 +212,9 @@ def test_costly_methods_must_be_named(clean_registry: None) -> None:
     class Slow(methods.Criterion):
         """Slow."""
 
-    assert "slow_one" not in {m.name for m in pipeline.select_methods("all")}
-    assert {m.name for m in pipeline.select_methods("all")} == set(methods.names()) - {"slow_one"}
-    assert [m.name for m in pipeline.select_methods("slow_one, slow_one,opd@spam")] == ["slow_one", "spam"]
+    assert "slow_one" not in {m.name for m in catalogue.select_methods("all")}
+    assert {m.name for m in catalogue.select_methods("all")} == set(methods.names()) - {"slow_one"}
+    assert [m.name for m in catalogue.select_methods("slow_one, slow_one,opd@spam")] == ["slow_one", "spam"]
 
 
 def test_narrowing_crosses_and_validates(suite: Suite) -> None:
