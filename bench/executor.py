@@ -130,6 +130,22 @@ def _die_with(parent: Any) -> None:
     os._exit(1)
 
 
+class Inline:
+    """Jobs one after the other in this process: for debuggers, benchmarks and tests."""
+
+    workers = 1
+
+    def run(self, function: Callable[[Job], Any], jobs: Iterable[Job], *, follow: Follow, tick: Tick) -> Iterator[tuple[Job, Any]]:
+        """See `Local.run`; what the function raises is raised."""
+        waiting = deque(jobs)
+        while waiting:
+            job = waiting.popleft()
+            tick([job])
+            result = function(job)
+            waiting.extend(follow(job, result))
+            yield job, result
+
+
 class Ray:
     """Tasks on a Ray cluster; the store's folder of networks and the data must be on storage that all its machines share."""
 

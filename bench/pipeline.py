@@ -242,7 +242,9 @@ class Progress:
     failed: int
 
 
-def run(made: Plan, store: Store, pool: "executor.Local | executor.Ray", show: Callable[[Progress], None] = lambda _: None) -> None:
+def run(
+    made: Plan, store: Store, pool: executor.Local | executor.Inline | executor.Ray, show: Callable[[Progress], None] = lambda _: None
+) -> None:
     """Do the jobs of a plan; every finished job's rows are in the store before the next is looked at."""
     jobs = made.jobs
     epochs, done, epochs_done, failed = sum(job.epochs for job in jobs), 0, 0, 0

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 import methods
 from bench import catalogue, data, pipeline, trial
+from bench.executor import Inline
 from bench.pipeline import Request
 from bench.spec import Protocol, Suite, load_suite
 from bench.store import Store
@@ -27,27 +28,13 @@ from bench.trial import Place
 METHODS = "random,magnitude,obd,snip,random_init"
 
 
-class Inline:
-    """The pipeline's executor in this process."""
-
-    workers = 1
-
-    def run(self, function: Any, jobs: Any, *, follow: Any, tick: Any) -> Any:
-        waiting = list(jobs)
-        while waiting:
-            job = waiting.pop(0)
-            result = function(job)
-            waiting += follow(job, result)
-            yield job, result
-
-
 def harness(suite: Suite, folder: Path) -> float:
     """Seconds of the pipeline, from the plan to the last row in the store."""
     start = time.perf_counter()
     request = Request(suite, catalogue.select_methods(METHODS), Place("cpu", None, folder))
     store = Store(f"sqlite:///{folder}/store.db")
     made = pipeline.plan(request, store)
-    pipeline.run(made, store, Inline())  # type: ignore[arg-type]
+    pipeline.run(made, store, Inline())
     rows = pipeline.collect(made, store)
     assert all(row.status in ("ok", "collapsed") for row in rows), [row.error for row in rows if row.error]
     return time.perf_counter() - start

@@ -9,25 +9,11 @@ import torch
 
 import methods
 from bench import catalogue, data, pipeline, trial
+from bench.executor import Inline
 from bench.pipeline import Request
 from bench.spec import Row, Suite, UserError, load_suite
 from bench.store import Store
 from bench.trial import Place
-
-
-class Inline:
-    """An executor in this process."""
-
-    workers = 1
-
-    def run(self, function: Any, jobs: Any, *, follow: Any, tick: Any) -> Any:
-        waiting = list(jobs)
-        while waiting:
-            job = waiting.pop(0)
-            tick([job])
-            result = function(job)
-            waiting += follow(job, result)
-            yield job, result
 
 
 @pytest.fixture
@@ -41,7 +27,7 @@ def request_(suite: Suite, names: str, tmp: Path, **changes: Any) -> Request:
 
 def go(request: Request, store: Store) -> list[Row]:
     made = pipeline.plan(request, store)
-    pipeline.run(made, store, Inline())  # type: ignore[arg-type]
+    pipeline.run(made, store, Inline())
     return pipeline.collect(made, store)
 
 
