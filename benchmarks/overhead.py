@@ -44,7 +44,7 @@ def train(model: torch.nn.Module, split: data.Split, protocol: Protocol, epochs:
     """A plain training loop of the protocol's length, batch size and optimiser."""
     make = torch.optim.Adam if protocol.optimizer == "adam" else torch.optim.SGD
     momentum = {} if protocol.optimizer == "adam" else {"momentum": 0.9}
-    optimizer = make(model.parameters(), lr=1e-3, weight_decay=1e-3, **momentum)
+    optimizer = make(model.parameters(), lr=1e-3, weight_decay=1e-3, fused=True, **momentum)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs * -(-len(split) // protocol.batch_size)))
     masked = [(p, mask[n]) for n, p in model.named_parameters() if mask is not None and n in mask]
     for _ in range(epochs):
@@ -59,6 +59,13 @@ def train(model: torch.nn.Module, split: data.Split, protocol: Protocol, epochs:
                     p.mul_(m)
 
 
+def network(architecture: str, shape: tuple[int, ...]) -> torch.nn.Module:
+    """An initial network in the memory layout the harness gives it."""
+    model = trial.architectures.create(architecture, shape, 10)
+    convolutional = sum(isinstance(m, torch.nn.Conv2d) for m in model.modules()) > 1
+    return model.to(memory_format=torch.channels_last) if convolutional else model
+
+
 def bare(suite: Suite, folder: Path) -> float:
     """Seconds of the same trainings and scorings without the harness."""
     (block,) = suite.blocks
@@ -69,7 +76,7 @@ def bare(suite: Suite, folder: Path) -> float:
     shape = tuple(split.inputs.shape[1:])
     start = time.perf_counter()
     for _ in suite.seeds:
-        dense = trial.architectures.create(architecture, shape, 10)
+        dense = network(architecture, shape)
         train(dense, split, protocol, suite.epochs)
         chosen = catalogue.select_methods(METHODS)
         after = [m for m in chosen if m.stage != "init"]
@@ -82,7 +89,7 @@ def bare(suite: Suite, folder: Path) -> float:
                     train(dense, split, protocol, length, methods.full_mask(dense))
         for method in (m for m in chosen if m.stage == "init"):
             for _ in suite.sparsities:
-                model = trial.architectures.create(architecture, shape, 10)
+                model = network(architecture, shape)
                 methods.score(methods.Problem(model, batches), method.make_criterion())
                 for length in (suite.epochs, *suite.finetune_epochs):
                     train(model, split, protocol, length, methods.full_mask(model))
