@@ -15,16 +15,16 @@ class _HalfWeightedSquares(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor) -> Tensor:
         half = len(tensors) // 2
-        products = [c * p for p, c in zip(tensors[:half], tensors[half:], strict=True)]
+        weights, coefficients = list(tensors[:half]), list(tensors[half:])
+        products = torch._foreach_mul(weights, coefficients)  # torch's foreach functions: one call for all tensors
         ctx.save_for_backward(*products)
-        total = torch.stack([torch.dot(q.flatten(), p.flatten()) for q, p in zip(products, tensors[:half], strict=True)])
-        return 0.5 * total.sum()
+        return 0.5 * torch.stack([square.sum() for square in torch._foreach_mul(products, weights)]).sum()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (g,) = grad_outputs
         products = ctx.saved_tensors
-        return (*(g * q for q in products), *(None for _ in products))
+        return (*torch._foreach_mul(products, g), *(None for _ in products))
 
 
 def gaussian_penalty(parameters: Mapping[str, nn.Parameter], posterior: Posterior) -> Tensor:
