@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from methods.interface import Posterior
 
@@ -21,6 +22,7 @@ class _HalfWeightedSquares(torch.autograd.Function):
         return 0.5 * torch.stack([square.sum() for square in torch._foreach_mul(products, weights)]).sum()
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]  # products were taken without a graph: refuse a second derivative
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (g,) = grad_outputs
         products = ctx.saved_tensors

@@ -79,7 +79,7 @@ class Spam(Training):
 
     @torch.no_grad()
     def _update(self, problem: Problem, state: Posterior, fitted: Diagonal) -> Posterior:
-        floor, cap = (rate * problem.samples / self.temperature for rate in (self.weight_decay, max(self.weight_decay, 1.0 / self.lr)))
+        floor, cap = (rate * problem.samples / self.temperature for rate in (self.weight_decay, 1.0 / self.lr))
         h = {n: v / state.temperature for n, v in fitted.values.items()}
         parameters = dict(problem.model.named_parameters())
         squares = {n: parameters[n].detach().square() for n in h}
