@@ -90,9 +90,13 @@ class Local:
             yield from ended
 
     def _alone(self, function: Callable[[Job], Any], job: Job) -> Any:
-        with self._start(1) as pool:
-            result = _outcome(pool.submit(function, job))
-        return Lost("the worker process died twice on this job (killed, or out of memory)") if result is _BROKEN else result
+        # Twice: in the shared pool it may have been hit by another's death before it began.
+        for _ in range(2):
+            with self._start(1) as pool:
+                result = _outcome(pool.submit(function, job))
+            if result is not _BROKEN:
+                return result
+        return Lost("the worker process died twice on this job (killed, or out of memory)")
 
     def close(self) -> None:
         """End the workers at once; what they were doing is not recorded and will be done again."""
