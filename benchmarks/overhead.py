@@ -3,7 +3,7 @@
     python benchmarks/overhead.py [--epochs 30] [--repeats 3]
 
 Bare: plain PyTorch loops (permute, index, forward, backward, step, re-mask) for every training that the pipeline does, and the
-criteria's scores. Harness: planning, training with hooks and penalty in the loss, scoring, cutting, checking, measuring on the
+criteria's scores. Harness: planning, training with hooks and prior, scoring, cutting, checking, measuring on the
 test split, storing. One thread, one process; prints the seconds of both and their ratio, for each architecture of suite `digits`.
 """
 

@@ -343,6 +343,8 @@ def _posterior_is_sound(entry: type[Training]) -> None:
 def _penalty_is_sound(entry: type[Training]) -> None:
     problem, posterior = _fitted(entry)
     value = entry().penalty(dict(problem.model.named_parameters()), posterior)
+    if value is None:
+        raise _Skip("adds nothing beside its Gaussian prior")
     _require(value.dim() == 0 and bool(value.isfinite() and value >= 0), "penalty is not a finite, non-negative scalar")
 
 

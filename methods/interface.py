@@ -194,9 +194,13 @@ class Training(Configuration):
         """The state training starts from; may re-parametrise the model."""
         raise NotImplementedError
 
-    def penalty(self, parameters: Mapping[str, nn.Parameter], state: Posterior) -> Tensor:
-        """What is added to the mean loss of each batch: a scalar tensor. `parameters`: name -> trainable parameter."""
-        raise NotImplementedError
+    def penalty(self, parameters: Mapping[str, nn.Parameter], state: Posterior) -> Tensor | None:
+        """What is added to the mean loss of each batch beside the Gaussian prior: a scalar tensor. None: nothing.
+
+        The prior of the state, ½ Σ_k d_k θ_k² · T / N, is minimised with the loss in any case: the loop adds its gradient.
+        `parameters`: name -> trainable parameter.
+        """
+        return None
 
     def after_epoch(self, problem: Problem, state: Posterior, epoch: int, epochs: int) -> Posterior:
         """The state for the next epoch, after epoch `epoch` (from 1) of `epochs`. Not called while fine-tuning."""

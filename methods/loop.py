@@ -85,10 +85,15 @@ def fit(
         step = 0
         for epoch in range(1, recipe.epochs + 1):
             model.train()
+            decayed = [(p, state.decay[n]) for n, p in named.items() if n in state.decay]
             for x, y in batches:
-                loss = problem.loss(model(x.to(device)), y.to(device)) + training.penalty(named, state)
+                loss = problem.loss(model(x.to(device)), y.to(device))
+                extra = training.penalty(named, state)
+                if extra is not None:
+                    loss = loss + extra
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
+                _decay_gradients(decayed)
                 _mask_gradients(cut)
                 for group, lr in zip(optimizer.param_groups, base, strict=True):
                     group["lr"] = lr * recipe.factor((step + 1) / (steps + 1))
@@ -106,6 +111,15 @@ def fit(
         if previous is None:
             state = training.finish(problem, state)
     return state
+
+
+@torch.no_grad()
+def _decay_gradients(decayed: list[tuple[nn.Parameter, Tensor]]) -> None:
+    """Add the gradient d θ T / N of the Gaussian prior, as if ½ Σ d θ² T / N were in the loss: one call for all parameters."""
+    reached = [(p, c) for p, c in decayed if p.grad is not None]
+    if reached:
+        gradients: list[Tensor] = [p.grad for p, _ in reached]  # type: ignore[misc]
+        torch._foreach_addcmul_(gradients, [p for p, _ in reached], [c for _, c in reached])
 
 
 def _mask_gradients(cut: list[tuple[nn.Parameter, Tensor]]) -> None:

@@ -1,12 +1,9 @@
 """Ordinary training: the maximum a posteriori under one fixed Gaussian prior, which is an L2 penalty."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
-
 from methods.interface import Posterior, Problem, Training
-from methods.prior import gaussian_penalty, uniform_prior
+from methods.prior import uniform_prior
 from methods.registry import register
 from methods.space import Float
 
@@ -25,7 +22,3 @@ class Map(Training):
     def prepare(self, problem: Problem) -> Posterior:
         """The prior d = weight_decay · N, N the number of training samples."""
         return Posterior(uniform_prior(problem.model, self.weight_decay * problem.samples), problem.samples)
-
-    def penalty(self, parameters: Mapping[str, nn.Parameter], state: Posterior) -> Tensor:
-        """½ Σ d θ² / N."""
-        return gaussian_penalty(parameters, state)

@@ -1,7 +1,6 @@
 """SpaM: training by the Laplace marginal likelihood, with diagonal curvature."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from methods.curvature import KINDS, Diagonal, diagonal
 from methods.interface import Posterior, Problem, Training, Values
-from methods.prior import gaussian_penalty, uniform_prior
+from methods.prior import uniform_prior
 from methods.pruning import evaluating
 from methods.registry import register
 from methods.space import Choice, Float, Int
@@ -51,10 +50,6 @@ class Spam(Training):
         """The prior d = weight_decay · N / T for every parameter, so that the penalty is that of `map`."""
         start = uniform_prior(problem.model, self.weight_decay * problem.samples / self.temperature)
         return Posterior(start, problem.samples, self.temperature)
-
-    def penalty(self, parameters: Mapping[str, nn.Parameter], state: Posterior) -> Tensor:
-        """½ Σ d θ² · T / N."""
-        return gaussian_penalty(parameters, state)
 
     def after_epoch(self, problem: Problem, state: Posterior, epoch: int, epochs: int) -> Posterior:
         """New precisions, every `frequency` epochs once the burn-in is over."""

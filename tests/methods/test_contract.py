@@ -498,7 +498,7 @@ class NegativePenalty(Map):
     """Rewards large weights."""
 
     def penalty(self, parameters: Any, state: Posterior) -> torch.Tensor:
-        return -super().penalty(parameters, state)
+        return -sum(p.square().sum() for p in parameters.values())
 
 
 @configuration
@@ -506,7 +506,7 @@ class PenaltyVector(Map):
     """A penalty that is no scalar."""
 
     def penalty(self, parameters: Any, state: Posterior) -> torch.Tensor:
-        return super().penalty(parameters, state).view(1)
+        return next(iter(parameters.values())).sum().view(1)
 
 
 WRONG_TRAININGS = [

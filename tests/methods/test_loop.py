@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import methods
 from methods import Posterior, Problem, Recipe, Training, fit, held
 from methods.loop import OPTIMIZERS
-from methods.prior import gaussian_penalty
+from methods.space import Choice
 from methods.training.map import Map
 
 Data = list[tuple[Tensor, Tensor]]
@@ -159,32 +159,38 @@ def posterior_of(model: nn.Module, seed: int = 0) -> Posterior:
     return Posterior(prior, samples=40, temperature=0.3)
 
 
-def plain(parameters: dict[str, Tensor], posterior: Posterior) -> Tensor:
+def plain(parameters: Mapping[str, Tensor], posterior: Posterior) -> Tensor:
     return sum(0.5 * (posterior.prior[n] * p**2).sum() for n, p in parameters.items()) * posterior.temperature / posterior.samples
 
 
-def test_the_gaussian_penalty_is_the_plain_formula_with_its_gradient(mlp: Make) -> None:
-    model = mlp().double()
-    posterior = posterior_of(model)
-    parameters = dict(model.named_parameters())
-    ours, formula = gaussian_penalty(parameters, posterior), plain(parameters, posterior)
-    assert torch.allclose(ours, formula, rtol=1e-12)
-    for a, b in zip(torch.autograd.grad(3 * ours, model.parameters()), torch.autograd.grad(3 * formula, model.parameters()), strict=True):
-        assert torch.allclose(a, b, rtol=1e-12)
+@configuration
+class Prior(Training):
+    """A prior that differs from weight to weight and covers a part of the parameters: by the loop, or as a penalty in the loss."""
 
-    def penalty(*values: Tensor) -> Tensor:
-        return gaussian_penalty(dict(zip(posterior.prior, values, strict=True)), posterior)  # type: ignore[arg-type]
+    written: bool = Choice(False, False, True)
 
-    assert torch.autograd.gradcheck(penalty, tuple(model.parameters()))
+    def prepare(self, problem: Problem) -> Posterior:
+        full = posterior_of(problem.model)
+        return replace(full, prior={} if self.written else {n: d for n, d in full.prior.items() if n != "0.bias"})
+
+    def penalty(self, parameters: Any, state: Posterior) -> Tensor | None:
+        if not self.written:
+            return None
+        full = posterior_of(noisy())
+        return plain({n: p for n, p in parameters.items() if n != "0.bias"}, full)
 
 
-def test_the_gaussian_penalty_covers_the_parameters_of_the_prior_only(mlp: Make) -> None:
-    parameters = dict(mlp().named_parameters())
-    full = posterior_of(mlp())
-    part = replace(full, prior={n: d for n, d in full.prior.items() if n != "0.bias"})
-    given = {n: parameters[n] for n in ("0.weight", "0.bias", "2.bias")}
-    assert torch.allclose(gaussian_penalty(given, part), plain({n: parameters[n] for n in ("0.weight", "2.bias")}, part))
-    assert gaussian_penalty(parameters, replace(full, prior={})) == 0
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_prior_of_the_state_is_the_plain_penalty_in_the_loss(batches: Data, optimizer: str) -> None:
+    networks = []
+    for written in (False, True):
+        problem = Problem(noisy(), batches)
+        fit(problem, Prior(written=written, lr=0.01), Recipe(epochs=3, optimizer=optimizer))
+        networks.append(dict(problem.model.named_parameters()))
+    start = dict(noisy().named_parameters())
+    for n, p in networks[0].items():
+        assert torch.allclose(p, networks[1][n], rtol=1e-4, atol=1e-6)
+        assert n == "0.bias" or not torch.equal(p, start[n])
 
 
 @pytest.mark.parametrize("training", methods.names("trainings"))

@@ -250,7 +250,7 @@ def test_temperature_enters_once(batches: Data, mlp: Make) -> None:
     state = training.after_epoch(problem, state, 1, 10)
     x, y = (torch.cat(part) for part in zip(*problem.batches, strict=True))
     parameters = dict(problem.model.named_parameters())
-    ours = problem.loss(problem.model(x), y) + training.penalty(parameters, state)
+    ours = problem.loss(problem.model(x), y) + sum(0.5 * (c * parameters[k] ** 2).sum() for k, c in state.decay.items())
     sums = problem.loss(problem.model(x), y) * n
     joint = -sums / t - 0.5 * sum((state.prior[k] * p**2).sum() for k, p in parameters.items())
     for a, b in zip(torch.autograd.grad(ours, parameters.values()), torch.autograd.grad(joint, parameters.values()), strict=True):
@@ -259,12 +259,10 @@ def test_temperature_enters_once(batches: Data, mlp: Make) -> None:
 
 def test_the_first_penalty_is_that_of_map_at_any_temperature(batches: Data, mlp: Make) -> None:
     problem = Problem(mlp(), batches)
-    parameters = dict(problem.model.named_parameters())
-    ordinary = methods.make("trainings", "map", {"weight_decay": 0.02})
-    expected = ordinary.penalty(parameters, ordinary.prepare(problem))
     for t in (1.0, 0.3, 0.05):
-        training = spam(temperature=t, weight_decay=0.02)
-        assert torch.allclose(training.penalty(parameters, training.prepare(problem)), expected)
+        decay = spam(temperature=t, weight_decay=0.02).prepare(problem).decay
+        assert decay.keys() == dict(problem.model.named_parameters()).keys()
+        assert all(torch.allclose(c, torch.tensor(0.02)) for c in decay.values())
 
 
 # --- what the closed form means for the criterion
