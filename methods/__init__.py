@@ -12,7 +12,7 @@
 """
 
 from methods import criteria, granularity, named, training
-from methods.api import prune, scores, train
+from methods.api import prune, scores, train, train_pruned
 from methods.contract import check
 from methods.interface import (
     Batches,
@@ -33,7 +33,7 @@ from methods.interface import (
     prunable,
 )
 from methods.loop import Recipe, fit
-from methods.pruning import cut, held, kept_weights, score, sparsity_of
+from methods.pruning import Pruner, cut, held, kept_weights, score, sparsity_of
 from methods.registry import (
     Method,
     UnknownName,
@@ -48,12 +48,13 @@ from methods.registry import (
     source_hash,
     unknown,
 )
+from methods.schedule import Schedule
 from methods.space import Choice, Float, Int, Range, ranges
 
 __all__ = [
     "Batches", "Choice", "Configuration", "Criterion", "Float", "Granularity", "Int", "Mask", "Method", "Posterior",
-    "Problem", "Range", "Recipe", "Scores", "Stage", "Training", "UnknownName", "Values", "apply_mask", "check", "count_masked", "criteria",
-    "cut", "define", "derive", "fit", "full_mask", "get", "granularity", "held", "kept_weights", "load_plugin", "lookup",
-    "make", "named", "names", "nearest", "prunable", "prune", "ranges", "register", "score", "scores", "source_hash",
-    "sparsity_of", "train", "training", "unknown",
+    "Problem", "Pruner", "Range", "Recipe", "Schedule", "Scores", "Stage", "Training", "UnknownName", "Values", "apply_mask", "check",
+    "count_masked", "criteria", "cut", "define", "derive", "fit", "full_mask", "get", "granularity", "held", "kept_weights",
+    "load_plugin", "lookup", "make", "named", "names", "nearest", "prunable", "prune", "ranges", "register", "score", "scores",
+    "source_hash", "sparsity_of", "train", "train_pruned", "training", "unknown",
 ]  # fmt: skip

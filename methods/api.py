@@ -1,14 +1,17 @@
-"""The three calls for anybody's own code: `train`, `prune`, `scores`."""
+"""The calls for anybody's own code: `train`, `prune`, `train_pruned`, `scores`."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch.nn.functional as F
 from torch import nn
 
-from methods.interface import Batches, Criterion, Loss, Mask, Posterior, Problem, Training
+from methods.interface import Batches, Criterion, Loss, Mask, Posterior, Problem, Stage, Training
 from methods.loop import Recipe, fit
-from methods.pruning import cut, score
-from methods.registry import get, make
+from methods.pruning import Pruner, cut, score
+from methods.registry import get, make, names
+from methods.schedule import Schedule
 
 
 def train(
@@ -62,6 +65,48 @@ def prune(
     return cut(problem, criterion, make("granularities", granularity, {}), sparsity)
 
 
+def train_pruned(
+    model: nn.Module,
+    batches: Batches,
+    method: str = "magnitude_gradual",
+    *,
+    sparsity: float,
+    schedule: Schedule | None = None,
+    epochs: int = 30,
+    optimizer: str = "sgd",
+    granularity: str = "weight",
+    loss: Loss = F.cross_entropy,
+    seed: int = 0,
+    mask: Mask | None = None,
+    posterior: Posterior | None = None,
+    options: Mapping[str, Any] | None = None,
+    **hyperparameters: Any,
+) -> tuple[Mask, Posterior]:
+    """Train the model in place and prune it on the way; returns the final mask and what the training leaves.
+
+        mask, posterior = methods.train_pruned(model, batches, method="spam_online", sparsity=0.9)
+        methods.train(model, batches, training="spam", epochs=5, mask=mask, posterior=posterior)  # fine-tune
+
+    `method`: one that prunes while training, which brings its training and its schedule (`criterion@training` composes). Any
+    other whose criterion may be applied there needs a `schedule`; one given replaces the method's own. Exactly
+    round(sparsity · prunable weights) weights are masked and zero in the end. `mask`: those it masks stay at zero from the
+    start; `posterior`: prune a trained network while it is fine-tuned. `options` are the criterion's hyperparameters; further
+    ones are the training's, as in `train`, and so are the other arguments; `batches` are read for scoring too. Raises
+    ValueError naming what is wrong.
+    """
+    found = get(method)
+    if schedule is not None:
+        found = replace(found, stage=Stage.DURING, schedule=schedule)
+    if found.schedule is None:
+        ready = ", ".join(name for name in names() if get(name).stage is Stage.DURING)
+        raise ValueError(f"'{method}' does not say when to cut while training: give it a schedule, or take one of {ready}")
+    criterion, training = found.make_criterion(**(options or {})), found.make_training(**hyperparameters)
+    problem = _problem(model, batches, criterion, loss, seed, mask, None)
+    pruner = Pruner(criterion, make("granularities", granularity, {}), found.schedule, sparsity)
+    state = fit(problem, training, Recipe(epochs=epochs, optimizer=optimizer), previous=posterior, pruner=pruner)
+    return problem.mask, state
+
+
 def scores(
     model: nn.Module,
     batches: Batches | None = None,
@@ -86,6 +131,11 @@ def scores(
 
 def _criterion(method: str, hyperparameters: dict[str, Any]) -> Criterion:
     found = get(method)
+    if found.stage is Stage.DURING:
+        raise ValueError(
+            f"'{method}' prunes while the network trains: call mask, posterior = methods.train_pruned(model, batches, "
+            f"method='{method}', sparsity=...); its criterion alone is '{found.criterion}'"
+        )
     if found.training != "map":
         base = found.name.partition("@")[0] if "@" in found.name else found.criterion
         raise ValueError(

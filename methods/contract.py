@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from methods.interface import Configuration, Criterion, Granularity, Posterior, Problem, Scores, Stage, Training, count_masked
 from methods.loop import Recipe, fit
-from methods.pruning import cut, evaluating, faults, held, kept_weights, score
+from methods.pruning import Pruner, cut, evaluating, faults, held, kept_weights, score
 from methods.registry import KINDS, get, lookup, names
+from methods.schedule import Schedule
 from methods.space import ranges
 
 SPARSITIES = (0.0, 0.5, 0.9, 0.99)
@@ -263,6 +264,19 @@ def _counts_are_exact(entry: type[Criterion]) -> None:
             _require(kept == total - count_masked(sparsity, total), f"at sparsity {sparsity} kept {kept} of {total} weights")
 
 
+def _counts_are_exact_while_training(entry: type[Criterion]) -> None:
+    if Stage.DURING not in entry.stages:
+        raise _Skip("is not applied while training")
+    for problem in _supported(entry()):
+        for persistent in (True, False):
+            again = replace(problem, model=copy.deepcopy(problem.model))
+            schedule = Schedule(begin=0.0, end=0.8, persistent=persistent)
+            fit(again, lookup("trainings", "map")(), Recipe(epochs=4), pruner=Pruner(entry(), _weight(), schedule, 0.9))  # type: ignore[arg-type]
+            kept, total = kept_weights(again.mask)
+            _require(kept == total - count_masked(0.9, total), f"at sparsity 0.9 kept {kept} of {total} weights")
+            _require(held(again.model, again.mask), "masked weights are not zero after training")
+
+
 def _weight() -> Granularity:
     return lookup("granularities", "weight")()  # type: ignore[return-value]
 
@@ -286,6 +300,7 @@ _CRITERION: dict[str, Callable[[Any], None]] = {
     "same seed, same scores": _same_seed_same_scores,
     "nested true to its word": _nested_is_true,
     "exact counts, also with total ties": _counts_are_exact,
+    "exact counts, cut while training": _counts_are_exact_while_training,
     "data-free true to its word": _data_free_is_true,
 }
 

@@ -1,15 +1,15 @@
-"""The only training loop: masks that hold, a training's hooks, a cosine learning rate."""
+"""The only training loop: masks that hold, a training's hooks, a schedule's cuts, a cosine learning rate."""
 
 import math
 from collections.abc import Callable, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from methods.interface import Batches, Posterior, Problem, Training, derive
-from methods.pruning import own_modes
+from methods.interface import Batches, Mask, Posterior, Problem, Training, derive
+from methods.pruning import Pruner, cut, own_modes
 
 # A training's `lr` is that of SGD with momentum; another optimiser's natural scale is a factor of it.
 OPTIMIZERS: dict[str, float] = {"sgd": 1.0, "adam": 0.01}
@@ -56,6 +56,7 @@ def fit(
     *,
     batches: Batches | None = None,
     previous: Posterior | None = None,
+    pruner: Pruner | None = None,
     on_epoch: Callable[[int], None] | None = None,
 ) -> Posterior:
     """Train the problem's model in place and return what the training leaves.
@@ -65,21 +66,30 @@ def fit(
 
     Weights outside `problem.mask` are zero from the first step to the last, whatever the optimiser remembers. With
     `previous`, the training is continued (fine-tuning): its penalty stays as learned, its updates and `finish` are not run.
-    Raises FloatingPointError where the loss is no longer finite, ValueError where there are no batches.
+
+    With `pruner`, weights are cut after the epochs that its schedule names, once the training's hook has run: scored with the
+    training's present state as the posterior. `problem.mask` is at any time the mask that is held, which the hooks see too:
+    that of the last cut in the end, and before it that of each cut, or under dynamic masks the one there was at first.
+
+    Raises FloatingPointError where the loss is no longer finite, ValueError where there are no batches, or the pruner cannot
+    do its work.
     """
-    model, mask, device = problem.model, problem.mask, problem.device
+    model, device = problem.model, problem.device
     batches = problem.batches if batches is None else batches
     n_batches = len(batches) if isinstance(batches, Sized) else sum(1 for _ in batches)
     if not n_batches:
         raise ValueError("there are no batches to train on")
     steps = n_batches * recipe.epochs
+    cuts = pruner.cuts(problem, recipe.epochs) if pruner is not None else {}
     devices = [device] if device.type == "cuda" else []
     with own_modes(model), torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive(problem.seed, "training"))  # dropout and the like draw from torch's global stream
         state = previous if previous is not None else training.prepare(problem)
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        cut = [(p, m.to(p.dtype)) for n, m in mask.items() if not bool(m.all()) for p in _stored(model, n, m.shape)]
-        _mask_weights(cut)
+        if cuts and not problem.mask.keys() <= problem.weights.keys():
+            raise ValueError(f"training '{training.name}' re-parametrises the weights: they cannot be scored while it runs")
+        masked = _masked(model, problem.mask)
+        _mask_weights(masked)
         optimizer = recipe.make(list(named.values()), training.lr)
         base = [group["lr"] for group in optimizer.param_groups]
         step = 0
@@ -94,17 +104,24 @@ def fit(
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 _decay_gradients(decayed)
-                _mask_gradients(cut)
+                _mask_gradients(masked)
                 for group, lr in zip(optimizer.param_groups, base, strict=True):
                     group["lr"] = lr * recipe.factor((step + 1) / (steps + 1))
                 optimizer.step()
                 step += 1
-            _mask_weights(cut)
+            _mask_weights(masked)
             if not math.isfinite(float(loss.detach())):
                 raise FloatingPointError(f"the training loss is {float(loss.detach())} after epoch {epoch} of {recipe.epochs}")
-            if previous is None:
-                with torch.random.fork_rng(devices=devices):  # what a hook draws is not missing from the next epoch's dropout
+            with torch.random.fork_rng(devices=devices):  # what is drawn here is not missing from the next epoch's dropout
+                if previous is None:
                     state = training.after_epoch(problem, state, epoch, recipe.epochs)
+                if pruner is not None and epoch in cuts:
+                    # Curvature from before fine-tuning belongs to weights that have moved since.
+                    posterior = state if previous is None else replace(state, curvature={})
+                    mask = cut(replace(problem, posterior=posterior), pruner.criterion, pruner.granularity, cuts[epoch])
+                    if pruner.schedule.persistent or epoch == max(cuts):
+                        problem.mask, masked = mask, _masked(model, mask)
+                        _mask_memory(optimizer, masked)
             if on_epoch is not None:
                 on_epoch(epoch)
         optimizer.zero_grad(set_to_none=True)
@@ -122,17 +139,30 @@ def _decay_gradients(decayed: list[tuple[nn.Parameter, Tensor]]) -> None:
         torch._foreach_addcmul_(gradients, [p for p, _ in reached], [c for _, c in reached])
 
 
-def _mask_gradients(cut: list[tuple[nn.Parameter, Tensor]]) -> None:
+def _masked(model: nn.Module, mask: Mask) -> list[tuple[nn.Parameter, Tensor]]:
+    """The parameters behind weights that are masked in part, each with its mask as factors."""
+    return [(p, m.to(p.dtype)) for n, m in mask.items() if not bool(m.all()) for p in _stored(model, n, m.shape)]
+
+
+def _mask_gradients(masked: list[tuple[nn.Parameter, Tensor]]) -> None:
     """A masked weight starts at zero and has no gradient, nor momentum or second moment from one: it stays at zero."""
-    for p, m in cut:
+    for p, m in masked:
         if p.grad is not None:
             p.grad.mul_(m)
 
 
 @torch.no_grad()
-def _mask_weights(cut: list[tuple[nn.Parameter, Tensor]]) -> None:
-    for p, m in cut:
+def _mask_weights(masked: list[tuple[nn.Parameter, Tensor]]) -> None:
+    for p, m in masked:
         p.mul_(m)
+
+
+def _mask_memory(optimizer: torch.optim.Optimizer, masked: list[tuple[nn.Parameter, Tensor]]) -> None:
+    """No momentum and no second moment of weights that have just been cut: either would move them at the next step."""
+    for p, m in masked:
+        for value in optimizer.state.get(p, {}).values():
+            if isinstance(value, Tensor) and value.shape == p.shape:
+                value.mul_(m)
 
 
 def _stored(model: nn.Module, name: str, shape: torch.Size) -> list[nn.Parameter]:

@@ -2,11 +2,25 @@
 
 from methods.interface import Stage
 from methods.registry import Method, define
+from methods.schedule import Schedule
+
+# Gradual pruning (Zhu and Gupta 2017, "To prune, or not to prune"): it begins when SpaM's burn-in is over, and ends early
+# enough for the pruned network to train on.
+GRADUAL = Schedule(shape="cubic", start=0.0, begin=1 / 3, end=3 / 4, every=1, persistent=True)
+
+# Online pruning as SpaM's code releases it: a line from sparsity 0.1, with dynamic masks, to the last epoch. Departures: the
+# last cut is at the target exactly, and its mask is final; a cut after every second epoch stands for one in ten of a hundred;
+# the burn-in is our SpaM's, a third of the training; the scores' curvature is fitted at the weights that are cut, where the code
+# takes that of the last update of the prior.
+RELEASED = Schedule(shape="linear", start=0.1, begin=1 / 3, end=1.0, every=2, persistent=False)
 
 for _method in (
     Method("magnitude_layer", "magnitude", options={"scope": "layer"}),
     Method("magnitude_init", "magnitude", stage=Stage.INIT),
     Method("random_init", "random", stage=Stage.INIT),
     Method("spam", "opd", training="spam"),
+    Method("magnitude_gradual", "magnitude", stage=Stage.DURING, schedule=GRADUAL),
+    Method("spam_gradual", "opd", training="spam", stage=Stage.DURING, schedule=GRADUAL),
+    Method("spam_online", "opd", training="spam", stage=Stage.DURING, schedule=RELEASED),
 ):
     define(_method)

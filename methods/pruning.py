@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from methods.interface import Criterion, Granularity, Mask, Problem, Scores, apply_mask, prunable
+from methods.interface import Criterion, Granularity, Mask, Problem, Scores, apply_mask, count_masked, prunable
+from methods.schedule import Schedule
 
 
 @contextmanager
@@ -45,15 +46,19 @@ def score(problem: Problem, criterion: Criterion) -> Scores:
     Raises ValueError where the criterion does not support the network, or returns scores that are not finite, not of the
     weights' names and shapes.
     """
-    reason = criterion.unsupported(problem.model)
-    if reason is not None:
-        raise ValueError(f"'{criterion.name}' does not support this network: {reason}")
+    _check_supported(problem.model, criterion)
     with evaluating(problem.model):
         scores = criterion.score(problem)
     fault = faults(problem, scores)
     if fault:
         raise ValueError(f"'{criterion.name}' {fault}")
     return scores
+
+
+def _check_supported(model: nn.Module, criterion: Criterion) -> None:
+    reason = criterion.unsupported(model)
+    if reason is not None:
+        raise ValueError(f"'{criterion.name}' does not support this network: {reason}")
 
 
 def faults(problem: Problem, scores: Scores) -> str:
@@ -92,6 +97,29 @@ def cut(problem: Problem, criterion: Criterion, granularity: Granularity, sparsi
         apply_mask(present.model, mask)
         present = replace(present, mask=mask)
     return present.mask
+
+
+@dataclass(frozen=True)
+class Pruner:
+    """Online pruning: what `methods.fit` cuts with while it trains, when, and down to which sparsity."""
+
+    criterion: Criterion
+    granularity: Granularity
+    schedule: Schedule
+    sparsity: float
+
+    def cuts(self, problem: Problem, epochs: int) -> dict[int, float]:
+        """Epoch -> sparsity of the cut after it, in order; without those that ask for no more than the present mask.
+
+        Raises ValueError where the schedule cannot be followed, the network is not supported, or the mask goes further than
+        the sparsity already.
+        """
+        targets = self.schedule.targets(epochs, self.sparsity)
+        _check_supported(problem.model, self.criterion)
+        kept, total = kept_weights(problem.mask)
+        if count_masked(self.sparsity, total) < total - kept:
+            raise ValueError(f"sparsity {self.sparsity} is below that of the present mask, {1.0 - kept / total:.4g}")
+        return {epoch: s for epoch, s in targets.items() if count_masked(s, total) > total - kept}
 
 
 def sparsity_of(mask: Mask) -> float:

@@ -7,11 +7,12 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from methods.interface import Configuration, Criterion, Granularity, Stage, Training
+from methods.schedule import Schedule
 from methods.space import ranges
 
 ENTRY_POINTS = "razorbench.methods"
@@ -31,6 +32,8 @@ class Method:
     """A named value on the leaderboard: a criterion with options, a training, and the stage where the criterion is applied.
 
     `options` and `training_options` are fixed by the name and never tuned. `costly` methods must be asked for by name.
+    `schedule` says when to cut: given at stage DURING, and there alone. Raises ValueError where it is missing or too much, or
+    the criterion does not allow the stage.
     """
 
     name: str
@@ -40,6 +43,17 @@ class Method:
     options: Mapping[str, Any] = field(default_factory=dict)
     training_options: Mapping[str, Any] = field(default_factory=dict)
     costly: bool = False
+    schedule: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        if self.stage == Stage.DURING and self.schedule is None:
+            raise ValueError(f"method '{self.name}' prunes while training: it needs a schedule")
+        if self.stage != Stage.DURING and self.schedule is not None:
+            raise ValueError(f"method '{self.name}' has a schedule: that is for stage '{Stage.DURING}', not '{self.stage}'")
+        cls = _registered["criteria"].get(self.criterion)
+        if cls is not None and issubclass(cls, Criterion) and self.stage not in cls.stages:
+            allowed = ", ".join(cls.stages)
+            raise ValueError(f"method '{self.name}': criterion '{self.criterion}' is for stage {allowed}, not '{self.stage}'")
 
     def make_criterion(self, **hyperparameters: Any) -> Criterion:
         """The criterion with this method's options and the given hyperparameters; ValueError where one does not exist."""
@@ -73,8 +87,9 @@ def unknown(kind: str, name: str, options: Iterable[str]) -> UnknownName:
 def register(name: str, *, costly: bool = False) -> Callable[[C], C]:
     """Class decorator that registers a Criterion, a Training or a Granularity under its name.
 
-    A criterion becomes a method of that name under training `map` at its default stage. Names are lower-case words
-    joined by underscores (or n:m). Raises ValueError where the name is taken, TypeError where the class is none of these.
+    A criterion becomes a method of that name under training `map` at its default stage (DURING: by the default `Schedule`).
+    Names are lower-case words joined by underscores (or n:m). Raises ValueError where the name is taken, TypeError where the
+    class is none of these.
     """
 
     def add(cls: C) -> C:
@@ -88,7 +103,8 @@ def register(name: str, *, costly: bool = False) -> Callable[[C], C]:
         cls.name = name
         _registered[kind][name] = cls
         if issubclass(cls, Criterion):
-            define(Method(name, criterion=name, stage=cls.stages[0], costly=costly))
+            stage = cls.stages[0]
+            define(Method(name, name, stage=stage, costly=costly, schedule=Schedule() if stage == Stage.DURING else None))
         return cls
 
     return add
@@ -105,7 +121,7 @@ def define(method: Method) -> None:
 
 
 def _identity(m: Method) -> tuple[Any, ...]:
-    return m.criterion, m.training, m.stage, tuple(sorted(m.options.items())), tuple(sorted(m.training_options.items()))
+    return m.criterion, m.training, m.stage, m.schedule, tuple(sorted(m.options.items())), tuple(sorted(m.training_options.items()))
 
 
 def names(kind: str = "methods") -> list[str]:
@@ -127,7 +143,7 @@ def get(name: str) -> Method:
     base = _methods[left]
     if base.training not in ("map", right):
         raise ValueError(f"'{name}': method '{left}' already trains with '{base.training}'; name its criterion '{base.criterion}'")
-    made = Method(name, base.criterion, right, base.stage, base.options, base.training_options, base.costly)
+    made = replace(base, name=name, training=right)
     return next((m for m in _methods.values() if _identity(m) == _identity(made)), made)
 
 

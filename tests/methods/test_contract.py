@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import methods
-from methods import Criterion, Float, Granularity, Mask, Posterior, Problem, Scores, count_masked, registry
+from methods import Criterion, Float, Granularity, Mask, Posterior, Problem, Scores, Stage, count_masked, registry
 from methods.registry import KINDS
 from methods.training.map import Map
 
@@ -26,6 +26,7 @@ GLOBAL_STATE = "global random state untouched"
 SEEDED = "same seed, same scores"
 NESTED = "nested true to its word"
 COUNTS = "exact counts, also with total ties"
+ONLINE = "exact counts, cut while training"
 DATA_FREE = "data-free true to its word"
 
 LEARNS = "training loss falls"
@@ -326,6 +327,25 @@ class Raises(Honest):
 
 
 @configuration
+class WantsFinishedPosterior(Honest):
+    """Takes curvature for granted, which only a finished training leaves."""
+
+    stages: ClassVar = (Stage.AFTER, Stage.DURING)
+
+    def score(self, problem: Problem) -> Scores:
+        if problem.posterior is None:
+            return super().score(problem)
+        return Scores({n: problem.posterior.precision(n) * w.detach().square() for n, w in problem.weights.items()})
+
+
+@configuration
+class RevivesWhileTraining(Revives):
+    """The same, where it may be applied while training."""
+
+    stages: ClassVar = (Stage.AFTER, Stage.DURING)
+
+
+@configuration
 class SupportsNothing(Honest):
     """Declines every network."""
 
@@ -364,6 +384,8 @@ WRONG_CRITERIA = [
     (NoStage, STAGES, "non-empty tuple of Stage"),
     (WordsForStages, STAGES, "non-empty tuple of Stage"),
     (Revives, COUNTS, "at sparsity 0.5 kept 486 of 486"),
+    (WantsFinishedPosterior, ONLINE, "raised KeyError"),
+    (RevivesWhileTraining, ONLINE, "at sparsity 0.9 kept 486 of 486"),
     (SupportsNothing, SOUND, "supports neither"),
 ]
 
@@ -393,7 +415,8 @@ def test_clauses_that_do_not_apply_are_skipped_with_the_reason() -> None:
         nested: ClassVar = False
 
     skipped = {f.clause: f.skipped for f in methods.check(Honestly) if f.skipped}
-    assert skipped == {NESTED: "declares nested = False", DATA_FREE: "reads training batches"}
+    wanted = {NESTED: "declares nested = False", ONLINE: "is not applied while training", DATA_FREE: "reads training batches"}
+    assert skipped == wanted
     assert broken(Honestly) == {}
 
 

@@ -4,13 +4,13 @@ import hashlib
 import importlib.metadata
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 import methods
-from methods import Criterion, Float, Method, Problem, Scores, Stage, register, registry
+from methods import Criterion, Float, Method, Problem, Schedule, Scores, Stage, register, registry
 from methods.registry import KINDS
 
 configuration = dataclass(frozen=True, kw_only=True)
@@ -98,6 +98,17 @@ def test_the_named_methods() -> None:
     assert [methods.get(n).stage for n in ("magnitude", "random", "obd", "opd")] == [Stage.AFTER] * 4
 
 
+def test_the_named_methods_that_prune_while_training() -> None:
+    gradual, spam, online = (methods.get(n) for n in ("magnitude_gradual", "spam_gradual", "spam_online"))
+    assert gradual.schedule == spam.schedule == Schedule(shape="cubic", start=0.0, begin=1 / 3, end=3 / 4, every=1)
+    assert online.schedule == Schedule(shape="linear", start=0.1, begin=1 / 3, end=1.0, every=2, persistent=False)
+    assert [m.stage for m in (gradual, spam, online)] == [Stage.DURING] * 3
+    assert [(m.criterion, m.training) for m in (gradual, spam, online)] == [("magnitude", "map"), ("opd", "spam"), ("opd", "spam")]
+    # What follows the burn-in of SpaM's prior is what is cut by it.
+    begins = round(methods.make("trainings", "spam", {}).burn_in * 20)
+    assert all(min(m.schedule.targets(20, 0.9)) >= begins for m in (spam, online) if m.schedule)
+
+
 # --- registration
 
 
@@ -107,6 +118,33 @@ def test_a_registered_criterion_is_a_criterion_and_a_method() -> None:
     assert methods.lookup("criteria", "plain") is Plain
     assert methods.get("plain") == Method("plain", "plain", stage=Stage.AFTER, costly=True)
     assert methods.names()[-1] == methods.names("criteria")[-1] == "plain"
+
+
+def test_a_criterion_for_this_stage_only_is_a_method_with_the_default_schedule() -> None:
+    gradual = dataclass(frozen=True, kw_only=True)(type("Gradual", (Plain,), {"__doc__": "Cut on the way.", "stages": (Stage.DURING,)}))
+    register("gradual")(gradual)
+    assert methods.get("gradual") == Method("gradual", "gradual", stage=Stage.DURING, schedule=Schedule())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"stage": Stage.DURING}, "method 'm' prunes while training: it needs a schedule"),
+        ({"schedule": Schedule()}, "method 'm' has a schedule: that is for stage 'during', not 'after'"),
+        ({"stage": Stage.INIT, "schedule": Schedule()}, "not 'init'"),
+        ({"criterion": "opd", "stage": Stage.INIT}, "method 'm': criterion 'opd' is for stage after, during, not 'init'"),
+    ],
+)
+def test_a_method_whose_parts_do_not_fit_is_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Method(**{"name": "m", "criterion": "magnitude", **fields})
+
+
+def test_the_schedule_is_part_of_what_a_method_is() -> None:
+    other = replace(methods.get("magnitude_gradual"), name="mine", schedule=Schedule(every=2))
+    methods.define(other)
+    with pytest.raises(ValueError, match="method 'again' is 'magnitude_gradual' under another name"):
+        methods.define(replace(other, name="again", schedule=Schedule()))
 
 
 def test_duplicates_raise_and_change_nothing() -> None:
@@ -150,6 +188,8 @@ def test_other_compositions_take_all_but_the_training_from_the_left() -> None:
     assert methods.get("magnitude@spam") == Method("magnitude@spam", "magnitude", "spam")
     assert methods.get("magnitude_layer@spam") == Method("magnitude_layer@spam", "magnitude", "spam", options={"scope": "layer"})
     assert methods.get("snip@spam").stage == Stage.INIT
+    gradual = methods.get("magnitude_gradual@spam")
+    assert gradual == replace(methods.get("magnitude_gradual"), name="magnitude_gradual@spam", training="spam")
     assert "magnitude@spam" not in methods.names()
 
 
