@@ -50,6 +50,7 @@ def entries(what: str, plugins: Iterable[str] = ()) -> Iterator[tuple[str, str]]
             m = methods.get(name)
             about = [f"{m.criterion} under {m.training}, {WHEN[m.stage]}"]
             about += [f"{k}={v}" for k, v in {**m.options, **m.training_options}.items()]
+            about += [str(m.schedule)] * (m.schedule is not None)
             yield name, ", ".join(about + ["costly"] * m.costly)
     elif what == "suites":
         for name in suites():
@@ -112,8 +113,8 @@ class {title}(Criterion):
     Reference: Molchanov et al., "Importance estimation for neural network pruning", CVPR 2019, equation 8, for single weights.
     """
 
-    # Where it may be applied, the default first: AFTER training, at INIT.
-    stages: ClassVar = (Stage.AFTER, Stage.INIT)
+    # Where it may be applied, the default first: AFTER training, at INIT, DURING training.
+    stages: ClassVar = (Stage.AFTER, Stage.INIT, Stage.DURING)
     # True: the scores depend on neither mask nor target sparsity, and are computed once for all sparsities.
     nested: ClassVar = True
 

@@ -1,7 +1,7 @@
 """Rows to tables: one ranking per track, never mixed.
 
-A track is what may be compared (protocol, rule 6): one-shot after training, one-shot at initialisation, fine-tuned. Within a
-track the response of a method in a block (data set, architecture) and seed is the area under its accuracy-sparsity curve.
+A track is what may be compared (protocol, rule 6): one-shot after training, while training, at initialisation, and fine-tuned.
+Within a track the response of a method in a block (data set, architecture) and seed is the area under its accuracy-sparsity curve.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,6 +14,7 @@ from bench.spec import COLUMNS as ROW_COLUMNS
 from bench.spec import DENSE, Row
 
 BASELINE = "magnitude"
+ONE_SHOT = {"after": "one-shot after training", "during": "one-shot while training", "init": "one-shot at initialisation"}
 AT = (0.9, 0.95, 0.99)  # sparsities with a column of accuracy
 CALIBRATION_AT = 0.95
 MARGIN = 0.01  # "within one point of dense"
@@ -37,7 +38,7 @@ def track(stage: str, finetune_epochs: int) -> str:
         return ""
     if finetune_epochs:
         return f"fine-tuned {finetune_epochs} epochs"
-    return "one-shot at initialisation" if stage == "init" else "one-shot after training"
+    return ONE_SHOT[stage]
 
 
 def leaderboard(rows: Iterable[Row]) -> pd.DataFrame:
@@ -50,8 +51,8 @@ def leaderboard(rows: Iterable[Row]) -> pd.DataFrame:
     boards = [_board(name, part, table) for name, part in table[table["track"] != ""].groupby("track", sort=False)]
     if not boards:
         return pd.DataFrame(columns=list(COLUMNS))
-    order = {"one-shot after training": 0, "one-shot at initialisation": 1}
-    boards.sort(key=lambda b: (order.get(b["track"].iloc[0], 2), b["track"].iloc[0]))
+    order = {name: place for place, name in enumerate(ONE_SHOT.values())}
+    boards.sort(key=lambda b: (order.get(b["track"].iloc[0], len(order)), b["track"].iloc[0]))
     return pd.concat(boards, ignore_index=True)
 
 

@@ -149,18 +149,20 @@ def _method_jobs(request: Request, cell: dict[str, Any], common: dict[str, Any],
         "network": network, "stage": method.stage, "granularity": request.granularity, "criterion": criterion.name,
         "hyperparameters": criterion.hyperparameters, "sources": [methods.source_hash(cls) for cls in classes],
     }  # fmt: skip
+    if method.schedule is not None:
+        decided["schedule"] = dataclasses.asdict(method.schedule)
     sparsities = request.suite.sparsities
     return [
         Job(
             method=method.name, training=training, criterion=criterion, stage=method.stage, granularity=request.granularity,
-            network=network, place=request.place, **cell,
+            network=network, place=request.place, schedule=method.schedule, **cell,
             points=tuple(
                 Point(s, f, digest({**decided, "sparsity": s, "finetune_epochs": f}))
                 for s in group
                 for f in request.suite.finetune_epochs
             ),
         )
-        for group in ([(s,) for s in sparsities] if method.stage is Stage.INIT else [sparsities])
+        for group in ([sparsities] if method.stage is Stage.AFTER else [(s,) for s in sparsities])
     ]  # fmt: skip
 
 
@@ -174,6 +176,8 @@ def _blank(request: Request, job: Job, point: Point) -> Row:
     hyperparameters = {"training": job.training.hyperparameters}
     if job.criterion is not None:
         hyperparameters["criterion"] = job.criterion.hyperparameters
+    if job.schedule is not None:
+        hyperparameters["schedule"] = dataclasses.asdict(job.schedule)
     return Row(
         suite=request.suite.name, dataset=job.dataset, architecture=job.architecture, granularity=job.granularity,
         match=request.match, method=job.method, criterion=job.criterion.name if job.criterion else "",
@@ -227,7 +231,7 @@ def _subtract(made: Plan, jobs: list[Job], store: Store) -> None:
 
 
 def _prunes_dense(job: Job) -> bool:
-    return job.criterion is not None and job.stage is not Stage.INIT
+    return job.criterion is not None and not job.trains_each
 
 
 @dataclass(frozen=True)

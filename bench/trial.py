@@ -20,7 +20,7 @@ from bench import architectures, data, evaluate
 from bench.progress import Beat
 from bench.spec import Protocol
 from bench.store import Networks
-from methods import Posterior, Problem, Recipe, Stage
+from methods import Posterior, Problem, Pruner, Recipe, Schedule, Stage
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class Point(NamedTuple):
 class Job:
     """One method (or the dense network, where `criterion` is None) on one block and seed, at the points still to do.
 
-    `network`: the key of the dense network, saved by a dense job and loaded by one that prunes after training.
+    `network`: the key of the dense network, saved by a dense job and loaded by one that prunes after training. `schedule`: when
+    to cut, where it prunes while training.
     """
 
     method: str
@@ -68,12 +69,18 @@ class Job:
     network: str
     points: tuple[Point, ...]
     place: Place
+    schedule: Schedule | None = None
 
     @property
     def label(self) -> str:
         """What a person reads while it runs."""
-        at = f" {self.sparsities[0]:g}" if self.stage is Stage.INIT and len(self.sparsities) == 1 else ""
+        at = f" {self.sparsities[0]:g}" if self.trains_each and len(self.sparsities) == 1 else ""
         return f"{self.method}{at} · {self.dataset}/{self.architecture} · seed {self.seed}"
+
+    @property
+    def trains_each(self) -> bool:
+        """Whether it trains a network of its own for every sparsity, in place of pruning the dense one."""
+        return self.stage in (Stage.INIT, Stage.DURING)
 
     @property
     def sparsities(self) -> list[float]:
@@ -86,7 +93,7 @@ class Job:
         fine = sum(p.finetune_epochs for p in self.points)
         if self.criterion is None:
             return self.protocol.epochs + fine
-        return fine + (len(self.sparsities) * self.protocol.epochs if self.stage is Stage.INIT else 0)
+        return fine + (len(self.sparsities) * self.protocol.epochs if self.trains_each else 0)
 
 
 Measurement = dict[str, Any]  # columns of a Row, by name
@@ -121,6 +128,7 @@ class _Bench:
         self.device = torch.device(job.place.device)
         self.dataset = load_data(job.dataset, job.protocol, job.place)
         self.training = methods.make("trainings", job.training.name, job.training.hyperparameters)
+        self.granularity = methods.make("granularities", job.granularity, {})
         self.networks = Networks(job.place.cache / "networks")
         self.beat = Beat(job.place.cache / "progress")
         self.train_seconds = 0.0
@@ -144,6 +152,8 @@ class _Bench:
                     yield point, {"status": "unsupported", "error": reason}
             elif self.job.stage is Stage.INIT:
                 yield from self._cut_then_train(criterion)
+            elif self.job.schedule is not None:
+                yield from self._cut_while_training(criterion, self.job.schedule)
             else:
                 yield from self._train_then_cut(criterion)
 
@@ -154,7 +164,7 @@ class _Bench:
         facts = {"train_seconds": self.train_seconds, "switched_off": off}
         self.networks.save(self.job.network, problem.model.state_dict(), state, facts)
         self.dense_off = off
-        yield from self._finetunes(replace(problem, posterior=state), 0.0, 0.0)
+        yield from self._finetunes(replace(problem, posterior=state), 0.0, None)
 
     def _train_then_cut(self, criterion: methods.Criterion) -> Iterator[tuple[Point, Measurement]]:
         weights, posterior, facts = self.networks.load(self.job.network)
@@ -176,20 +186,30 @@ class _Bench:
             self.train_seconds = 0.0
             yield from self._cut(self.problem(self.initial()), criterion, sparsity, None, 0.0)
 
+    def _cut_while_training(self, criterion: methods.Criterion, schedule: Schedule) -> Iterator[tuple[Point, Measurement]]:
+        for sparsity in self.job.sparsities:
+            self.train_seconds = 0.0
+            problem = replace(self.problem(self.initial()), target=sparsity)
+            pruner = Pruner(criterion, self.granularity, schedule, sparsity)
+            state = self.train(problem, self.job.protocol.epochs, pruner=pruner)
+            yield from self._finetunes(replace(problem, posterior=state), sparsity, None)
+
     def _cut(
         self, problem: Problem, criterion: methods.Criterion, sparsity: float, scores: methods.Scores | None, seconds: float
     ) -> Iterator[tuple[Point, Measurement]]:
         start = time.perf_counter()
-        granularity = methods.make("granularities", self.job.granularity, {})
-        mask = methods.cut(problem, criterion, granularity, sparsity, scores)
+        mask = methods.cut(problem, criterion, self.granularity, sparsity, scores)
         seconds += self._since(start)
         cut = replace(problem, mask=mask, target=sparsity)
         if self.job.stage is Stage.INIT:
             cut = replace(cut, posterior=self.train(cut, self.job.protocol.epochs))
         yield from self._finetunes(cut, sparsity, seconds)
 
-    def _finetunes(self, problem: Problem, sparsity: float, score_seconds: float) -> Iterator[tuple[Point, Measurement]]:
-        """The network as it is, and fine-tuned for each of the lengths asked for, each from here."""
+    def _finetunes(self, problem: Problem, sparsity: float, score_seconds: float | None) -> Iterator[tuple[Point, Measurement]]:
+        """The network as it is, and fine-tuned for each of the lengths asked for, each from here.
+
+        `score_seconds`: None where nothing was scored, or scoring is a part of the training's seconds.
+        """
         points = [p for p in self.job.points if p.sparsity == sparsity]
         if not points:
             return
@@ -205,8 +225,7 @@ class _Bench:
                 seconds = self._since(start)
                 self.train_seconds -= seconds  # a branch: the next length does not go through it
                 measured = self.measure(tuned) | {"accuracy_before_finetune": before["accuracy"]}
-            times = {"train_seconds": self.train_seconds + seconds, "score_seconds": score_seconds if self.job.criterion else None}
-            yield point, measured | times
+            yield point, measured | {"train_seconds": self.train_seconds + seconds, "score_seconds": score_seconds}
 
     def problem(self, model: nn.Module, posterior: Posterior | None = None) -> Problem:
         """What the methods see: training data in one fixed order, without augmentation, and nothing else."""
@@ -225,15 +244,15 @@ class _Bench:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model.to(self.device)
 
-    def train(self, problem: Problem, epochs: int, previous: Posterior | None = None) -> Posterior:
-        """Train or, with `previous`, fine-tune; the mask must hold, which is checked."""
+    def train(self, problem: Problem, epochs: int, previous: Posterior | None = None, pruner: Pruner | None = None) -> Posterior:
+        """Train, with `pruner` to a mask, or with `previous` fine-tune; the mask must hold, which is checked when measured."""
         start = time.perf_counter()
         protocol, purpose = self.job.protocol, "fine-tuning" if previous else "training"
         scale = protocol.lr_scale * (protocol.finetune_lr_scale if previous else 1.0)
         recipe = Recipe(epochs=epochs, optimizer=protocol.optimizer, lr_scale=scale)
         seed = methods.derive(self.job.seed, purpose)
         batches = data.Batches(self.dataset.train, protocol.batch_size, seed=seed, shuffle=True, augment=protocol.augment)
-        state = methods.fit(problem, self.training, recipe, batches=batches, previous=previous, on_epoch=self.beat)
+        state = methods.fit(problem, self.training, recipe, batches=batches, previous=previous, pruner=pruner, on_epoch=self.beat)
         self.train_seconds += self._since(start)
         return state
 

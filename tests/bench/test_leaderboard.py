@@ -64,16 +64,19 @@ def test_area_is_the_mean_height_of_the_curve() -> None:
 def test_ranks_follow_the_area_within_a_track() -> None:
     board = leaderboard([
         *dense(), *rows("magnitude", (0.9, 0.8, 0.7, 0.2)), *rows("worse", (0.9, 0.5, 0.4, 0.1)), *rows("better", (0.9, 0.9, 0.8, 0.5)),
-        *rows("early", (0.99,) * 4, stage="init"), *rows("magnitude", (0.95,) * 4, finetune=3),
-            *rows("early", (0.5,) * 4, stage="init", finetune=3),
+        *rows("early", (0.99,) * 4, stage="init"), *rows("gradual", (0.98,) * 4, stage="during"),
+        *rows("magnitude", (0.95,) * 4, finetune=3), *rows("early", (0.5,) * 4, stage="init", finetune=3),
+        *rows("gradual", (0.7,) * 4, stage="during", finetune=3, score_seconds=None),
     ])  # fmt: skip
     assert list(board.columns) == list(COLUMNS)
     ranked = {(t, m): r for t, m, r in zip(board["track"], board["method"], board["rank"], strict=True)}
     assert ranked == {
         ("one-shot after training", "better"): 1, ("one-shot after training", "magnitude"): 2, ("one-shot after training", "worse"): 3,
-        ("one-shot at initialisation", "early"): 1,
-        ("fine-tuned 3 epochs", "magnitude"): 1, ("fine-tuned 3 epochs", "early"): 2,
+        ("one-shot while training", "gradual"): 1, ("one-shot at initialisation", "early"): 1,
+        ("fine-tuned 3 epochs", "magnitude"): 1, ("fine-tuned 3 epochs", "gradual"): 2, ("fine-tuned 3 epochs", "early"): 3,
     }  # fmt: skip
+    tracks = ["one-shot after training", "one-shot while training", "one-shot at initialisation", "fine-tuned 3 epochs"]
+    assert list(dict.fromkeys(board["track"])) == tracks
     line = board[board["method"] == "better"].iloc[0]
     assert line["accuracy_90"] == pytest.approx(0.905)
     assert line["nll_95"] == pytest.approx(0.2)

@@ -1,6 +1,8 @@
 """Plans: what is expanded, what is shared, what is skipped; and the protocol's promises on real jobs in this process."""
 
+import copy
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,58 @@ def test_masks_are_exact_and_dense_accuracy_is_its_own(suite: Suite, tmp_path: P
     assert {r.stage for r in rows} == {"", "init", "after"}
 
 
+def test_methods_while_training_train_a_network_for_every_sparsity(
+    suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the initial network and on the batches that the dense one has, and without waiting for that."""
+    started: dict[int, list[tuple[Any, Any]]] = {}
+    fit = methods.fit
+
+    def watched(problem: Any, training: Any, recipe: Any, *, batches: Any, previous: Any, pruner: Any, on_epoch: Any) -> Any:
+        if previous is None:
+            first = next(iter(data.Batches(batches.split, batches.batch_size, seed=batches.seed, shuffle=True)))[0]
+            started.setdefault(problem.seed, []).append((copy.deepcopy(problem.model.state_dict()), first))
+        return fit(problem, training, recipe, batches=batches, previous=previous, pruner=pruner, on_epoch=on_epoch)
+
+    monkeypatch.setattr(methods, "fit", watched)
+    asked = request_(suite, "magnitude_gradual,spam_online,magnitude_gradual@spam", tmp_path)
+    made = pipeline.plan(asked, store)
+    apart = [job for job in made.jobs if job.criterion]
+    assert not made.blocked
+    assert len(apart) == 3 * len(suite.sparsities) * len(suite.seeds)
+    assert {job.epochs for job in apart} == {suite.epochs + 1}
+    assert "magnitude_gradual 0.5 · breast_cancer/mlp · seed 0" in {job.label for job in apart}
+    rows = go(asked, store)
+    for networks in started.values():
+        assert len(networks) == 2 + 3 * len(suite.sparsities), "two dense ones"
+        for state, first in networks:
+            assert all(torch.equal(v, networks[0][0][n]) for n, v in state.items())
+            assert torch.equal(first, networks[0][1])
+    dense = {(r.training, r.seed, r.finetune_epochs): r for r in rows if not r.criterion}
+    for row in (r for r in rows if r.criterion):
+        assert (row.stage, row.error) == ("during", "")
+        assert row.prunable_weights is not None
+        assert row.kept_weights == row.prunable_weights - round(row.sparsity * row.prunable_weights)
+        assert row.dense_accuracy == dense[row.training, row.seed, row.finetune_epochs].accuracy
+        assert (row.accuracy_before_finetune is not None) == (row.finetune_epochs > 0)
+        assert row.score_seconds is None, "it is a part of the training's seconds"
+        schedule = methods.get(row.method).schedule
+        assert schedule is not None
+        assert methods.Schedule(**json.loads(row.hyperparameters)["schedule"]) == schedule
+    assert pipeline.plan(asked, store).jobs == []
+
+
+def test_the_schedule_decides_the_key(suite: Suite, tmp_path: Path, store: Store) -> None:
+    asked = request_(suite, "magnitude_gradual,magnitude", tmp_path)
+    changed = dataclasses.replace(asked.methods[0], schedule=methods.Schedule(every=2))
+    one, two, plain = (
+        {key for key, row in pipeline.plan(dataclasses.replace(asked, methods=(m,)), store).expected.items() if row.criterion}
+        for m in (asked.methods[0], changed, asked.methods[1])
+    )
+    assert len(one) == len(two) == len(plain) == 8
+    assert len(one | two | plain) == 24
+
+
 def test_seeds_pair_the_methods_and_differ_from_each_other(suite: Suite, tmp_path: Path, store: Store) -> None:
     """Rule 5: what a seed means does not depend on which other methods run."""
     alone = go(request_(suite, "random", tmp_path / "a"), Store(f"sqlite:///{tmp_path}/a.db"))
@@ -122,7 +176,7 @@ def test_test_data_are_read_for_measuring_only(suite: Suite, tmp_path: Path, sto
         return self.held_out
 
     monkeypatch.setattr(data.Dataset, "test", property(sealed))
-    go(request_(suite, "magnitude,snip,obd,spam", tmp_path), store)
+    go(request_(suite, "magnitude,snip,obd,spam,spam_online", tmp_path), store)
     assert set(read) == {"measure"}
 
     def closed(self: data.Dataset) -> data.Split:
@@ -130,7 +184,7 @@ def test_test_data_are_read_for_measuring_only(suite: Suite, tmp_path: Path, sto
 
     monkeypatch.setattr(data.Dataset, "test", property(closed))
     monkeypatch.setattr(trial._Bench, "measure", lambda self, problem: {"status": "ok", "accuracy": 0.5})
-    rows = go(request_(suite, "magnitude,snip,obd,spam", tmp_path / "again"), Store("sqlite://"))
+    rows = go(request_(suite, "magnitude,snip,obd,spam,spam_online", tmp_path / "again"), Store("sqlite://"))
     assert {row.status for row in rows} == {"ok"}
 
 
