@@ -62,17 +62,19 @@ def apply_mask(model: nn.Module, mask: Mask) -> None:
 
 @dataclass(frozen=True)
 class Posterior:
-    """What a training under a Gaussian prior leaves: a diagonal Laplace approximation N(θ*, P⁻¹), P = H + d.
+    """What a training under a Gaussian prior leaves: a Laplace approximation N(θ*, P⁻¹), P = H + diag(d).
 
     `prior`: parameter name -> prior precision d, a scalar tensor or one of the parameter's shape. `curvature`: name ->
     diagonal of H at θ*, summed over the N training samples and divided by the temperature T; empty where it was not
-    computed. `marginal_likelihood`: the log marginal likelihood log q(D | d) in nats at each update of the prior, in order.
+    computed. `factors`: name -> (B, A), H = B ⊗ A of that parameter (see `methods.blocks.Kronecker`), where the curvature was
+    Kronecker-factored. `marginal_likelihood`: log q(D | d) in nats at each update of the prior, in order.
     """
 
     prior: Values
     samples: int
     temperature: float = 1.0
     curvature: Values = field(default_factory=dict)
+    factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     marginal_likelihood: tuple[float, ...] = ()
 
     def precision(self, name: str) -> Tensor:

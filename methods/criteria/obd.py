@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from methods.curvature import KINDS, diagonal
+from methods.curvature import KINDS, curvature
 from methods.interface import Criterion, Problem, Scores, Stage
 from methods.registry import register
 from methods.scope import SCOPES, rescope
@@ -32,6 +32,6 @@ class Obd(Criterion):
     def score(self, problem: Problem) -> Scores:
         """½ h ⊙ w², h averaged over samples."""
         weights = problem.weights
-        h = diagonal(problem, self.curvature, samples=self.samples, names=list(weights)).values
+        h = curvature(problem, self.curvature, samples=self.samples, names=list(weights)).diagonal
         values = {n: 0.5 * (h[n] / problem.samples) * w.detach().square() for n, w in weights.items()}
         return Scores(rescope(values, self.scope, problem))

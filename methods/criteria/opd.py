@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from methods.curvature import KINDS, diagonal
+from methods.curvature import KINDS, curvature
 from methods.interface import Criterion, Problem, Scores, Stage
 from methods.prior import uniform_prior
 from methods.registry import register
@@ -44,7 +44,7 @@ class Opd(Criterion):
         missing = [n for n in weights if n not in h]
         if missing:
             temperature = posterior.temperature if posterior else 1.0
-            fitted = diagonal(problem, self.curvature, samples=self.samples, names=missing).values
+            fitted = curvature(problem, self.curvature, samples=self.samples, names=missing).diagonal
             h |= {n: v / temperature for n, v in fitted.items()}
         # Weights that were frozen in training have no prior of its making.
         d = {n: prior.get(n, torch.tensor(self.precision, device=problem.device)) for n in weights}

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 import methods
 from methods import Posterior, Problem, count_masked
-from methods.curvature import diagonal
+from methods.curvature import curvature
 
 Data = list[tuple[Tensor, Tensor]]
 Make = Callable[..., nn.Sequential]
@@ -338,8 +338,8 @@ def vectors(n: int) -> Data:
 )
 def test_the_empirical_fisher_is_the_sum_over_samples_one_at_a_time(make: Callable[[], nn.Module], data: Data) -> None:
     model = seeded(make).eval()
-    found = diagonal(Problem(model, data), "ef")
-    assert close(found.values, squares(sample_gradients(model, data)))
+    found = curvature(Problem(model, data), "ef")
+    assert close(found.diagonal, squares(sample_gradients(model, data)))
     with torch.no_grad():
         assert found.loss == pytest.approx(sum(float(F.cross_entropy(model(x), y, reduction="sum")) for x, y in data))
 
@@ -349,11 +349,11 @@ def test_the_empirical_fisher_takes_any_loss(mlp: Make) -> None:
     generator = torch.Generator().manual_seed(0)
     data = [(torch.randn(5, 6, generator=generator).double(), torch.randn(5, 3, generator=generator).double())]
     problem = Problem(model, data, loss=F.mse_loss)
-    assert close(diagonal(problem, "ef").values, squares(sample_gradients(model, data, F.mse_loss)))
+    assert close(curvature(problem, "ef").diagonal, squares(sample_gradients(model, data, F.mse_loss)))
     with pytest.raises(ValueError, match="needs the cross-entropy loss"):
-        diagonal(problem, "mc")
+        curvature(problem, "mc")
     with pytest.raises(ValueError, match="curvature 'exact' is not one of ef, mc"):
-        diagonal(problem, "exact")
+        curvature(problem, "exact")
 
 
 def test_obd_is_half_the_mean_squared_gradient_times_the_squared_weight(batches: Data, mlp: Make) -> None:
@@ -379,9 +379,9 @@ def test_curvature_of_fewer_samples_stands_for_all(mlp: Make) -> None:
     generator = torch.Generator().manual_seed(0)
     data = [(torch.randn(50, 6, generator=generator).double(), torch.randint(0, 3, (50,), generator=generator)) for _ in range(8)]
     model = mlp().double()
-    part = diagonal(Problem(model, data), "ef", samples=256)
-    whole = diagonal(Problem(model, data[:6]), "ef")
-    assert close(part.values, {n: h * 400 / 300 for n, h in whole.values.items()})
+    part = curvature(Problem(model, data), "ef", samples=256)
+    whole = curvature(Problem(model, data[:6]), "ef")
+    assert close(part.diagonal, {n: h * 400 / 300 for n, h in whole.diagonal.items()})
     assert part.loss == pytest.approx(whole.loss * 400 / 300)
     assert close(methods.scores(model, data, "obd", curvature="ef", samples=256), methods.scores(model, data[:6], "obd", curvature="ef"))
 
@@ -404,18 +404,18 @@ def gauss_newton(model: nn.Module, data: Data) -> Values:
 def test_monte_carlo_curvature_converges_to_the_exact_gauss_newton_diagonal(batches: Data, mlp: Make) -> None:
     model, data = mlp().double(), double(batches)[:1]
     exact = flat(gauss_newton(model, data))
-    draws = torch.stack([flat(diagonal(Problem(model, data, seed=seed), "mc").values) for seed in range(400)])
+    draws = torch.stack([flat(curvature(Problem(model, data, seed=seed), "mc").diagonal) for seed in range(400)])
     error = draws.std(0) / 400**0.5
     assert ((draws.mean(0) - exact).abs() / error).max() < 4.5  # 53 normal variables: above it once in 3000 tries
     assert (error / exact).max() < 0.1
-    empirical = flat(diagonal(Problem(model, data), "ef").values)
+    empirical = flat(curvature(Problem(model, data), "ef").diagonal)
     assert ((empirical - exact).abs() / error).max() > 20
 
 
 def test_monte_carlo_labels_depend_on_seed_and_purpose_and_not_on_the_true_labels(batches: Data, mlp: Make) -> None:
     model = mlp()
     one, again, other, later = (
-        flat(diagonal(Problem(model, data, seed=seed), "mc", purpose=purpose).values)
+        flat(curvature(Problem(model, data, seed=seed), "mc", purpose=purpose).diagonal)
         for data, seed, purpose in (
             (batches, 0, "a"),
             ([(x, (y + 1) % 3) for x, y in batches], 0, "a"),

@@ -14,8 +14,10 @@ from torch.distributions import MultivariateNormal
 
 import methods
 from methods import Posterior, Problem, Recipe, fit
-from methods.curvature import diagonal
-from methods.training.spam import Spam, closed_form, log_marginal_likelihood
+from methods.blocks import Diagonal
+from methods.curvature import curvature
+from methods.evidence import closed_form, log_marginal_likelihood
+from methods.training.spam import Spam
 
 Data = list[tuple[Tensor, Tensor]]
 Make = Callable[..., nn.Sequential]
@@ -94,7 +96,7 @@ def test_the_marginal_likelihood_is_the_dense_gaussian_integral(mlp: Make) -> No
         + 0.5 * len(theta) * math.log(2 * math.pi)
         - 0.5 * torch.linalg.slogdet(precision).logabsdet
     )
-    assert log_marginal_likelihood(model, prior, h, loss=12.5) == pytest.approx(float(dense), rel=1e-12)
+    assert evidence_of(model, prior, h, 12.5) == pytest.approx(float(dense), rel=1e-12)
 
 
 def test_the_marginal_likelihood_of_a_quadratic_loss_is_its_integral() -> None:
@@ -103,7 +105,7 @@ def test_the_marginal_likelihood_of_a_quadratic_loss_is_its_integral() -> None:
     mode = h * a / (h + d)
     model = nn.Linear(1, 1, bias=False).double()
     nn.init.constant_(model.weight, mode)
-    ours = log_marginal_likelihood(
+    ours = evidence_of(
         model,
         {"weight": torch.tensor(d).double()},
         {"weight": torch.full((1, 1), h).double()},
@@ -120,7 +122,7 @@ def test_the_marginal_likelihood_of_a_quadratic_loss_is_its_integral() -> None:
 def updated(problem: Problem, spam: Spam) -> tuple[Posterior, dict[str, Tensor], dict[str, Tensor]]:
     """The posterior after one update, beside the curvature (divided by T) and squares it was made of."""
     state = spam.after_epoch(problem, spam.prepare(problem), 1, 10)
-    h = {n: v / spam.temperature for n, v in diagonal(problem, "ef").values.items()}
+    h = {n: v / spam.temperature for n, v in curvature(problem, "ef").diagonal.items()}
     return state, h, {n: p.detach().square() for n, p in problem.model.named_parameters()}
 
 
@@ -192,8 +194,8 @@ def test_a_dead_parameter_has_a_finite_precision(batches: Data, prior: str) -> N
 def test_an_update_raises_the_marginal_likelihood_and_reports_it(batches: Data, mlp: Make, prior: str) -> None:
     problem = Problem(mlp().double(), double(batches))
     state, h, _ = updated(problem, spam(prior=prior))
-    before = log_marginal_likelihood(problem.model, spam().prepare(problem).prior, h, total_loss(problem))
-    after = log_marginal_likelihood(problem.model, state.prior, h, total_loss(problem))
+    before = evidence_of(problem.model, spam().prepare(problem).prior, h, total_loss(problem))
+    after = evidence_of(problem.model, state.prior, h, total_loss(problem))
     assert after > before
     assert state.marginal_likelihood == (pytest.approx(after),)
 
@@ -214,7 +216,7 @@ def test_updates_come_after_the_burn_in_at_their_frequency(batches: Data, mlp: M
 def test_the_posterior_holds_the_last_prior_and_the_curvature_at_the_final_weights(batches: Data, mlp: Make, temperature: float) -> None:
     problem = Problem(mlp().double(), double(batches))
     posterior = fit(problem, spam(temperature=temperature), Recipe(epochs=4))
-    h = {n: v / temperature for n, v in diagonal(problem, "ef").values.items()}
+    h = {n: v / temperature for n, v in curvature(problem, "ef").diagonal.items()}
     assert posterior.samples == 64
     assert posterior.curvature.keys() == posterior.prior.keys() == h.keys()
     for n, d in posterior.prior.items():
@@ -265,6 +267,11 @@ def test_the_first_penalty_is_that_of_map_at_any_temperature(batches: Data, mlp:
         assert all(torch.allclose(c, torch.tensor(0.02)) for c in decay.values())
 
 
+def evidence_of(model: nn.Module, prior: dict[str, Tensor], h: dict[str, Tensor], loss: float) -> float:
+    squares = {n: p.detach().square() for n, p in model.named_parameters()}
+    return log_marginal_likelihood({n: Diagonal(v) for n, v in h.items()}, prior, squares, loss)
+
+
 # --- what the closed form means for the criterion
 
 
@@ -272,7 +279,7 @@ def test_opd_at_the_closed_form_ranks_as_obd(batches: Data, mlp: Make) -> None:
     """OPD = (s + √(s² + 4s))/2 with s = hθ², which rises with OBD's s: identical masks wherever nothing is clamped."""
     model = mlp().double()
     data = double(batches)
-    h = diagonal(Problem(model, data), "ef").values
+    h = curvature(Problem(model, data), "ef").diagonal
     prior = {n: closed_form(h[n], p.detach().square()) for n, p in model.named_parameters()}
     posterior = Posterior(prior, 64, curvature=h)
     opd = methods.scores(model, data, "opd", posterior=posterior)
