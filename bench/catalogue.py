@@ -1,6 +1,7 @@
 """What is registered: lists with a line each, the contract over entries, a template to start from."""
 
 import keyword
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def load_plugins(files: Iterable[str]) -> list[str]:
 def select_methods(names: str) -> tuple[methods.Method, ...]:
     """The methods of a comma-separated list, each once; `all` is every registered one that is not costly. UserError for a wrong name."""
     chosen: dict[str, methods.Method] = {}
-    for name in filter(None, (part.strip() for part in names.split(","))):
+    for name in filter(None, (part.strip() for part in re.split(r",(?![^()]*\))", names))):  # commas in brackets divide options
         found = [methods.get(n) for n in methods.names()] if name == "all" else [_get(name)]
         chosen |= {m.name: m for m in found if not (name == "all" and m.costly)}
     if not chosen:

@@ -58,7 +58,12 @@ def _fail(message: str) -> NoReturn:
 @app.command()
 def run(
     suite: Annotated[str, typer.Option(help="A suite by name, or a .toml file.")] = "digits",
-    methods: Annotated[str, typer.Option(help="'all', or names with commas; criterion@training composes.")] = "all",
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="'all', or names with commas; criterion@training and name(option=value) compose.", show_default="the suite's, mostly all"
+        ),
+    ] = None,
     datasets: Annotated[str | None, typer.Option(help="Data sets instead of the suite's, with commas.")] = None,
     architectures: Annotated[str | None, typer.Option(help="Architectures instead of the suite's: ours or any timm name.")] = None,
     sparsities: Annotated[str | None, typer.Option(help="Fractions of weights to remove, in [0, 1), with commas.")] = None,
@@ -110,6 +115,7 @@ def run(
     from bench import catalogue  # before what takes longer to import: a mistyped name is said sooner
 
     catalogue.load_plugins(plugin or ())
+    methods = methods if methods is not None else ",".join(chosen.methods)
     catalogue.select_methods(methods)
 
     from bench import report
@@ -194,7 +200,7 @@ def new(
 @app.command()
 def status(
     suite: Annotated[str, typer.Option(help="A suite by name, or a .toml file.")] = "digits",
-    methods: Annotated[str, typer.Option(help="'all', or names with commas.")] = "all",
+    methods: Annotated[str | None, typer.Option(help="'all', or names with commas.", show_default="the suite's")] = None,
     store: Annotated[str | None, typer.Option(help="Database URL of the results; .bench/store.db by default.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     data_root: Annotated[Path | None, typer.Option(help="Where torchvision's data sets lie.")] = None,
@@ -204,4 +210,6 @@ def status(
     from bench import report
     from bench.spec import load_suite
 
-    report.status(load_suite(suite), methods=methods, store=store, device=device, data_root=data_root, plugins=tuple(plugin or ()))
+    chosen = load_suite(suite)
+    named = methods if methods is not None else ",".join(chosen.methods)
+    report.status(chosen, methods=named, store=store, device=device, data_root=data_root, plugins=tuple(plugin or ()))

@@ -129,7 +129,8 @@ def _network(common: dict[str, Any], training: Configured) -> str:
 def _dense_job(request: Request, cell: dict[str, Any], common: dict[str, Any], method: Method) -> Job:
     training = Configured(method.training, hyperparameters_of(method.make_training()))
     network = _network(common, training)
-    variant = method.name if method.training_options else method.training
+    options = ",".join(f"{k}={v}" for k, v in method.training_options.items())
+    variant = f"{method.training}({options})" if options else method.training
     return Job(
         method=DENSE if variant == "map" else f"{DENSE}@{variant}", training=training, criterion=None, stage=None,
         granularity=request.granularity, network=network, place=request.place, **cell,

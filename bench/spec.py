@@ -64,6 +64,7 @@ class Suite(_Strict):
     blocks: tuple[Block, ...] = Field(min_length=1)
     sparsities: tuple[Sparsity, ...] = Field(min_length=1)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    methods: tuple[str, ...] = ("all",)
     epochs: int = Field(ge=1)
     finetune_epochs: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
     finetune_lr_scale: float = Field(0.1, gt=0, le=1)

@@ -82,6 +82,8 @@ class Networks:
         tensors = {f"model.{n}": t.contiguous().clone() for n, t in state.items()}
         tensors |= {f"prior.{n}": t.contiguous().clone() for n, t in posterior.prior.items()}
         tensors |= {f"curvature.{n}": t.contiguous().clone() for n, t in posterior.curvature.items()}
+        for k, part in enumerate(("outer", "inner")):
+            tensors |= {f"{part}.{n}": factors[k].contiguous().clone() for n, factors in posterior.factors.items()}
         scalars = {
             "samples": posterior.samples,
             "temperature": posterior.temperature,
@@ -103,7 +105,7 @@ class Networks:
 
         from methods import Posterior
 
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "prior": {}, "curvature": {}}
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "prior": {}, "curvature": {}, "outer": {}, "inner": {}}
         with safe_open(self.path(key), framework="pt") as file:
             metadata = file.metadata()
             for name in file.keys():  # noqa: SIM118 (not a mapping)
@@ -111,4 +113,6 @@ class Networks:
                 parts[part][rest] = file.get_tensor(name)
         scalars = json.loads(metadata["posterior"])
         scalars["marginal_likelihood"] = tuple(scalars["marginal_likelihood"])
-        return parts["model"], Posterior(parts["prior"], curvature=parts["curvature"], **scalars), json.loads(metadata["facts"])
+        factors = {n: (b, parts["inner"][n]) for n, b in parts["outer"].items()}
+        posterior = Posterior(parts["prior"], curvature=parts["curvature"], factors=factors, **scalars)
+        return parts["model"], posterior, json.loads(metadata["facts"])

@@ -301,7 +301,8 @@ class _Bench:
 def posterior_to(posterior: Posterior, device: torch.device) -> Posterior:
     """The same posterior with its tensors on a device."""
     prior = {n: v.to(device) for n, v in posterior.prior.items()}
-    return replace(posterior, prior=prior, curvature={n: v.to(device) for n, v in posterior.curvature.items()})
+    factors = {n: (b.to(device), a.to(device)) for n, (b, a) in posterior.factors.items()}
+    return replace(posterior, prior=prior, curvature={n: v.to(device) for n, v in posterior.curvature.items()}, factors=factors)
 
 
 @lru_cache(maxsize=2)

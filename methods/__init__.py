@@ -45,10 +45,10 @@ from methods.registry import (
     names,
     nearest,
     register,
-    source_hash,
     unknown,
 )
 from methods.schedule import Schedule
+from methods.source import source_hash
 from methods.space import Choice, Float, Int, Range, ranges
 
 __all__ = [

@@ -14,13 +14,22 @@ GRADUAL = Schedule(shape="cubic", start=0.0, begin=1 / 3, end=3 / 4, every=1, pe
 # takes that of the last update of the prior.
 RELEASED = Schedule(shape="linear", start=0.1, begin=1 / 3, end=1.0, every=2, persistent=False)
 
+
+def _spam(**options: str) -> Method:
+    """A variant of SpaM, named after what it does not share with `spam`: each trains networks of its own, so it is costly."""
+    name = "_".join(["spam", *("kfac" if o == "kronecker" else o for o in options.values() if o != "parameter")])
+    return Method(name, "opd", training="spam", training_options=options, costly=True)
+
+
 for _method in (
     Method("magnitude_layer", "magnitude", options={"scope": "layer"}),
     Method("magnitude_init", "magnitude", stage=Stage.INIT),
     Method("random_init", "random", stage=Stage.INIT),
     Method("spam", "opd", training="spam"),
-    Method("magnitude_gradual", "magnitude", stage=Stage.DURING, schedule=GRADUAL),
-    Method("spam_gradual", "opd", training="spam", stage=Stage.DURING, schedule=GRADUAL),
-    Method("spam_online", "opd", training="spam", stage=Stage.DURING, schedule=RELEASED),
+    *(_spam(prior=prior) for prior in ("unit", "layer", "scalar")),
+    *(_spam(structure="kronecker", prior=prior) for prior in ("parameter", "unit", "layer", "scalar")),
+    Method("magnitude_gradual", "magnitude", stage=Stage.DURING, schedule=GRADUAL, costly=True),
+    Method("spam_gradual", "opd", training="spam", stage=Stage.DURING, schedule=GRADUAL, costly=True),
+    Method("spam_online", "opd", training="spam", stage=Stage.DURING, schedule=RELEASED, costly=True),
 ):
     define(_method)

@@ -1,10 +1,10 @@
 """Where methods are found by name: registration, composition (`criterion@training`), plug-ins."""
 
+import ast
 import difflib
 import hashlib
 import importlib.metadata
 import importlib.util
-import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -131,20 +131,64 @@ def names(kind: str = "methods") -> list[str]:
 
 
 def get(name: str) -> Method:
-    """The method of that name. `criterion@training` composes, and is normalised to a registered method that equals it."""
+    """The method of that name. `criterion@training` composes, and is normalised to a registered method that equals it.
+
+    Hyperparameters may be fixed in brackets, of the criterion or of the training after `@`: `magnitude@map(weight_decay=0.005)`,
+    `opd(form=eigenbasis)@spam(prior=layer)`; those of a name without `@` may be of either. Raises ValueError naming what is wrong.
+    """
     load_entry_points()
     if name in _methods:
         return _methods[name]
     left, at, right = name.partition("@")
-    if not at or left not in _methods:
+    (left, given), (right, trained) = _bracketed(left), _bracketed(right)
+    if left not in _methods or not (at or given):
         raise unknown("method", left, _methods)
-    if right not in _registered["trainings"]:
-        raise unknown("training", right, _registered["trainings"])
     base = _methods[left]
-    if base.training not in ("map", right):
+    if at and right not in _registered["trainings"]:
+        raise unknown("training", right, _registered["trainings"])
+    if at and base.training not in ("map", right):
         raise ValueError(f"'{name}': method '{left}' already trains with '{base.training}'; name its criterion '{base.criterion}'")
-    made = replace(base, name=name, training=right)
-    return next((m for m in _methods.values() if _identity(m) == _identity(made)), made)
+    made = replace(base, name="", training=right or base.training)
+    if not at:  # a name without a training: what is no hyperparameter of the criterion is one of the training
+        own = ranges(lookup("criteria", base.criterion))
+        trained = {k: v for k, v in given.items() if k not in own}
+        given = {k: v for k, v in given.items() if k in own}
+    options = _new_options("criteria", made.criterion, {**base.options, **given})
+    training_options = _new_options("trainings", made.training, {**base.training_options, **trained})
+    made = replace(made, options=options, training_options=training_options)
+    twin = next((m for m in _methods.values() if _identity(m) == _identity(made)), None)
+    if twin is not None:
+        return twin
+    if made.training == base.training and not trained.keys() & ranges(lookup("criteria", base.criterion)).keys():
+        return replace(made, name=left + _brackets({**given, **trained}))
+    return replace(made, name=f"{left}{_brackets(given)}@{right}{_brackets(trained)}")
+
+
+def _bracketed(text: str) -> tuple[str, dict[str, Any]]:
+    """`name(key=value,...)` -> (name, options); ValueError where that cannot be read."""
+    name, bracket, rest = text.partition("(")
+    if not bracket:
+        return name.strip(), {}
+    options = {}
+    for part in rest.removesuffix(")").split(","):
+        key, equals, value = (p.strip() for p in part.partition("="))
+        if not (rest.endswith(")") and key and equals and value):
+            raise ValueError(f"cannot read '{text}': options are written name(key=value,key=value)")
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value
+    return name.strip(), options
+
+
+def _brackets(options: Mapping[str, Any]) -> str:
+    return f"({','.join(f'{k}={v}' for k, v in options.items())})" if options else ""
+
+
+def _new_options(kind: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that differ from the defaults, checked."""
+    made, plain = make(kind, name, options), make(kind, name, {})
+    return {k: v for k, v in options.items() if getattr(made, k) != getattr(plain, k)}
 
 
 def lookup(kind: str, name: str) -> type[Configuration]:
@@ -212,9 +256,3 @@ def _restore(snapshot: tuple[dict[str, dict[str, type[Configuration]]], dict[str
         _registered[kind] = dict(table)
     _methods.clear()
     _methods.update(snapshot[1])
-
-
-def source_hash(cls: type) -> str:
-    """SHA-256 of the file that defines a class: an edited method is another method to every cache."""
-    file = inspect.getsourcefile(cls)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""

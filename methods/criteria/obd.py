@@ -16,7 +16,7 @@ class Obd(Criterion):
     """s_k = ½ h_k w_k²: the loss a quadratic model with diagonal curvature h predicts for removing w_k alone.
 
     `curvature`: "ef" takes h_k = (1/N) Σ_n (∂ℓ_n/∂w_k)², the diagonal of the empirical Fisher, from per-sample gradients;
-    "mc" the same with labels drawn from the network's own predictions, a one-sample estimate of the Gauss-Newton diagonal.
+    "mc" the same with `draws` labels from the network's own predictions, an estimate of the Gauss-Newton diagonal, "ggn".
     `samples`: how many training samples at most.
 
     Reference: LeCun, Denker, Solla, "Optimal brain damage", NIPS 1989, equation 5. Departures: the paper backpropagates the
@@ -26,12 +26,13 @@ class Obd(Criterion):
     stages: ClassVar = (Stage.AFTER, Stage.INIT, Stage.DURING)
 
     curvature: str = Choice("ef", *KINDS)
+    draws: int = Int(1, 1, 16, log=True)
     samples: int = Int(4096, 256, 65536, log=True)
     scope: str = Choice("global", *SCOPES)
 
     def score(self, problem: Problem) -> Scores:
         """½ h ⊙ w², h averaged over samples."""
         weights = problem.weights
-        h = curvature(problem, self.curvature, samples=self.samples, names=list(weights)).diagonal
+        h = curvature(problem, self.curvature, draws=self.draws, samples=self.samples, names=list(weights)).diagonal
         values = {n: 0.5 * (h[n] / problem.samples) * w.detach().square() for n, w in weights.items()}
         return Scores(rescope(values, self.scope, problem))

@@ -1,18 +1,23 @@
 """SpaM: training by the Laplace marginal likelihood under sparsity-inducing priors."""
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from methods.blocks import Block, Diagonal, Kronecker
 from methods.curvature import KINDS, STRUCTURES, Curvature, curvature
 from methods.evidence import PRIORS, Maximiser, log_marginal_likelihood
-from methods.interface import Posterior, Problem, Training, Values
+from methods.interface import Batches, Posterior, Problem, Training, Values
 from methods.prior import uniform_prior
 from methods.pruning import evaluating
 from methods.registry import register
 from methods.space import Choice, Float, Int
+
+POSITIONS = 16  # of each sample that the inputs' Kronecker factor is averaged over: it is a mean of very many
 
 
 @register("spam")
@@ -26,14 +31,17 @@ class Spam(Training):
     held. `structure`: H diagonal or Kronecker-factored. `prior`: one d for each parameter, for each output and input unit
     (log d_ij = r_i + c_j), each parameter tensor ("layer"), or one in all ("scalar"). How d is found: `methods.evidence`.
 
+    An update reads a `share` of the training data, another one each time, and takes the running average of the curvature in
+    which the past weighs `memory`.
+
     Precisions start at weight_decay · N and never fall below it, so that the update, which is greedy, cannot free a weight
     from all decay; with no update this training IS `map`. They never rise above N / (T · lr), where one step of gradient
     descent brings a weight to zero and a larger d would make it oscillate and diverge. Leaves the posterior: d and, at the
-    final weights, H.
+    final weights and over all the data, H.
 
     Reference: Dhahri et al. 2024 (see `methods.criteria.opd`); Immer et al. 2021, "Scalable marginal likelihood estimation",
     for the online scheme. Departures: fixed points and closed forms stand where the released code takes 100 steps of Adam;
-    the floor and the cap; a unit-wise prior over Kronecker factors is solved exactly where they are small.
+    the share, the memory, the floor and the cap; a unit-wise prior over small Kronecker factors is solved exactly.
     """
 
     weight_decay: float = Float(1e-3, 1e-6, 1e-1, log=True)
@@ -42,6 +50,8 @@ class Spam(Training):
     curvature: str = Choice("mc", *KINDS)
     burn_in: float = Float(1 / 3, 0.0, 1.0)
     frequency: int = Int(5, 1, 20, log=True)
+    share: float = Float(1.0, 0.01, 1.0, log=True)
+    memory: float = Float(0.0, 0.0, 0.95)
     temperature: float = Float(1.0, 0.05, 1.0, log=True)
 
     def prepare(self, problem: Problem) -> Posterior:
@@ -54,22 +64,24 @@ class Spam(Training):
         first = math.floor(self.burn_in * epochs) + 1
         if epoch < first or (epoch - first) % self.frequency:
             return state
-        return self._update(problem, state, self._measure(problem, state, f"epoch {epoch}"))
+        parts = max(1, round(1.0 / self.share))
+        part = replace(problem, batches=_Part(problem.batches, (epoch - first) // self.frequency % parts, parts, problem.samples))
+        measured = self._measure(part, state, f"epoch {epoch}")
+        return self._update(problem, state, self._remember(state, measured))
 
     def finish(self, problem: Problem, state: Posterior) -> Posterior:
         """The posterior at the final weights, with the last precisions."""
         measured = self._measure(problem, state, "finish")
         value = log_marginal_likelihood(measured.blocks, state.prior, _squares(problem, state), measured.loss)
-        blocks = measured.blocks.items()
-        factors = {n: (b.outer, b.inner) for n, b in blocks if isinstance(b, Kronecker)}
-        likelihoods = (*state.marginal_likelihood, value)
-        return replace(state, curvature=measured.diagonal, factors=factors, marginal_likelihood=likelihoods)
+        return replace(_with(state, measured), marginal_likelihood=(*state.marginal_likelihood, value))
 
     def _measure(self, problem: Problem, state: Posterior, purpose: str) -> Curvature:
-        """Loss and curvature over all training data, divided by T."""
+        """Loss and curvature over the training data, divided by T."""
         with evaluating(problem.model):
             names = list(state.prior)
-            found = curvature(problem, self.curvature, structure=self.structure, names=names, purpose=purpose)
+            found = curvature(
+                problem, self.curvature, structure=self.structure, positions=POSITIONS, names=names, purpose=purpose
+            )  # fmt: skip
         # A masked weight is no parameter: without curvature it takes no part in any sum.
         blocks: dict[str, Block] = {
             n: Diagonal(b.h * problem.mask[n]) if isinstance(b, Diagonal) and n in problem.mask else b for n, b in found.blocks.items()
@@ -77,12 +89,43 @@ class Spam(Training):
         t = self.temperature
         return Curvature({n: b.scaled(1.0 / t) for n, b in blocks.items()}, found.loss / t)
 
+    def _remember(self, state: Posterior, measured: Curvature) -> Curvature:
+        """The running average of the curvature."""
+        if not state.curvature or not self.memory:
+            return measured
+        return replace(measured, blocks={n: self._averaged(state, n, b) for n, b in measured.blocks.items()})
+
+    def _averaged(self, state: Posterior, name: str, new: Block) -> Block:
+        def mixed(old: Tensor, fresh: Tensor) -> Tensor:
+            return torch.lerp(fresh, old, self.memory)
+
+        if isinstance(new, Kronecker):
+            outer, inner = state.factors[name]
+            return Kronecker(mixed(outer, new.outer), mixed(inner, new.inner), new.shape)
+        return Diagonal(mixed(state.curvature[name], new.diagonal()))
+
     def _update(self, problem: Problem, state: Posterior, measured: Curvature) -> Posterior:
         floor, cap = (rate * problem.samples / self.temperature for rate in (self.weight_decay, 1.0 / self.lr))
         squares = _squares(problem, state)
         prior = Maximiser(self.prior, (floor, cap), problem.mask)(measured.blocks, squares, state.prior)
         value = log_marginal_likelihood(measured.blocks, prior, squares, measured.loss)
-        return replace(state, prior=prior, marginal_likelihood=(*state.marginal_likelihood, value))
+        return replace(_with(state, measured), prior=prior, marginal_likelihood=(*state.marginal_likelihood, value))
+
+
+class _Part:
+    """Every `step`-th batch from the `first` on, standing for all `samples`."""
+
+    def __init__(self, batches: Batches, first: int, step: int, samples: int) -> None:
+        self.batches, self.first, self.step, self.samples = batches, first, step, samples
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return itertools.islice(iter(self.batches), self.first, None, self.step)
+
+
+def _with(state: Posterior, measured: Curvature) -> Posterior:
+    """The state with this curvature."""
+    factors = {n: (b.outer, b.inner) for n, b in measured.blocks.items() if isinstance(b, Kronecker)}
+    return replace(state, curvature=measured.diagonal, factors=factors)
 
 
 @torch.no_grad()
