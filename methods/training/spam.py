@@ -48,10 +48,10 @@ class Spam(Training):
     prior: str = Choice("parameter", *PRIORS)
     structure: str = Choice("diagonal", *STRUCTURES)
     curvature: str = Choice("mc", *KINDS)
-    burn_in: float = Float(1 / 3, 0.0, 1.0)
-    frequency: int = Int(5, 1, 20, log=True)
-    share: float = Float(1.0, 0.01, 1.0, log=True)
-    memory: float = Float(0.0, 0.0, 0.95)
+    burn_in: float = Float(0.05, 0.0, 1.0)
+    frequency: int = Int(1, 1, 20, log=True)
+    share: float = Float(0.25, 0.01, 1.0, log=True)
+    memory: float = Float(0.5, 0.0, 0.95)
     temperature: float = Float(1.0, 0.05, 1.0, log=True)
 
     def prepare(self, problem: Problem) -> Posterior:

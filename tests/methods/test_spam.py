@@ -127,7 +127,7 @@ def updated(problem: Problem, spam: Spam) -> tuple[Posterior, dict[str, Tensor],
 
 
 def spam(**options: Any) -> Spam:
-    return Spam(**{"burn_in": 0.0, "frequency": 1, "curvature": "ef", **options})
+    return Spam(**{"burn_in": 0.0, "frequency": 1, "share": 1.0, "memory": 0.0, "curvature": "ef", **options})
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.25])
