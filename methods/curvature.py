@@ -7,6 +7,8 @@ the columns of V_n are what is propagated backward:
     "mc"    Monte-Carlo GGN         `draws` columns, ∂ℓ(f(x_n), ỹ)/∂f / √draws with ỹ ~ softmax(f(x_n))
     "ggn"   generalised Gauss-Newton  classes - 1 columns, V Vᵀ = diag(p) - p pᵀ, p = softmax(f(x_n))
 
+For `half_squared_error`, V Vᵀ = 1 instead: "mc" draws standard normal columns, "ggn" takes one for each output.
+
 For cross-entropy the generalised Gauss-Newton matrix equals the Fisher of the model's own predictions (Martens 2020, JMLR
 21:146, section 9), so "mc" is an unbiased estimate of "ggn". "ef" uses the labels instead: it vanishes where the training
 data are fitted, and is no substitute for the GGN after training. The square of a mini-batch's mean gradient is none of these,
@@ -76,13 +78,13 @@ def curvature(
     `problem.batches`) and scale the sum up to N; all where None. `names`: the parameters wanted, all trainable ones where None.
 
     The model should be in eval mode: batch statistics would couple the samples. Raises ValueError for an unknown kind, where
-    "mc" or "ggn" meets a loss other than cross-entropy, and where there are no batches.
+    "mc" or "ggn" meets a loss other than cross-entropy and `half_squared_error`, and where there are no batches.
     """
     for value, known in ((kind, KINDS), (structure, STRUCTURES), (sharing, SHARING)):
         if value not in known:
             raise ValueError(f"curvature '{value}' is not one of {', '.join(known)}")
-    if kind != "ef" and problem.loss is not F.cross_entropy:
-        raise ValueError(f"curvature '{kind}' takes labels from a softmax: it needs the cross-entropy loss")
+    if kind != "ef" and problem.loss not in (F.cross_entropy, half_squared_error):
+        raise ValueError(f"curvature '{kind}' takes labels from the model: it needs the cross-entropy loss, or half_squared_error")
     model = problem.model
     parameters = dict(model.named_parameters())
     wanted = names if names is not None else [n for n, p in parameters.items() if p.requires_grad]
@@ -122,12 +124,26 @@ def curvature(
 # --- what is propagated backward -------------------------------------------------------------------------------------
 
 
+def half_squared_error(f: Tensor, y: Tensor) -> Tensor:
+    """½‖f - y‖², the mean over a batch: -log N(y; f, 1) up to a constant. f, y: (samples, outputs).
+
+    `F.mse_loss` is the mean over the outputs too, which says no likelihood's noise: it is refused where one is needed.
+    """
+    if f.shape != y.shape:
+        raise ValueError(f"outputs {tuple(f.shape)} and targets {tuple(y.shape)} differ in shape")
+    return 0.5 * F.mse_loss(f, y, reduction="sum") / len(y)
+
+
 def _columns(kind: str, problem: Problem, f: Tensor, y: Tensor, draws: int, generator: torch.Generator) -> list[Tensor]:
     """The columns of V, each of the outputs' shape (samples, classes)."""
     if kind == "ef":
         leaf = f.clone().requires_grad_()
         with torch.enable_grad():
             return [torch.autograd.grad(problem.loss(leaf, y) * len(y), leaf)[0]]
+    if problem.loss is half_squared_error:
+        if kind == "mc":
+            return list(torch.randn(draws, *f.shape, generator=generator, dtype=torch.float64).to(f) / draws**0.5)
+        return list(torch.eye(f.shape[1]).to(f).unsqueeze(1).expand(-1, *f.shape))
     p = f.double().softmax(1)
     if kind == "mc":
         labels = sample_labels(p, draws, generator)
@@ -316,7 +332,8 @@ class _KroneckerSum(_Sum):
                 self._add_inputs(use)
             for gradient in use.gradients:
                 g = use.outputs(gradient)
-                self.outer = self.outer + _second_moment(g.sum(2, keepdim=True) if self.reduce else g)
+                g = g.sum(2, keepdim=True) if self.reduce else g
+                self.outer = self.outer + _second_moment(g.reshape(len(g), 1, 1, -1) if self.of_bias else g)
 
     def _add_inputs(self, use: Product) -> None:
         drawn = use.draw(self.positions, self.generator) if self.positions and not self.reduce else None
@@ -357,6 +374,7 @@ def _kronecker_sums(
         first = own[0]
         assert isinstance(first, Product)
         of_bias = name == first.bias
-        if max(first.shape[0] // first.groups, 1 if of_bias else first.shape[1:].numel()) <= MAX_SIDE:
+        sides = first.shape[:1] if of_bias else (first.shape[0] // first.groups, first.shape[1:].numel())
+        if max(sides) <= MAX_SIDE:
             found[name] = _KroneckerSum(first, sharing, of_bias, positions, generator)
     return found
