@@ -255,6 +255,11 @@ class Kronecker:
 
 
 def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, those that rounding made negative at zero, and eigenvectors."""
+    """Eigenvalues and eigenvectors.
+
+    Eigenvalues no larger than what rounding leaves of none, ε √n λ_max, are zero: a factor seldom has full rank, and what is
+    left of its null space would, times the largest eigenvalue of the other factor, outweigh the prior in single precision.
+    """
     values, vectors = torch.linalg.eigh(matrix)
-    return values.clamp_min(0.0), vectors
+    least = torch.finfo(matrix.dtype).eps * matrix.shape[-1] ** 0.5 * values[..., -1:]
+    return torch.where(values > least, values, 0.0), vectors

@@ -230,9 +230,13 @@ class Capture(TorchFunctionMode):
         return out
 
 
-def _linear(c: Capture, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Use | None:
+# Readers take the arguments as torch names them, since a network may pass any of them by keyword.
+
+
+def _linear(c: Capture, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Use | None:
     names = c.name(weight), c.name(bias)
-    return Product(x, c.batch, weight.shape, *names) if any(names) and x.shape[0] % c.batch == 0 else None
+    fits = any(names) and input.dim() > 1 and weight.dim() == 2 and input.shape[0] % c.batch == 0
+    return Product(input, c.batch, weight.shape, *names) if fits else None
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -240,10 +244,11 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _conv2d(
-    c: Capture, x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
-) -> Use | None:
+    c: Capture, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1,
+) -> Use | None:  # fmt: skip
     names = c.name(weight), c.name(bias)
-    if not any(names) or x.dim() != 4 or x.shape[0] != c.batch:
+    if not any(names) or input.dim() != 4 or input.shape[0] != c.batch:
         return None
     kernel, dilation = tuple(weight.shape[2:]), _pair(dilation)
     if isinstance(padding, str):
@@ -252,39 +257,39 @@ def _conv2d(
             return None
         padding = [s // 2 for s in spread] if padding == "same" else 0
     return Product(
-        x, c.batch, weight.shape, *names,
+        input, c.batch, weight.shape, *names,
         kernel=kernel, stride=_pair(stride), padding=_pair(padding), dilation=dilation, groups=groups,
     )  # fmt: skip
 
 
 def _batch_norm(
-    c: Capture, x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None = None, bias: Tensor | None = None,
-    training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+    c: Capture, input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
+    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
 ) -> Use | None:  # fmt: skip
     names = c.name(weight), c.name(bias)
-    if not any(names) or training or mean is None or var is None:
+    if not any(names) or training or running_mean is None or running_var is None:
         return None
-    shape = (1, -1, *[1] * (x.dim() - 2))
-    rate = torch.rsqrt(var + eps).view(shape)
-    return Elementwise(x, c.batch, mean.shape, *names, channels_first=True, normalise=lambda v: (v - mean.view(shape)) * rate)
+    shape = (1, -1, *[1] * (input.dim() - 2))
+    mean, rate = running_mean.view(shape), torch.rsqrt(running_var + eps).view(shape)
+    return Elementwise(input, c.batch, running_mean.shape, *names, channels_first=True, normalise=lambda v: (v - mean) * rate)
 
 
 def _layer_norm(
-    c: Capture, x: Tensor, shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    c: Capture, input: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Use | None:
     names = c.name(weight), c.name(bias)
-    size = torch.Size(shape)
-    return Elementwise(x, c.batch, size, *names, normalise=lambda v: F.layer_norm(v, size, eps=eps)) if any(names) else None
+    size = torch.Size(normalized_shape)
+    return Elementwise(input, c.batch, size, *names, normalise=lambda v: F.layer_norm(v, size, eps=eps)) if any(names) else None
 
 
 def _group_norm(
-    c: Capture, x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    c: Capture, input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Use | None:
     names = c.name(weight), c.name(bias)
     if not any(names):
         return None
-    size = torch.Size([x.shape[1]])
-    return Elementwise(x, c.batch, size, *names, channels_first=True, normalise=lambda v: F.group_norm(v, groups, eps=eps))
+    size = torch.Size([input.shape[1]])
+    return Elementwise(input, c.batch, size, *names, channels_first=True, normalise=lambda v: F.group_norm(v, num_groups, eps=eps))
 
 
 def _operands(c: Capture, a: Any, b: Any) -> tuple[Tensor, Tensor] | None:
@@ -295,13 +300,13 @@ def _operands(c: Capture, a: Any, b: Any) -> tuple[Tensor, Tensor] | None:
     return None
 
 
-def _add(c: Capture, a: Any, b: Any, **options: Any) -> Use | None:
-    found = _operands(c, a, b)
+def _add(c: Capture, input: Any, other: Any, **options: Any) -> Use | None:
+    found = _operands(c, input, other)
     return Elementwise(None, c.batch, found[0].shape, None, c.name(found[0])) if found and not options else None
 
 
-def _mul(c: Capture, a: Any, b: Any, **options: Any) -> Use | None:
-    found = _operands(c, a, b)
+def _mul(c: Capture, input: Any, other: Any, **options: Any) -> Use | None:
+    found = _operands(c, input, other)
     return Elementwise(found[1], c.batch, found[0].shape, c.name(found[0]), None) if found and not options else None
 
 

@@ -19,7 +19,8 @@ first two samples of the data, with autograd, sample by sample; parameters used 
 or where the two differ, are taken through `torch.func.vmap` instead: slower, and right.
 """
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -96,7 +97,7 @@ def curvature(
     with _frozen(model):
         for x, y in _first(problem, samples):
             if captured is None:
-                captured = _trusted(model, x[:2], shapes)
+                captured = _trusted(model, x[:2] if len(x) > 1 else torch.cat([x, x]), shapes)
                 totals = {n: _DiagonalSum(p) for n, p in shapes.items()}
             f, capture = _forward(model, x, {n: shapes[n] for n in captured})
             uses = capture.uses
@@ -104,7 +105,7 @@ def curvature(
             loss += float(problem.loss(outputs, y)) * len(y)
             columns = _columns(kind, problem, outputs, y, draws, generator)
             if seen == 0 and structure == "kronecker":
-                totals |= _kronecker_sums(uses, wanted, sharing, positions, problem.generator(purpose, "positions"))
+                totals |= _kronecker_sums(uses, shapes, sharing, positions, problem.generator(purpose, "positions"))
             for k in range(0, len(columns), TOGETHER):
                 capture.backward(f, columns[k : k + TOGETHER], keep=k + TOGETHER < len(columns))
                 for name, own in _by_name(uses).items():
@@ -180,17 +181,17 @@ def sample_labels(p: Tensor, draws: int, generator: torch.Generator) -> Tensor:
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     """No parameter requires a gradient inside, and attention takes the path that has one for its inputs."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    flags = [(p, p.requires_grad) for p in model.parameters()]
     fast = torch.backends.mha.get_fastpath_enabled()
-    for p in trainable:
+    for p, _ in flags:
         p.requires_grad_(False)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for p in trainable:
-            p.requires_grad_(True)
+        for p, flag in flags:
+            p.requires_grad_(flag)
 
 
 def _forward(model: nn.Module, x: Tensor, wanted: Values) -> tuple[Tensor, Capture]:
@@ -209,7 +210,11 @@ def _by_name(uses: list[Use]) -> dict[str, list[Use]]:
 
 
 def _trusted(model: nn.Module, x: Tensor, wanted: Values) -> list[str]:
-    """The parameters whose captured per-sample gradients agree with autograd's on these samples, for one random cotangent."""
+    """The parameters whose captured per-sample gradients agree with autograd's on these samples, for one random cotangent.
+
+    Those of two samples at least, so that samples which do not lie along the first dimension show. Where both are zero, a
+    parameter counts as captured if a gradient was, or if the outputs do not depend on it: another sample may well reach it.
+    """
     generator = torch.Generator().manual_seed(0)
     f, capture = _forward(model, x, wanted)
     v = torch.randn(f.shape, generator=generator).to(f)
@@ -218,8 +223,10 @@ def _trusted(model: nn.Module, x: Tensor, wanted: Values) -> list[str]:
     except (RuntimeError, NotImplementedError):  # a kernel without a backward pass, chosen because no weight requires a gradient
         return []
     ours: Values = {n: torch.zeros_like(p) for n, p in wanted.items()}
-    for name, own in _by_name(capture.uses).items():
+    found = _by_name(capture.uses)
+    for name, own in found.items():
         ours[name] = _squares(name, own)
+    used = set(found)
     reference = {n: torch.zeros_like(p) for n, p in wanted.items()}
     for p in wanted.values():
         p.requires_grad_(True)
@@ -228,19 +235,28 @@ def _trusted(model: nn.Module, x: Tensor, wanted: Values) -> list[str]:
             f = model(x[n : n + 1])
             gradients = torch.autograd.grad(f, list(wanted.values()), v[n : n + 1].view_as(f), allow_unused=True)
             for name, g in zip(wanted, gradients, strict=True):
-                reference[name] += 0.0 if g is None else g.detach().square()
+                if g is not None:
+                    used.add(name)
+                    reference[name] += g.detach().square()
     for p in wanted.values():
         p.requires_grad_(False)
-    return [n for n, h in reference.items() if float((h - ours[n]).abs().max()) <= TOLERANCE * float(h.abs().max())]
+    largest = {n: float(h.max()) for n, h in reference.items()}
+    rounding = (4 * torch.finfo(f.dtype).eps) ** 2 * max(largest.values(), default=0.0)  # a bias before a norm has no other gradient
+    agree = [n for n, h in reference.items() if float((h - ours[n]).abs().max()) <= TOLERANCE * largest[n] + rounding]
+    return [n for n in agree if n in found or n not in used]
 
 
 def _squares(name: str, uses: list[Use]) -> Tensor:
     """Σ_n (gradient of sample n)²; a parameter used several times has the sum of its uses as gradient."""
     if len(uses) == 1:
         return uses[0].squares(name)
-    passes = zip(*(use.gradients for use in uses), strict=True)
-    summed = [torch.stack([use.samples(name, g) for use, g in zip(uses, gs, strict=True)]).sum(0) for gs in passes]
-    return torch.stack([g.square_().sum(0) for g in summed]).sum(0)
+    return torch.stack([g.square_().sum(0) for g in _samples(name, uses)]).sum(0)
+
+
+def _samples(name: str, uses: list[Use]) -> Iterator[Tensor]:
+    """For each backward pass, the gradient of each sample, summed over the uses: (batch, *shape)."""
+    for gradients in zip(*(use.gradients for use in uses), strict=True):
+        yield torch.stack([use.samples(name, g) for use, g in zip(uses, gradients, strict=True)]).sum(0)
 
 
 def _add_by_vmap(model: nn.Module, x: Tensor, columns: list[Tensor], rest: Values, totals: dict[str, "_Sum"]) -> None:
@@ -316,10 +332,10 @@ class _DiagonalSum(_Sum):
 
 
 class _KroneckerSum(_Sum):
-    """B = Σ g gᵀ over samples, positions and columns; A = the mean of a aᵀ over samples and positions; for a bias B alone."""
+    """B = Σ g gᵀ over samples, positions and columns; A = the mean of a aᵀ over samples and positions."""
 
-    def __init__(self, use: Product, sharing: str, of_bias: bool, positions: int | None, generator: torch.Generator) -> None:
-        self.use, self.reduce, self.of_bias = use, of_bias or sharing == "reduce", of_bias
+    def __init__(self, p: Tensor, columns: Tensor, sharing: str, positions: int | None, generator: torch.Generator) -> None:
+        self.p, self.columns, self.reduce = p, columns, sharing == "reduce"
         self.positions, self.generator = positions, generator
         self.inner: Tensor | float = 0.0
         self.outer: Tensor | float = 0.0
@@ -328,32 +344,45 @@ class _KroneckerSum(_Sum):
     def add(self, name: str, uses: list[Use], first: bool) -> None:
         for use in uses:
             assert isinstance(use, Product)
-            if first and not self.of_bias:
+            if first:
                 self._add_inputs(use)
             for gradient in use.gradients:
                 g = use.outputs(gradient)
-                g = g.sum(2, keepdim=True) if self.reduce else g
-                self.outer = self.outer + _second_moment(g.reshape(len(g), 1, 1, -1) if self.of_bias else g)
+                self.outer = self.outer + _second_moment(g.sum(2, keepdim=True) if self.reduce else g)
 
     def _add_inputs(self, use: Product) -> None:
+        shared = math.prod(use.grid)
         drawn = use.draw(self.positions, self.generator) if self.positions and not self.reduce else None
         for part in use.parts(0) if drawn is None else [slice(None)]:
             a = use.inputs(part, drawn)
             a = a.mean(2, keepdim=True) if self.reduce else a
-            self.inner = self.inner + _second_moment(a)
-            self.count += a.shape[0] * a.shape[2]
+            stands_for = 1 if self.reduce else shared / a.shape[2]  # positions drawn weigh as much as all of them
+            self.inner = self.inner + _second_moment(a) * stands_for
+            self.count += a.shape[0] * (1 if self.reduce else shared)
 
     def block(self, scale: float) -> Block:
-        assert isinstance(self.outer, Tensor)
-        if self.of_bias:
-            return Kronecker(self.outer * scale, torch.ones_like(self.outer[:, :1, :1]), self.outer.shape[1:2])
-        assert isinstance(self.inner, Tensor)
-        return Kronecker(self.outer * scale, self._arranged(self.inner / self.count), self.use.shape)
+        if not isinstance(self.outer, Tensor) or not isinstance(self.inner, Tensor):  # the outputs do not depend on it
+            return Diagonal(torch.zeros_like(self.p, requires_grad=False))
+        return Kronecker(self.outer * scale, self._arranged(self.inner / self.count), self.p.shape)
 
     def _arranged(self, inner: Tensor) -> Tensor:
         """A with rows and columns in the order of the flattened weight."""
-        rows = self.use.columns.to(inner.device)
+        rows = self.columns.to(inner.device)
         return inner[:, rows][:, :, rows]
+
+
+class _FullSum(_Sum):
+    """Σ g gᵀ over samples and columns, g the gradient of a sample by a bias: exact, over all groups."""
+
+    def __init__(self, p: Tensor) -> None:
+        self.total = p.new_zeros(1, len(p), len(p), requires_grad=False)
+
+    def add(self, name: str, uses: list[Use], first: bool) -> None:
+        for g in _samples(name, uses):
+            self.total += g.mT @ g
+
+    def block(self, scale: float) -> Block:
+        return Kronecker(self.total * scale, torch.ones_like(self.total[:, :1, :1]), self.total.shape[1:2])
 
 
 def _second_moment(a: Tensor) -> Tensor:
@@ -363,18 +392,19 @@ def _second_moment(a: Tensor) -> Tensor:
 
 
 def _kronecker_sums(
-    uses: list[Use], names: Iterable[str], sharing: str, positions: int | None, generator: torch.Generator
+    uses: list[Use], parameters: Values, sharing: str, positions: int | None, generator: torch.Generator
 ) -> dict[str, _Sum]:
-    """Kronecker sums for the parameters that have factors: used as a product only, and not too large."""
+    """Sums for the parameters that have factors: used as a product's weight only, or as its bias only, and not too large."""
     found: dict[str, _Sum] = {}
-    for name in names:
+    for name, p in parameters.items():
         own = [use for use in uses if name in (use.weight, use.bias)]
         if not own or not all(isinstance(use, Product) for use in own):
             continue
         first = own[0]
         assert isinstance(first, Product)
-        of_bias = name == first.bias
-        sides = first.shape[:1] if of_bias else (first.shape[0] // first.groups, first.shape[1:].numel())
-        if max(sides) <= MAX_SIDE:
-            found[name] = _KroneckerSum(first, sharing, of_bias, positions, generator)
+        if all(use.bias == name for use in own):
+            if len(p) <= MAX_SIDE:
+                found[name] = _FullSum(p)
+        elif all(use.weight == name for use in own) and max(p.shape[0] // first.groups, p.shape[1:].numel()) <= MAX_SIDE:
+            found[name] = _KroneckerSum(p, first.columns, sharing, positions, generator)
     return found
