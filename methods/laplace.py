@@ -6,7 +6,7 @@
 
 This module imports laplace-torch, which takes seconds: nothing in `methods` imports it.
 
-Reference: Daxberger et al. 2021, "Laplace redux"; for P under each prior, `methods.blocks`.
+Reference: Daxberger et al. 2021, "Laplace redux"; `methods.blocks` for P under each prior.
 """
 
 from collections.abc import Sequence
@@ -130,7 +130,12 @@ class Factors(Kron):  # type: ignore[misc]
         self.shapes = shapes
 
     def __add__(self, other: Kron) -> "Factors":
-        return Factors(super().__add__(other).kfacs if self.kfacs else other.kfacs, self.shapes)
+        if not self.kfacs:
+            return Factors(other.kfacs, self.shapes)
+        ours, theirs = ([[f.shape for f in entry] for entry in kron.kfacs] for kron in (self, other))
+        if ours != theirs:  # they would broadcast
+            raise ValueError("the factors of two batches differ in shape")
+        return Factors(super().__add__(other).kfacs, self.shapes)
 
     def decompose(self, damping: bool = False) -> list[Block]:
         """The curvature of each parameter; eigenvectors are found when they are asked for."""
@@ -164,8 +169,7 @@ class BlockLaplace(KronLaplace):  # type: ignore[misc]
     where lengths coincide, the first of these; a wrong one raises ValueError when the prior is used. With f = 1/(σ² T),
     P = f (H + d/f), hence log(det P / det D) = log(det(H + d/f) / det(d/f)). The marginal likelihood is differentiable in every
     prior and in sigma_noise, so that `optimize_prior_precision(init_prior_prec=torch.ones(la.n_units))` works; P, hence the
-    predictive, is so in all priors but the unit-wise. Samples are S⁻¹ Q v^{-1/2} Qᵀ ε (`methods.blocks.Precision`).
-    There is no `damping`: ValueError.
+    predictive, is so in all priors but the unit-wise. Samples: `methods.blocks.Precision.root`. `damping` raises ValueError.
     """
 
     _key = ("all", "block")
@@ -179,9 +183,8 @@ class BlockLaplace(KronLaplace):  # type: ignore[misc]
         self.H = Factors([], [p.shape for p in self.params])
 
     def _curv_closure(self, X: Tensor, y: Tensor, N: int) -> tuple[Tensor, Kron]:
-        if isinstance(self.backend, Backend):
-            return self.backend.entries(X, y, N)
-        found: tuple[Tensor, Kron] = super()._curv_closure(X, y, N)
+        take = self.backend.entries if isinstance(self.backend, Backend) else super()._curv_closure
+        found: tuple[Tensor, Kron] = take(X, y, N)
         return found
 
     def fit(self, train_loader: Any, override: bool = True, progress_bar: bool = False) -> None:
@@ -252,12 +255,6 @@ class BlockLaplace(KronLaplace):  # type: ignore[misc]
         """log det P - Σ log d, in double precision."""
         return torch.stack([block.evidence(d).complexity for block, d in self._scaled()]).sum()
 
-    @property
-    def log_det_posterior_precision(self) -> Tensor:
-        """log det P."""
-        value: Tensor = self.log_det_ratio + self.log_det_prior_precision
-        return value
-
 
 # --- from training
 
@@ -265,26 +262,26 @@ class BlockLaplace(KronLaplace):  # type: ignore[misc]
 def from_posterior(
     model: nn.Module, posterior: Posterior, likelihood: str = "classification", outputs: int = 0, **options: Any
 ) -> DiagLaplace | BlockLaplace:
-    """A fitted `DiagLaplace`, or `BlockLaplace` where the posterior has factors, of the weights that SpaM left: no pass over data.
+    """A fitted `DiagLaplace`, or `BlockLaplace` where the posterior has factors, of the weights as SpaM left them, without data.
 
-    The loss is what the last marginal likelihood leaves, NaN where there is none. `outputs`: their number, which only the
-    normaliser of regression needs. A unit-wise prior comes as SpaM has it, one for each parameter. `options`: further ones of
-    the class. ValueError where a trainable parameter has no curvature.
+    The loss is what the last marginal likelihood leaves, NaN where there is none. Regression: SpaM's loss is to have been
+    `half_squared_error`, and `outputs`, their number, enters the normaliser. A unit-wise prior comes as SpaM has it, one for
+    each parameter. `options`: further ones of the class. ValueError where a trainable parameter has no curvature.
     """
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    for name in parameters:
-        if name not in posterior.curvature:
-            raise ValueError(f"the posterior has no curvature of '{name}': train by 'spam', or fit a Laplace approximation on data")
+    missing = [n for n in parameters if n not in posterior.curvature]
+    if missing:
+        raise ValueError(f"the posterior has no curvature of '{missing[0]}': train by 'spam', or fit a Laplace approximation on data")
     blocks: dict[str, Block] = {
         n: Kronecker(*posterior.factors[n], p.shape) if n in posterior.factors else Diagonal(posterior.curvature[n])
         for n, p in parameters.items()
     }
     prior = {n: posterior.prior[n] for n in parameters}
-    shared = torch.stack([d.flatten()[0] for d in prior.values()])
     if any(d.dim() for d in prior.values()):
         vector = torch.cat([prior[n].expand(p.shape).flatten() for n, p in parameters.items()])
     else:
-        vector = shared[:1] if bool((shared == shared[0]).all()) else shared
+        vector = torch.stack(list(prior.values()))
+        vector = vector[:1] if bool((vector == vector[0]).all()) else vector
     t = posterior.temperature
     cls = BlockLaplace if posterior.factors else DiagLaplace
     la = cls(model, likelihood, **{"prior_precision": vector, "temperature": t, "backend": Backend, **options})

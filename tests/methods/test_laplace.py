@@ -26,7 +26,7 @@ with warnings.catch_warnings():
     from laplace.utils import Kron
 
     from methods import blocks
-    from methods.laplace import Backend, BlockLaplace, from_posterior
+    from methods.laplace import Backend, BlockLaplace, Factors, from_posterior
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
 
@@ -424,6 +424,12 @@ def test_a_fit_in_two_parts_is_one_fit() -> None:
     assert float(la.log_marginal_likelihood()) == pytest.approx(float(whole.log_marginal_likelihood()))
 
 
+def test_factors_that_would_broadcast_are_not_added() -> None:
+    total = Factors([], [torch.Size([2])]) + Kron([[torch.ones(2, 2)]])
+    with pytest.raises(ValueError, match="differ in shape"):
+        total += Kron([[torch.ones(2)]])
+
+
 def test_a_state_is_saved_and_loaded() -> None:
     la, _ = fitted(BlockLaplace, normed)
     la.prior_precision = a_prior(la, "unit")
@@ -497,6 +503,15 @@ def test_from_posterior_is_a_fresh_fit(structure: str, prior: str) -> None:
     assert same(la(x), fresh(x))
     d = torch.cat([posterior.prior[n].expand(p.shape).flatten() for n, p in model.named_parameters()])
     assert same(la.prior_precision_diag, d)
+
+
+def test_from_posterior_of_a_regression() -> None:
+    model, loader = plain().double(), data(plain, 3, n=60)
+    options = {"structure": "kronecker", "curvature": "ggn", "prior": "layer", "burn_in": 0.0, "lr": 0.01}
+    posterior = methods.train(model, list(loader), training="spam", epochs=2, loss=half_squared_error, **options)
+    la, fresh = from_posterior(model, posterior, "regression", 3), BlockLaplace(model, "regression")
+    fresh.fit(loader)
+    assert float(la.log_marginal_likelihood()) == pytest.approx(float(fresh.log_marginal_likelihood(la.prior_precision)))
 
 
 def test_from_posterior_without_curvature_or_loss() -> None:
