@@ -199,22 +199,27 @@ class Kronecker:
         """d of the parameter's shape as (G, o, i)."""
         return d.reshape(self.outer.shape[0], self.outer.shape[1], self.inner.shape[1])
 
+    @property
+    def solves_separable(self) -> bool:
+        """Whether a separable prior is solved exactly."""
+        return max(self.outer.shape[1], self.inner.shape[1]) <= MAX_EXACT
+
     def evidence(self, d: Tensor | Separable) -> Evidence:
         """See the class: exact for a shared and a separable prior, projected for any other."""
         if isinstance(d, Separable):
-            if self._small():
+            if self.solves_separable:
                 lam, qb, qa = self._whitened(d)
-                return Evidence(self._back(lam / (lam + 1.0), qb, qa), torch.log1p(lam).sum(dtype=torch.float64))
+                return Evidence(self.back(lam / (lam + 1.0), qb, qa), torch.log1p(lam).sum(dtype=torch.float64))
             d = d.dense(self.shape)
         if d.dim() == 0:
             lam, qb, qa = self.eigen
-            return Evidence(self._back(lam / (lam + d), qb, qa), torch.log1p(lam / d).sum(dtype=torch.float64))
+            return Evidence(self.back(lam / (lam + d), qb, qa), torch.log1p(lam / d).sum(dtype=torch.float64))
         return self._projected(self.matrix(d))
 
     def precision(self, d: Tensor | Separable) -> Precision:
         """See the class. Under a separable prior the eigenvectors depend on d: no gradient passes back to it."""
         if isinstance(d, Separable):
-            if self._small():
+            if self.solves_separable:
                 with torch.no_grad():
                     lam, qb, qa = self._whitened(d)
                     return Precision(lam + 1.0, (qb, qa), ((d.rows + d.columns) / 2).exp())
@@ -226,16 +231,12 @@ class Kronecker:
         """Diagonal of the projected P: (Q_B²)(Λ + D̃)(Q_A²)ᵀ, of the parameter's shape; d of that shape or 0-dimensional."""
         lam, qb, qa = self.eigen
         tilde = self.project(self.matrix(d)) if d.dim() else d
-        return self._back(lam + tilde, qb, qa)
+        return self.back(lam + tilde, qb, qa)
 
     def project(self, d: Tensor) -> Tensor:
         """D̃ = (Q_B²)ᵀ D Q_A² for D (G, o, i)."""
         _, qb, qa = self.eigen
         return qb.square().mT @ d @ qa.square()
-
-    def _small(self) -> bool:
-        """Whether a separable prior is solved exactly."""
-        return max(self.outer.shape[1], self.inner.shape[1]) <= MAX_EXACT
 
     def _whitened(self, d: Separable) -> tuple[Tensor, Tensor, Tensor]:
         """(Λ, Q_B, Q_A) of B_w and A_w."""
@@ -246,10 +247,10 @@ class Kronecker:
     def _projected(self, d: Tensor) -> Evidence:
         lam, qb, qa = self.eigen
         p = lam + self.project(d)
-        determined = 1.0 - d.reshape(self.shape) * self._back(1.0 / p, qb, qa)
+        determined = 1.0 - d.reshape(self.shape) * self.back(1.0 / p, qb, qa)
         return Evidence(determined, (p.log().sum(dtype=torch.float64) - d.log().sum(dtype=torch.float64)))
 
-    def _back(self, values: Tensor, qb: Tensor, qa: Tensor) -> Tensor:
+    def back(self, values: Tensor, qb: Tensor, qa: Tensor) -> Tensor:
         """Diagonal, in the basis of the weights, of Q diag(values) Qᵀ: (Q_B²) values (Q_A²)ᵀ, of the parameter's shape."""
         return (qb.square() @ values @ qa.square().mT).reshape(self.shape)
 

@@ -43,12 +43,8 @@ def exact(block: Block, d: Tensor) -> Evidence:
 
 def projected(block: Kronecker, d: Tensor) -> tuple[Evidence, Tensor]:
     """As `exact`, with Q diag(Qᵀ P Q) Qᵀ in place of P, and that matrix; Q by `kron` of the eigenvectors."""
-    q = torch.block_diag(
-        *(
-            torch.kron(torch.linalg.eigh(b).eigenvectors, torch.linalg.eigh(a).eigenvectors)
-            for b, a in zip(block.outer, block.inner, strict=True)
-        )
-    )
+    _, qb, qa = block.eigen  # not eigenvectors anew: those of a null space are any
+    q = torch.block_diag(*(torch.kron(b, a) for b, a in zip(qb, qa, strict=True)))
     v = d.flatten()
     rotated = (q.T @ (dense(block) + torch.diag(v)) @ q).diagonal()
     precision = q @ torch.diag(rotated) @ q.T

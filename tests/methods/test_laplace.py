@@ -491,7 +491,16 @@ def test_the_precision_of_a_block_is_that_of_its_evidence() -> None:
 def test_from_posterior_is_a_fresh_fit(structure: str, prior: str) -> None:
     model, loader = normed().double(), data(normed, n=60, size=20)  # enough for factors of full rank: the projection is unique
     batches = list(loader)
-    options = {"prior": prior, "structure": structure, "curvature": "ggn", "temperature": 0.5, "frequency": 1, "share": 1.0, "memory": 0.0, "lr": 0.05}
+    options = {
+        "prior": prior,
+        "structure": structure,
+        "curvature": "ggn",
+        "temperature": 0.5,
+        "frequency": 1,
+        "share": 1.0,
+        "memory": 0.0,
+        "lr": 0.05,
+    }
     posterior = methods.train(model, batches, training="spam", epochs=2, burn_in=0.0, **options)
     la = from_posterior(model, posterior)
     assert isinstance(la, DiagLaplace if structure == "diagonal" else BlockLaplace)
