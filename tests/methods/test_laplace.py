@@ -506,10 +506,10 @@ def test_from_posterior_is_a_fresh_fit(structure: str, prior: str) -> None:
     assert isinstance(la, DiagLaplace if structure == "diagonal" else BlockLaplace)
     fresh = type(la)(model, "classification", prior_precision=la.prior_precision, temperature=0.5, backend=Backend)
     fresh.fit(loader)
-    assert float(la.log_marginal_likelihood()) == pytest.approx(posterior.marginal_likelihood[-1])
     x = batches[0][0]
     assert torch.isfinite(la(x)).all()
     if structure == "diagonal" or prior in ("scalar", "layer"):  # others are projected, and eigenvectors of a null space are any
+        assert float(la.log_marginal_likelihood()) == pytest.approx(posterior.marginal_likelihood[-1])
         assert float(fresh.log_marginal_likelihood()) == pytest.approx(posterior.marginal_likelihood[-1])
         assert same(la(x), fresh(x))
     d = torch.cat([posterior.prior[n].expand(p.shape).flatten() for n, p in model.named_parameters()])
