@@ -114,11 +114,15 @@ class Maximiser:
             return self._parameters(name, block, squares, start)
         layout = Units(squares.shape, block)
         if isinstance(block, Kronecker) and not block.solves_separable:
-            found = self._projected(name, block, squares, start, layout)
-        else:
-            found = self._alternate(name, block, squares, start, layout)
-        full = start.expand_as(squares)  # what the bounds cut off may have been worth more than all that was gained
-        return found if float(_occam(block, found, squares)) <= float(_occam(block, full, squares)) else full.clone()
+            return self._projected(name, block, squares, start, layout)
+
+        def cost(d: Tensor) -> float:
+            return float(_occam(block, d, squares))
+
+        shared = self._shared({name: block}, {name: squares}, {name: start})
+        begin = min((self._clamp(start), shared), key=cost).expand_as(squares)
+        found = self._alternate(name, block, squares, begin, layout)
+        return min((found, begin.clone()), key=cost)  # between bounds that leave little room, a step may go too far
 
     def _alternate(self, name: str, block: Block, squares: Tensor, start: Tensor, layout: "Units") -> Tensor:
         """The fixed point, rows and columns in turn, each as far as the other leaves room between the bounds."""

@@ -230,7 +230,7 @@ def test_large_factors_have_the_projected_maximum_of_their_units(monkeypatch: py
         return lost
 
     search.step(closure)
-    best = float(value(expand(free)))
+    best = float(value(expand(free)).detach())
     for start in (1e-3, 1e4):
         found = Maximiser("unit", WIDE)(blocks, squares, started(blocks, start))
         assert float(value({n: d.log() for n, d in found.items()})) == pytest.approx(best, rel=1e-5)
@@ -307,6 +307,7 @@ def test_dead_units_and_missing_curvature_leave_the_others_alone(prior: str, str
     block = Diagonal(block.diagonal()) if structure == "diagonal" else block
     bounds = (1e-2, 1e3)
     start = {"w": torch.tensor(1e-2, dtype=DOUBLE)}
+    before = at(prior, {"w": block}, start, {"w": squares})
     wanted = at(prior, {"w": block}, {"w": _best_within(prior, block, squares, bounds)}, {"w": squares})
     if single:
         block = Diagonal(block.h.float()) if isinstance(block, Diagonal) else Kronecker(outer.float(), inner.float(), block.shape)
@@ -317,7 +318,9 @@ def test_dead_units_and_missing_curvature_leave_the_others_alone(prior: str, str
     assert (found <= bounds[1] * (1 + 1e-6)).all()
     block = Diagonal(block.h.double()) if isinstance(block, Diagonal) else Kronecker(outer, inner, block.shape)
     value = at(prior, {"w": block}, {"w": found.double()}, {"w": squares.double()})
-    assert value >= wanted - 0.02 * abs(wanted)
+    # Unit-wise precisions stay separable between the bounds, which the reference, clamped entry by entry, need not.
+    assert value >= wanted - (0.06 if prior == "unit" else 0.01) * abs(wanted)
+    assert wanted - before > 0.3 * abs(wanted)
 
 
 def _best_within(prior: str, block: Block, squares: Tensor, bounds: tuple[float, float]) -> Tensor:
