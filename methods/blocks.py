@@ -85,6 +85,7 @@ class Kronecker:
       P = S (B_w ⊗ A_w + 1) S, S = diag(e^{r/2}) ⊗ diag(e^{c/2}): exact, for sides up to `MAX_EXACT`.
     - any other d: its projection on the eigenbasis, D̃ = (Q_B²)ᵀ D Q_A², so that P = Q (Λ + D̃) Qᵀ: the diagonal of Qᵀ diag(d) Q
       is kept. By Hadamard's inequality its log-determinant is never below the exact one (Dhahri et al. 2024, released code).
+      Where a factor lacks rank by two or more, it depends on the basis that the eigensolver takes for the null space.
     """
 
     outer: Tensor
