@@ -114,28 +114,36 @@ class Maximiser:
             return self._parameters(name, block, squares, start)
         layout = Units(squares.shape, block)
         if isinstance(block, Kronecker) and not block.solves_separable:
-            found = self._projected(name, block, squares, start, layout)
-        else:
-            found = self._alternate(name, block, squares, start, layout)
-        full = start.expand_as(squares)  # what the bounds cut off may have been worth more than all that was gained
-        return found if float(_occam(block, found, squares)) <= float(_occam(block, full, squares)) else full.clone()
+            return self._projected(name, block, squares, start, layout)
+
+        def cost(d: Tensor) -> float:
+            return float(_occam(block, d, squares))
+
+        shared = self._shared({name: block}, {name: squares}, {name: start})
+        begin = min((self._clamp(start), shared), key=cost).expand_as(squares)
+        found = self._alternate(name, block, squares, begin, layout)
+        return min((found, begin.clone()), key=cost)  # between bounds that leave little room, a step may go too far
 
     def _alternate(self, name: str, block: Block, squares: Tensor, start: Tensor, layout: "Units") -> Tensor:
-        """The fixed point, rows and columns in turn."""
-        r, c = layout.split(start.expand_as(squares).log())
+        """The fixed point, rows and columns in turn, each as far as the other leaves room between the bounds."""
         low, high = (math.log(b) for b in self.bounds)
+
+        def room(one: Tensor, other: Tensor) -> Tensor:
+            least, most = other.amin((1, 2), keepdim=True), other.amax((1, 2), keepdim=True)
+            return one.maximum(low - least).minimum(high - most)
+
+        r, c = layout.split(start.expand_as(squares).log())
+        c = c.clamp((low - high) / 2, (high - low) / 2)
+        r = room(r, c)
         for _ in range(STEPS if isinstance(block, Diagonal) else FACTORISATIONS):
-            farthest = 0.0
+            before = r, c
             for along in (0, 1):
                 d = Separable(r, layout.over_kernel(c))
                 determined = self._alive(name, block.evidence(d).determined)
                 sums = [layout.sums(v, along) for v in (determined, d.dense(squares.shape) * squares)]
                 moved = self._moved(torch.ones_like(sums[0]), *sums).log()
-                r, c = (r + moved, c) if along == 0 else (r, c + moved)
-                farthest = max(farthest, float(moved.abs().max()))
-                middle = c.median()
-                r, c = (r + middle).clamp(low, high), (c - middle).clamp(low - high, high - low)
-            if farthest < STILL:
+                r, c = (room(r + moved, c), c) if along == 0 else (r, room(c + moved, r))
+            if max(float((a - b).abs().max()) for a, b in zip((r, c), before, strict=True)) < STILL:
                 break
         return self._clamp(Separable(r, layout.over_kernel(c)).dense(squares.shape))
 

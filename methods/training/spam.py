@@ -40,7 +40,7 @@ class Spam(Training):
     final weights and over all the data, H.
 
     Reference: Dhahri et al. 2024 (see `methods.criteria.opd`); Immer et al. 2021, "Scalable marginal likelihood estimation",
-    for the online scheme. Departures: fixed points and closed forms stand where the released code takes 100 steps of Adam;
+    for the online scheme. Departures: closed forms, fixed points and Newton's method stand for the released 100 steps of Adam;
     the share, the memory, the floor and the cap; a unit-wise prior over small Kronecker factors is solved exactly.
     """
 

@@ -42,11 +42,18 @@ def exact(block: Block, d: Tensor) -> Evidence:
 
 
 def projected(block: Kronecker, d: Tensor) -> tuple[Evidence, Tensor]:
-    """As `exact`, with Q diag(Qᵀ P Q) Qᵀ in place of P, and that matrix; Q by `kron` of the eigenvectors."""
-    _, qb, qa = block.eigen  # not eigenvectors anew: those of a null space are any
+    """As `exact`, with Q diag(Qᵀ P Q) Qᵀ in place of P, and that matrix. Q by `kron` of the block's own eigenvectors.
+
+    Its own since in a null space of several dimensions any basis is one, and the projection depends on which.
+    """
+    _, qb, qa = block.eigen
     q = torch.block_diag(*(torch.kron(b, a) for b, a in zip(qb, qa, strict=True)))
-    v = d.flatten()
-    rotated = (q.T @ (dense(block) + torch.diag(v)) @ q).diagonal()
+    h, v = dense(block), d.flatten()
+    turned = q.T @ h @ q
+    size = float(h.abs().max())
+    assert torch.allclose(q.T @ q, torch.eye(len(h), dtype=DOUBLE), atol=1e-10)
+    assert torch.allclose(turned, torch.diag(turned.diagonal()), atol=1e-9 * size + 1e-300)
+    rotated = (q.T @ (h + torch.diag(v)) @ q).diagonal()
     precision = q @ torch.diag(rotated) @ q.T
     determined = 1.0 - v * torch.linalg.inv(precision).diagonal()
     return Evidence(determined.reshape(d.shape), rotated.log().sum() - v.log().sum()), precision
