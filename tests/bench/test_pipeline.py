@@ -253,8 +253,30 @@ def test_costly_methods_must_be_named(clean_registry: None) -> None:
         """Slow."""
 
     assert "slow_one" not in {m.name for m in catalogue.select_methods("all")}
-    assert {m.name for m in catalogue.select_methods("all")} == set(methods.names()) - {"slow_one"}
+    assert {m.name for m in catalogue.select_methods("all")} == {n for n in methods.names() if not methods.get(n).costly}
     assert [m.name for m in catalogue.select_methods("slow_one, slow_one,opd@spam")] == ["slow_one", "spam"]
+
+
+def test_options_in_brackets_are_one_method_each() -> None:
+    chosen = catalogue.select_methods("magnitude, magnitude(weight_decay=0.005),spam(prior=layer,structure=kronecker)")
+    assert [m.name for m in chosen] == ["magnitude", "magnitude(weight_decay=0.005)", "spam_kfac_layer"]
+    assert chosen[1].training_options == {"weight_decay": 0.005}
+
+
+def test_options_train_networks_of_their_own_beside_their_dense_reference(suite: Suite, tmp_path: Path, store: Store) -> None:
+    rows = go(request_(suite, "magnitude,magnitude(weight_decay=0.05)", tmp_path), store)
+    assert {r.method for r in rows} == {"dense", "magnitude", "dense@map(weight_decay=0.05)", "magnitude(weight_decay=0.05)"}
+    decays = {r.method: json.loads(r.hyperparameters)["training"]["weight_decay"] for r in rows}
+    assert decays["magnitude"] == decays["dense"] != decays["magnitude(weight_decay=0.05)"] == 0.05
+
+
+def test_the_factors_of_a_kronecker_posterior_come_through_the_store(suite: Suite, tmp_path: Path, store: Store) -> None:
+    """The eigenbasis form needs them, and scores otherwise than the exact form."""
+    forms = "spam_kfac,spam_kfac(form=eigenbasis)"
+    rows = [r for r in go(request_(suite, forms, tmp_path), store) if r.criterion]
+    assert {r.status for r in rows} <= {"ok", "collapsed"}
+    quality = {m: [r.nll for r in rows if r.method == m] for m in forms.split(",")}
+    assert quality["spam_kfac"] != quality["spam_kfac(form=eigenbasis)"]
 
 
 def test_narrowing_crosses_and_validates(suite: Suite) -> None:

@@ -41,13 +41,16 @@ def test_an_unreachable_store_is_one_line(url: str) -> None:
 def test_a_network_survives_with_its_posterior(tmp_path: Path) -> None:
     networks = Networks(tmp_path / "networks")
     state = {"w": torch.randn(2, 3), "bn.num_batches_tracked": torch.tensor(4)}
-    posterior = Posterior({"w": torch.tensor(2.0)}, 100, 0.5, {"w": torch.rand(2, 3)}, (-3.5, -1.25))
+    factors = {"layer.w": (torch.rand(1, 2, 2), torch.rand(1, 3, 3))}
+    posterior = Posterior({"w": torch.tensor(2.0)}, 100, 0.5, {"w": torch.rand(2, 3)}, factors, (-3.5, -1.25))
     assert not networks.has("k")
     networks.save("k", state, posterior, {"train_seconds": 1.5})
     loaded, again, facts = networks.load("k")
     assert networks.has("k")
     assert all(torch.equal(loaded[n], t) for n, t in state.items())
     assert torch.equal(again.precision("w"), posterior.precision("w"))
+    assert again.factors.keys() == factors.keys()
+    assert all(torch.equal(a, b) for a, b in zip(again.factors["layer.w"], factors["layer.w"], strict=True))
     assert (again.samples, again.temperature, again.marginal_likelihood) == (100, 0.5, (-3.5, -1.25))
     assert facts == {"train_seconds": 1.5}
     assert [p.name for p in networks.folder.iterdir()] == ["k.safetensors"], "no partial file is left"
