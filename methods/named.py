@@ -10,8 +10,7 @@ GRADUAL = Schedule(shape="cubic", start=0.0, begin=1 / 3, end=3 / 4, every=1, pe
 
 # Online pruning as SpaM's code releases it: a line from sparsity 0.1, with dynamic masks, to the last epoch. Departures: the
 # last cut is at the target exactly, and its mask is final; a cut after every second epoch stands for one in ten of a hundred;
-# the burn-in is our SpaM's, a third of the training; the scores' curvature is fitted at the weights that are cut, where the code
-# takes that of the last update of the prior.
+# the burn-in is a third of the training. As there, the scores take the curvature of the last update of the prior.
 RELEASED = Schedule(shape="linear", start=0.1, begin=1 / 3, end=1.0, every=2, persistent=False)
 
 
