@@ -19,7 +19,6 @@ first two samples of the data, with autograd, sample by sample; parameters used 
 or where the two differ, are taken through `torch.func.vmap` instead: slower, and right.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,16 +29,16 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from methods.blocks import Block, Diagonal, Kronecker
-from methods.capture import Capture, Product, Use
+from methods.blocks import Block
+from methods.capture import Capture, Use
 from methods.interface import Problem, Values
+from methods.likelihood import KINDS, columns_of, half_squared_error
+from methods.sums import DiagonalSum, Sum, kronecker_sums, squares
 
-KINDS = ("ef", "mc", "ggn")
 STRUCTURES = ("diagonal", "kronecker")
 SHARING = ("expand", "reduce")
 CHUNK = 64  # samples whose gradients vmap holds at once
 TOGETHER = 10  # columns whose output gradients are held at once
-MAX_SIDE = 8192  # a Kronecker factor larger than this is not formed: its parameter gets a diagonal block
 TOLERANCE = 1e-3
 
 
@@ -91,21 +90,21 @@ def curvature(
     wanted = names if names is not None else [n for n, p in parameters.items() if p.requires_grad]
     shapes: Values = {n: parameters[n] for n in wanted}
     generator = problem.generator(purpose)
-    totals: dict[str, _Sum] = {}
+    totals: dict[str, Sum] = {}
     captured: list[str] | None = None
     loss, seen = 0.0, 0
     with _frozen(model):
         for x, y in _first(problem, samples):
             if captured is None:
                 captured = _trusted(model, x[:2] if len(x) > 1 else torch.cat([x, x]), shapes)
-                totals = {n: _DiagonalSum(p) for n, p in shapes.items()}
+                totals = {n: DiagonalSum(p) for n, p in shapes.items()}
             f, capture = _forward(model, x, {n: shapes[n] for n in captured})
             uses = capture.uses
             outputs = f.detach()
             loss += float(problem.loss(outputs, y)) * len(y)
-            columns = _columns(kind, problem, outputs, y, draws, generator)
+            columns = columns_of(kind, problem.loss, outputs, y, draws, generator)
             if seen == 0 and structure == "kronecker":
-                totals |= _kronecker_sums(uses, shapes, sharing, positions, problem.generator(purpose, "positions"))
+                totals |= kronecker_sums(uses, shapes, sharing, positions, problem.generator(purpose, "positions"))
             for k in range(0, len(columns), TOGETHER):
                 capture.backward(f, columns[k : k + TOGETHER], keep=k + TOGETHER < len(columns))
                 for name, own in _by_name(uses).items():
@@ -120,59 +119,6 @@ def curvature(
         raise ValueError("there are no batches to take the curvature on")
     scale = problem.samples / seen
     return Curvature({n: total.block(scale) for n, total in totals.items()}, loss * scale)
-
-
-# --- what is propagated backward -------------------------------------------------------------------------------------
-
-
-def half_squared_error(f: Tensor, y: Tensor) -> Tensor:
-    """½‖f - y‖², the mean over a batch: -log N(y; f, 1) up to a constant. f, y: (samples, outputs).
-
-    `F.mse_loss` is the mean over the outputs too, which says no likelihood's noise: it is refused where one is needed.
-    """
-    if f.shape != y.shape:
-        raise ValueError(f"outputs {tuple(f.shape)} and targets {tuple(y.shape)} differ in shape")
-    return 0.5 * F.mse_loss(f, y, reduction="sum") / len(y)
-
-
-def _columns(kind: str, problem: Problem, f: Tensor, y: Tensor, draws: int, generator: torch.Generator) -> list[Tensor]:
-    """The columns of V, each of the outputs' shape (samples, classes)."""
-    if kind == "ef":
-        leaf = f.clone().requires_grad_()
-        with torch.enable_grad():
-            return [torch.autograd.grad(problem.loss(leaf, y) * len(y), leaf)[0]]
-    if problem.loss is half_squared_error:
-        if kind == "mc":
-            return list(torch.randn(draws, *f.shape, generator=generator, dtype=torch.float64).to(f) / draws**0.5)
-        return list(torch.eye(f.shape[1]).to(f).unsqueeze(1).expand(-1, *f.shape))
-    p = f.double().softmax(1)
-    if kind == "mc":
-        labels = sample_labels(p, draws, generator)
-        one_hot = F.one_hot(labels, p.shape[1])
-        return [((p - one_hot[:, k]) / draws**0.5).to(f.dtype) for k in range(draws)]
-    return list(softmax_factor(p).to(f.dtype).unbind(2))
-
-
-def softmax_factor(p: Tensor) -> Tensor:
-    """L (n, classes, classes - 1) with L Lᵀ = diag(p) - p pᵀ, its lower Cholesky factor in closed form.
-
-    With q_c = Σ_{j>c} p_j: L_cc = √(p_c q_c / q_{c-1}), L_ic = -p_i √(p_c / (q_{c-1} q_c)) below (Tanabe and Sagae 1992).
-    """
-    classes = p.shape[1]
-    tail = p.flip(1).cumsum(1).flip(1)  # q_{c-1}
-    before, after = tail[:, :-1], tail[:, 1:]
-    tiny = torch.finfo(p.dtype).tiny
-    root = (p[:, :-1] / before.clamp_min(tiny)).sqrt()
-    below = -p.unsqueeze(2) * (root / after.clamp_min(tiny).sqrt()).unsqueeze(1)
-    diagonal = torch.diag_embed(root * after.sqrt())
-    lower = torch.ones(classes, classes - 1, dtype=torch.bool, device=p.device).tril(-1)
-    return torch.where(lower, below, 0.0) + F.pad(diagonal, (0, 0, 0, 1))
-
-
-def sample_labels(p: Tensor, draws: int, generator: torch.Generator) -> Tensor:
-    """(n, draws) labels drawn from each row of probabilities (n, classes), by inverting its distribution function."""
-    u = torch.rand(len(p), draws, generator=generator, dtype=torch.float64).to(p.device)
-    return torch.searchsorted(p.cumsum(1).contiguous(), u).clamp_(max=p.shape[1] - 1)
 
 
 # --- passes ----------------------------------------------------------------------------------------------------------
@@ -225,7 +171,7 @@ def _trusted(model: nn.Module, x: Tensor, wanted: Values) -> list[str]:
     ours: Values = {n: torch.zeros_like(p) for n, p in wanted.items()}
     found = _by_name(capture.uses)
     for name, own in found.items():
-        ours[name] = _squares(name, own)
+        ours[name] = squares(name, own)
     used = set(found)
     reference = {n: torch.zeros_like(p) for n, p in wanted.items()}
     for p in wanted.values():
@@ -246,20 +192,7 @@ def _trusted(model: nn.Module, x: Tensor, wanted: Values) -> list[str]:
     return [n for n in agree if n in found or n not in used]
 
 
-def _squares(name: str, uses: list[Use]) -> Tensor:
-    """Σ_n (gradient of sample n)²; a parameter used several times has the sum of its uses as gradient."""
-    if len(uses) == 1:
-        return uses[0].squares(name)
-    return torch.stack([g.square_().sum(0) for g in _samples(name, uses)]).sum(0)
-
-
-def _samples(name: str, uses: list[Use]) -> Iterator[Tensor]:
-    """For each backward pass, the gradient of each sample, summed over the uses: (batch, *shape)."""
-    for gradients in zip(*(use.gradients for use in uses), strict=True):
-        yield torch.stack([use.samples(name, g) for use, g in zip(uses, gradients, strict=True)]).sum(0)
-
-
-def _add_by_vmap(model: nn.Module, x: Tensor, columns: list[Tensor], rest: Values, totals: dict[str, "_Sum"]) -> None:
+def _add_by_vmap(model: nn.Module, x: Tensor, columns: list[Tensor], rest: Values, totals: dict[str, Sum]) -> None:
     places = _places(model)
     values = {n: p.detach() for n, p in model.named_parameters()}
 
@@ -296,115 +229,3 @@ def _first(problem: Problem, samples: int | None) -> Iterator[tuple[Tensor, Tens
             return
         yield x.to(problem.device), y.to(problem.device)
         seen += len(y)
-
-
-# --- sums over batches -----------------------------------------------------------------------------------------------
-
-
-class _Sum:
-    """What one parameter's curvature is summed up in."""
-
-    def add(self, name: str, uses: list[Use], first: bool) -> None:
-        """Add one batch and column; `first`: the first column of the batch."""
-        raise NotImplementedError
-
-    def add_squares(self, squares: Tensor) -> None:
-        """Add a sum of squared gradients of samples."""
-        raise NotImplementedError
-
-    def block(self, scale: float) -> Block:
-        """The curvature summed so far, times `scale`."""
-        raise NotImplementedError
-
-
-class _DiagonalSum(_Sum):
-    def __init__(self, p: Tensor) -> None:
-        self.total = torch.zeros_like(p, requires_grad=False)
-
-    def add(self, name: str, uses: list[Use], first: bool) -> None:
-        self.total += _squares(name, uses)
-
-    def add_squares(self, squares: Tensor) -> None:
-        self.total += squares
-
-    def block(self, scale: float) -> Block:
-        return Diagonal(self.total * scale)
-
-
-class _KroneckerSum(_Sum):
-    """B = Σ g gᵀ over samples, positions and columns; A = the mean of a aᵀ over samples and positions."""
-
-    def __init__(self, p: Tensor, columns: Tensor, sharing: str, positions: int | None, generator: torch.Generator) -> None:
-        self.p, self.columns, self.reduce = p, columns, sharing == "reduce"
-        self.positions, self.generator = positions, generator
-        self.inner: Tensor | float = 0.0
-        self.outer: Tensor | float = 0.0
-        self.count = 0
-
-    def add(self, name: str, uses: list[Use], first: bool) -> None:
-        for use in uses:
-            assert isinstance(use, Product)
-            if first:
-                self._add_inputs(use)
-            for gradient in use.gradients:
-                g = use.outputs(gradient)
-                self.outer = self.outer + _second_moment(g.sum(2, keepdim=True) if self.reduce else g)
-
-    def _add_inputs(self, use: Product) -> None:
-        shared = math.prod(use.grid)
-        drawn = use.draw(self.positions, self.generator) if self.positions and not self.reduce else None
-        for part in use.parts(0) if drawn is None else [slice(None)]:
-            a = use.inputs(part, drawn)
-            a = a.mean(2, keepdim=True) if self.reduce else a
-            stands_for = 1 if self.reduce else shared / a.shape[2]  # positions drawn weigh as much as all of them
-            self.inner = self.inner + _second_moment(a) * stands_for
-            self.count += a.shape[0] * (1 if self.reduce else shared)
-
-    def block(self, scale: float) -> Block:
-        if not isinstance(self.outer, Tensor) or not isinstance(self.inner, Tensor):  # the outputs do not depend on it
-            return Diagonal(torch.zeros_like(self.p, requires_grad=False))
-        return Kronecker(self.outer * scale, self._arranged(self.inner / self.count), self.p.shape)
-
-    def _arranged(self, inner: Tensor) -> Tensor:
-        """A with rows and columns in the order of the flattened weight."""
-        rows = self.columns.to(inner.device)
-        return inner[:, rows][:, :, rows]
-
-
-class _FullSum(_Sum):
-    """Σ g gᵀ over samples and columns, g the gradient of a sample by a bias: exact, over all groups."""
-
-    def __init__(self, p: Tensor) -> None:
-        self.total = p.new_zeros(1, len(p), len(p), requires_grad=False)
-
-    def add(self, name: str, uses: list[Use], first: bool) -> None:
-        for g in _samples(name, uses):
-            self.total += g.mT @ g
-
-    def block(self, scale: float) -> Block:
-        return Kronecker(self.total * scale, torch.ones_like(self.total[:, :1, :1]), self.total.shape[1:2])
-
-
-def _second_moment(a: Tensor) -> Tensor:
-    """Σ_{n,t} a aᵀ of each group: (n, G, T, d) -> (G, d, d)."""
-    flat = a.transpose(0, 1).flatten(1, 2)
-    return flat.mT @ flat
-
-
-def _kronecker_sums(
-    uses: list[Use], parameters: Values, sharing: str, positions: int | None, generator: torch.Generator
-) -> dict[str, _Sum]:
-    """Sums for the parameters that have factors: used as a product's weight only, or as its bias only, and not too large."""
-    found: dict[str, _Sum] = {}
-    for name, p in parameters.items():
-        own = [use for use in uses if name in (use.weight, use.bias)]
-        if not own or not all(isinstance(use, Product) for use in own):
-            continue
-        first = own[0]
-        assert isinstance(first, Product)
-        if all(use.bias == name for use in own):
-            if len(p) <= MAX_SIDE:
-                found[name] = _FullSum(p)
-        elif all(use.weight == name for use in own) and max(p.shape[0] // first.groups, p.shape[1:].numel()) <= MAX_SIDE:
-            found[name] = _KroneckerSum(p, first.columns, sharing, positions, generator)
-    return found

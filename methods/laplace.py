@@ -24,9 +24,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parameters_to_vector
 
 from methods.blocks import Block, Diagonal, Kronecker, Precisions, Separable
-from methods.curvature import MAX_SIDE, curvature, half_squared_error
+from methods.curvature import curvature
 from methods.evidence import Units, log_marginal_likelihood
 from methods.interface import Posterior, Problem
+from methods.likelihood import half_squared_error
+from methods.sums import MAX_SIDE
 
 # --- our curvature in laplace-torch's classes
 

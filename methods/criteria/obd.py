@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from methods.curvature import KINDS, curvature
+from methods.curvature import curvature
 from methods.interface import Criterion, Problem, Scores, Stage
+from methods.likelihood import KINDS
 from methods.registry import register
 from methods.scope import SCOPES, rescope
 from methods.space import Choice, Int

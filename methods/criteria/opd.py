@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from methods.blocks import Kronecker
-from methods.curvature import KINDS, curvature
+from methods.curvature import curvature
 from methods.interface import Criterion, Posterior, Problem, Scores, Stage
+from methods.likelihood import KINDS
 from methods.prior import uniform_prior
 from methods.registry import register
 from methods.scope import SCOPES, rescope

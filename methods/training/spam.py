@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from methods.blocks import Block, Diagonal, Kronecker
-from methods.curvature import KINDS, STRUCTURES, Curvature, curvature
+from methods.curvature import STRUCTURES, Curvature, curvature
 from methods.evidence import PRIORS, Maximiser, log_marginal_likelihood
 from methods.interface import Batches, Posterior, Problem, Training, Values
+from methods.likelihood import KINDS
 from methods.prior import uniform_prior
 from methods.pruning import evaluating
 from methods.registry import register

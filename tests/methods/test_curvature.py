@@ -17,9 +17,10 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods import Problem
+from methods import Problem, sums
 from methods.blocks import Diagonal, Kronecker
-from methods.curvature import curvature, sample_labels, softmax_factor
+from methods.curvature import curvature
+from methods.likelihood import sample_labels, softmax_factor
 
 Data = list[tuple[Tensor, Tensor]]
 Values = dict[str, Tensor]
@@ -778,7 +779,7 @@ def test_a_weight_without_effect_has_no_curvature(name: str) -> None:
 
 @pytest.mark.parametrize("side", [5, 35, 36])
 def test_factors_that_would_be_too_large_are_not_formed(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "MAX_SIDE", side)
+    monkeypatch.setattr(sums, "MAX_SIDE", side)
     model, data = build(lambda: conv(nn.Conv2d(4, 6, 3), 6)), inputs(4, 5, 4)
     blocks = curvature(Problem(model, data), "ggn", structure="kronecker").blocks
     factored = {n for n, b in blocks.items() if isinstance(b, Kronecker)}

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import methods
 from methods.blocks import MAX_EXACT, Diagonal, Kronecker, Separable
-from methods.curvature import curvature, half_squared_error
+from methods.curvature import curvature
 from methods.interface import Posterior, Problem
+from methods.likelihood import half_squared_error
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
