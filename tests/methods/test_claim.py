@@ -45,3 +45,14 @@ def test_opd_after_spam_beats_magnitude_after_a_prior_of_precision_one() -> None
         by_magnitude, by_opd = accuracy(ordinary, test), accuracy(sparse, test)
         print(f"seed {seed}: magnitude after map {by_magnitude:.3f}, opd after spam {by_opd:.3f}")
         assert by_opd > by_magnitude + 0.03
+
+
+@pytest.mark.slow
+def test_greedy_updates_from_the_start_do_not_switch_a_network_off() -> None:
+    """No floor to speak of, no memory, an update after every epoch from the first: the cap on precisions holds it."""
+    train, test = digits()
+    for seed in range(3):
+        model = network(seed)
+        greedy = {"weight_decay": 1e-6, "burn_in": 0.0, "frequency": 1, "share": 1.0, "memory": 0.0}
+        methods.train(model, train, training="spam", epochs=30, seed=seed, **greedy)
+        assert accuracy(model, test) > 0.9
