@@ -21,6 +21,7 @@ from torch import nn
 import bench.classics  # noqa: F401  registers lenet5 with timm
 import methods
 from methods.curvature import curvature
+from methods.interface import count_batches
 from methods.pruning import evaluating
 
 NETWORKS: dict[str, tuple[tuple[int, int, int], Callable[[], nn.Module]]] = {
@@ -49,33 +50,37 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def laplace(model: nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
-    """Seconds of one diagonal fit by laplace-torch with its default backend, scaled to all batches from two."""
-    from laplace import DiagLaplace
-    from torch.utils.data import DataLoader, TensorDataset
-
-    x, y = (torch.cat(part) for part in zip(*batches[:2], strict=True))
-    fit = DiagLaplace(model, "classification")
-    loader = DataLoader(TensorDataset(x, y), batch_size=32)
-    return seconds(lambda: fit.fit(loader)) * len(batches) / 2
-
-
-def measure(name: str, samples: int, repeats: int, with_laplace: bool) -> dict[str, list[float]]:
-    """Way -> epochs of ordinary training that it takes, once for each repeat, the first a warm-up."""
+def problem_of(name: str, samples: int) -> methods.Problem:
+    """One of the networks, fresh and in the layout that the harness gives it, on random data in batches of 128."""
     shape, make = NETWORKS[name]
     torch.manual_seed(0)
     model = make()
     if sum(isinstance(m, nn.Conv2d) for m in model.modules()) > 1:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x, y = torch.randn(samples, *shape), torch.randint(0, 10, (samples,))
-    batches = list(zip(x.split(128), y.split(128), strict=True))
-    problem = methods.Problem(model, batches)
+    return methods.Problem(model, list(zip(x.split(128), y.split(128), strict=True)))
+
+
+def laplace(problem: methods.Problem) -> float:
+    """Seconds of one diagonal fit by laplace-torch with its default backend, scaled to all batches from two."""
+    from laplace import DiagLaplace
+    from torch.utils.data import DataLoader, TensorDataset
+
+    x, y = (torch.cat(part) for part in zip(*list(problem.batches)[:2], strict=True))
+    fit = DiagLaplace(problem.model, "classification")
+    loader = DataLoader(TensorDataset(x, y), batch_size=32)
+    return seconds(lambda: fit.fit(loader)) * count_batches(problem.batches) / 2
+
+
+def measure(name: str, samples: int, repeats: int, with_laplace: bool) -> dict[str, list[float]]:
+    """Way -> epochs of ordinary training that it takes, once for each repeat, the first a warm-up."""
+    problem = problem_of(name, samples)
     training, recipe = methods.make("trainings", "map", {"lr": 0.01}), methods.Recipe(epochs=1)
 
     def fit(options: dict[str, object]) -> None:
         known = dict(options)
         part = samples // 4 if known.pop("quarter", False) else None
-        with evaluating(model):
+        with evaluating(problem.model):
             curvature(problem, samples=part, **known)  # type: ignore[arg-type]
 
     times: dict[str, list[float]] = {way: [] for way in [*WAYS, "seconds of an epoch"]}
@@ -85,7 +90,7 @@ def measure(name: str, samples: int, repeats: int, with_laplace: bool) -> dict[s
         for way, chosen in WAYS.items():
             times[way].append(seconds(functools.partial(fit, chosen)) / epoch)
     if with_laplace:
-        times["laplace-torch, DiagLaplace"] = [laplace(model, batches) / times["seconds of an epoch"][-1]] * 2
+        times["laplace-torch, DiagLaplace"] = [laplace(problem) / times["seconds of an epoch"][-1]] * 2
     return times
 
 

@@ -9,8 +9,7 @@ import argparse
 import statistics
 
 import torch
-from curvature import NETWORKS, seconds
-from torch import nn
+from curvature import problem_of, seconds
 
 import methods
 
@@ -26,14 +25,7 @@ VARIANTS: dict[str, dict[str, object]] = {
 
 def train(name: str, samples: int, epochs: int, training: str, options: dict[str, object]) -> float:
     """Seconds of one training from a fresh network."""
-    shape, make = NETWORKS[name]
-    torch.manual_seed(0)
-    model = make()
-    if sum(isinstance(m, nn.Conv2d) for m in model.modules()) > 1:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x, y = torch.randn(samples, *shape), torch.randint(0, 10, (samples,))
-    batches = list(zip(x.split(128), y.split(128), strict=True))
-    problem, recipe = methods.Problem(model, batches), methods.Recipe(epochs=epochs)
+    problem, recipe = problem_of(name, samples), methods.Recipe(epochs=epochs)
     chosen = methods.make("trainings", training, {"lr": 0.01, **options})
     return seconds(lambda: methods.fit(problem, chosen, recipe))
 

@@ -222,6 +222,11 @@ class Granularity(Configuration):
         raise NotImplementedError
 
 
+def count_batches(batches: Batches) -> int:
+    """How many batches one pass has: the loader's own word for it, or else counted by one pass."""
+    return len(batches) if isinstance(batches, Sized) else sum(1 for _ in batches)
+
+
 def count_masked(sparsity: float, prunable_weights: int) -> int:
     """round(sparsity · prunable weights): how many weights a mask of this sparsity removes (ties of rounding to even)."""
     if not 0.0 <= sparsity < 1.0:

@@ -267,8 +267,9 @@ def from_posterior(
     """A fitted `DiagLaplace`, or `BlockLaplace` where the posterior has factors, of the weights as SpaM left them, without data.
 
     The loss is what the last marginal likelihood leaves, NaN where there is none. Regression: SpaM's loss is to have been
-    `half_squared_error`, and `outputs`, their number, enters the normaliser. A unit-wise prior comes as SpaM has it, one for
-    each parameter. `options`: further ones of the class. ValueError where a trainable parameter has no curvature.
+    `half_squared_error`, and `outputs`, their number, enters the normaliser. A unit-wise prior comes as one for each
+    parameter, so under factors it is projected, and its evidence is never above that which SpaM has found exactly. `options`:
+    further ones of the class. ValueError where a trainable parameter has no curvature.
     """
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     missing = [n for n in parameters if n not in posterior.curvature]

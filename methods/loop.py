@@ -1,14 +1,14 @@
 """The only training loop: masks that hold, a training's hooks, a schedule's cuts, a cosine learning rate."""
 
 import math
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from methods.interface import Batches, Mask, Posterior, Problem, Training, derive
+from methods.interface import Batches, Mask, Posterior, Problem, Training, count_batches, derive
 from methods.pruning import Pruner, cut, own_modes
 
 # A training's `lr` is that of SGD with momentum; another optimiser's natural scale is a factor of it.
@@ -76,7 +76,7 @@ def fit(
     """
     model, device = problem.model, problem.device
     batches = problem.batches if batches is None else batches
-    n_batches = len(batches) if isinstance(batches, Sized) else sum(1 for _ in batches)
+    n_batches = count_batches(batches)
     if not n_batches:
         raise ValueError("there are no batches to train on")
     steps = n_batches * recipe.epochs

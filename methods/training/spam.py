@@ -11,7 +11,7 @@ from torch import Tensor
 from methods.blocks import Block, Diagonal, Kronecker
 from methods.curvature import STRUCTURES, Curvature, curvature
 from methods.evidence import PRIORS, Maximiser, log_marginal_likelihood
-from methods.interface import Batches, Posterior, Problem, Training, Values
+from methods.interface import Batches, Posterior, Problem, Training, Values, count_batches
 from methods.likelihood import KINDS
 from methods.prior import uniform_prior
 from methods.pruning import evaluating
@@ -65,10 +65,10 @@ class Spam(Training):
         first = math.floor(self.burn_in * epochs) + 1
         if epoch < first or (epoch - first) % self.frequency:
             return state
-        parts = max(1, round(1.0 / self.share))
+        parts = min(round(1.0 / self.share), count_batches(problem.batches))
         part = replace(problem, batches=_Part(problem.batches, (epoch - first) // self.frequency % parts, parts, problem.samples))
         measured = self._measure(part, state, f"epoch {epoch}")
-        return self._update(problem, state, self._remember(state, measured))
+        return self._update(problem, state, self._remember(problem, state, measured))
 
     def finish(self, problem: Problem, state: Posterior) -> Posterior:
         """The posterior at the final weights, with the last precisions."""
@@ -83,18 +83,15 @@ class Spam(Training):
             found = curvature(
                 problem, self.curvature, structure=self.structure, positions=POSITIONS, names=names, purpose=purpose
             )  # fmt: skip
-        # A masked weight is no parameter: without curvature it takes no part in any sum.
-        blocks: dict[str, Block] = {
-            n: Diagonal(b.h * problem.mask[n]) if isinstance(b, Diagonal) and n in problem.mask else b for n, b in found.blocks.items()
-        }
         t = self.temperature
-        return Curvature({n: b.scaled(1.0 / t) for n, b in blocks.items()}, found.loss / t)
+        return Curvature({n: _alive(b.scaled(1.0 / t), problem.mask.get(n)) for n, b in found.blocks.items()}, found.loss / t)
 
-    def _remember(self, state: Posterior, measured: Curvature) -> Curvature:
-        """The running average of the curvature."""
+    def _remember(self, problem: Problem, state: Posterior, measured: Curvature) -> Curvature:
+        """The running average of the curvature; of weights that have been cut since, nothing is left."""
         if not state.curvature or not self.memory:
             return measured
-        return replace(measured, blocks={n: self._averaged(state, n, b) for n, b in measured.blocks.items()})
+        averaged = {n: _alive(self._averaged(state, n, b), problem.mask.get(n)) for n, b in measured.blocks.items()}
+        return replace(measured, blocks=averaged)
 
     def _averaged(self, state: Posterior, name: str, new: Block) -> Block:
         def mixed(old: Tensor, fresh: Tensor) -> Tensor:
@@ -121,6 +118,11 @@ class _Part:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return itertools.islice(iter(self.batches), self.first, None, self.step)
+
+
+def _alive(block: Block, mask: Tensor | None) -> Block:
+    """The curvature under a mask: a masked weight is no parameter, and without curvature takes no part in any sum."""
+    return Diagonal(block.h * mask) if isinstance(block, Diagonal) and mask is not None else block
 
 
 def _with(state: Posterior, measured: Curvature) -> Posterior:

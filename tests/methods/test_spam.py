@@ -291,3 +291,33 @@ def test_opd_at_the_closed_form_ranks_as_obd(batches: Data, mlp: Make) -> None:
     assert torch.equal(*flat)
     magnitude = torch.cat([w.detach().abs().flatten() for w in methods.prunable(model).values()]).argsort()
     assert not torch.equal(flat[0], magnitude)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_fewer_batches_than_shares_are_read_in_turn(batches: Data, mlp: Make, n: int) -> None:
+    """A share is at least one batch, whatever the share and however few batches there are."""
+    problem = Problem(mlp(), batches[:n])
+    posterior = fit(problem, spam(share=0.01), Recipe(epochs=5))
+    assert len(posterior.marginal_likelihood) == 6
+    assert all(math.isfinite(v) for v in posterior.marginal_likelihood)
+
+
+def test_memory_is_the_running_average_of_the_curvature(batches: Data, mlp: Make) -> None:
+    problem = Problem(mlp(), batches)
+    training, forgetful = spam(memory=0.75), spam(memory=0.0)
+    old = training.after_epoch(problem, training.prepare(problem), 1, 9)
+    with torch.no_grad():
+        problem.model[0].weight.mul_(1.5)
+    new, fresh = (t.after_epoch(problem, old, 2, 9) for t in (training, forgetful))
+    for n, h in new.curvature.items():
+        assert torch.allclose(h, 0.75 * old.curvature[n] + 0.25 * fresh.curvature[n], rtol=1e-5, atol=1e-8)
+
+
+def test_a_weight_that_is_cut_leaves_the_running_average(batches: Data, mlp: Make) -> None:
+    problem, training = Problem(mlp(), batches), spam(memory=0.75)
+    state = training.after_epoch(problem, training.prepare(problem), 1, 9)
+    problem.mask["0.weight"][:, ::2] = False
+    methods.apply_mask(problem.model, problem.mask)
+    state = training.after_epoch(problem, state, 2, 9)
+    assert not state.curvature["0.weight"][:, ::2].any()
+    assert state.curvature["0.weight"][:, 1::2].any()
