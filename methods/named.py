@@ -4,7 +4,7 @@ from methods.interface import Stage
 from methods.registry import Method, define
 from methods.schedule import Schedule
 
-# Gradual pruning (Zhu and Gupta 2017, "To prune, or not to prune"): it begins when SpaM's burn-in is over, and ends early
+# Gradual pruning (Zhu and Gupta 2017, "To prune, or not to prune"): it begins when the network has learned, and ends early
 # enough for the pruned network to train on.
 GRADUAL = Schedule(shape="cubic", start=0.0, begin=1 / 3, end=3 / 4, every=1, persistent=True)
 
