@@ -152,6 +152,11 @@ class Batches:
         """Examples in an epoch."""
         return len(self.split)
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one example."""
+        return tuple(self.split.inputs.shape[1:])
+
     def __len__(self) -> int:
         return len(self._sizes)
 

@@ -146,7 +146,7 @@ class _Bench:
             yield from self._dense()
         else:
             criterion = methods.make("criteria", self.job.criterion.name, self.job.criterion.hyperparameters)
-            reason = criterion.unsupported(self.initial())
+            reason = criterion.unsupported(self.problem(self.initial()))
             if reason is not None:
                 for point in self.job.points:
                     yield point, {"status": "unsupported", "error": reason}
@@ -173,7 +173,7 @@ class _Bench:
         model.load_state_dict(weights)
         problem = self.problem(model, posterior_to(posterior, self.device))
         scores, seconds = None, 0.0
-        if criterion.nested:
+        if methods.scored_once(criterion):
             start = time.perf_counter()
             scores = methods.score(problem, criterion)
             seconds = self._since(start)

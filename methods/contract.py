@@ -125,7 +125,7 @@ class _Batches:
         x = torch.randn(64, 3, 6, 6, generator=generator)
         y = (x.flatten(1) @ torch.randn(108, 3, generator=generator)).argmax(1)
         self.data = list(zip(x.split(16), y.split(16), strict=True))
-        self.allowed, self.reads, self.samples = allowed, 0, 64
+        self.allowed, self.reads, self.samples, self.input_shape = allowed, 0, 64, (3, 6, 6)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         _require(self.allowed, "declares data_free = True, but reads the batches")
@@ -147,7 +147,7 @@ def _problem(make: Callable[[], nn.Module] = _ConvNet, *, seed: int = 0, trained
 
 
 def _supported(criterion: Criterion) -> list[Problem]:
-    problems = [p for p in map(_problem, (_ConvNet, _mlp, _tied)) if criterion.unsupported(p.model) is None]
+    problems = [p for p in map(_problem, (_ConvNet, _mlp, _tied)) if criterion.unsupported(p) is None]
     _require(problems, "supports neither a small convolutional network nor an MLP")
     return problems
 
@@ -243,16 +243,13 @@ def _nested_is_true(entry: type[Criterion]) -> None:
         for target in SPARSITIES[1:]:
             _require(_same(dense, _raw_score(replace(problem, target=target), entry()).values),
                      "declares nested = True, but the scores depend on the target")  # fmt: skip
-        half = {n: torch.arange(m.numel()).view(m.shape) % 2 == 0 for n, m in problem.mask.items()}
-        masked = _raw_score(replace(problem, mask=half), entry()).values
-        _require(all(torch.equal(dense[n][m], masked[n][m]) for n, m in half.items()) or _only_rescoped(dense, masked, half),
-                 "declares nested = True, but the scores depend on the mask")  # fmt: skip
-        _require(entry().n_rounds() == 1, "declares nested = True, but scores in rounds")
 
 
-def _only_rescoped(dense: dict[str, Tensor], masked: dict[str, Tensor], mask: dict[str, Tensor]) -> bool:
-    """Layer-wise scopes rank among the weights still there: the order inside each layer must be the same."""
-    return all(torch.equal(dense[n][m].argsort(stable=True), masked[n][m].argsort(stable=True)) for n, m in mask.items())
+def _rounds_lead_to_the_target(entry: type[Criterion]) -> None:
+    for start, target in ((0.0, 0.0), (0.0, 0.9), (0.5, 0.5), (0.5, 0.99)):
+        rounds = entry().rounds(start, target)
+        _require(rounds and rounds[-1] == target, f"the rounds from {start} to {target} end at {rounds[-1] if rounds else 'nothing'}")
+        _require(list(rounds) == sorted(rounds) and rounds[0] >= start, f"the rounds from {start} to {target} do not rise: {rounds}")
 
 
 def _counts_are_exact(entry: type[Criterion]) -> None:
@@ -299,6 +296,7 @@ _CRITERION: dict[str, Callable[[Any], None]] = {
     "global random state untouched": _random_state_untouched,
     "same seed, same scores": _same_seed_same_scores,
     "nested true to its word": _nested_is_true,
+    "rounds lead to the target": _rounds_lead_to_the_target,
     "exact counts, also with total ties": _counts_are_exact,
     "exact counts, cut while training": _counts_are_exact_while_training,
     "data-free true to its word": _data_free_is_true,

@@ -123,6 +123,19 @@ class Problem:
         return torch.Generator().manual_seed(derive(self.seed, *purpose))
 
     @cached_property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one input, without the batch: the loader's own word for it, or else that of the first batch's.
+
+        Raises ValueError where there are no batches.
+        """
+        known = getattr(self.batches, "input_shape", None)
+        if known is not None:
+            return tuple(known)
+        for x, _ in self.batches:
+            return tuple(x.shape[1:])
+        raise ValueError("there are no batches to take the shape of the inputs from")
+
+    @cached_property
     def samples(self) -> int:
         """N, the number of training samples: the loader's own word for it, or else counted by one pass."""
         known = getattr(self.batches, "samples", None)
@@ -157,8 +170,9 @@ class Configuration:
 class Criterion(Configuration):
     """Which weights matter. One duty: `score`.
 
-    `stages`: where it may be applied, its default first. `nested`: its scores depend on neither mask nor target, so it
-    is scored once for all sparsities. `data_free`: it reads no batches. The harness calls `score` with the model in eval
+    `stages`: where it may be applied, its default first. `nested`: its scores do not depend on the target, so that, cut in one
+    round, a network is scored once for all sparsities, and their masks are nested. `data_free`: it reads no batches, at most
+    asks `problem.input_shape`. The harness calls `score` with the model in eval
     mode and its masked weights at zero; it must leave the model, its gradients and the global random state as they are.
     """
 
@@ -170,15 +184,18 @@ class Criterion(Configuration):
         """Scores of all prunable weights."""
         raise NotImplementedError
 
-    def n_rounds(self) -> int:
-        """How often to score and cut, without training between, on the way to the target (densities shrink evenly in log)."""
-        return 1
+    def rounds(self, present: float, target: float) -> tuple[float, ...]:
+        """The sparsities to score and cut at, without training between, on the way from the present one to the target.
+
+        Rising, the target last: see `methods.schedule.exponential` and `cubic`. One round where not overridden.
+        """
+        return (target,)
 
     def compensate(self, problem: Problem, mask: Mask, state: Any) -> None:
         """Adjust the kept weights in place for the loss of the others; `state` is that of the scores. Optional."""
 
-    def unsupported(self, model: nn.Module) -> str | None:
-        """Why the criterion is not defined for this network, or None where it is. Asked before anything runs."""
+    def unsupported(self, problem: Problem) -> str | None:
+        """Why the criterion is not defined for this network or loss, or None where it is. Asked before anything runs."""
         return None
 
 

@@ -46,7 +46,7 @@ def score(problem: Problem, criterion: Criterion) -> Scores:
     Raises ValueError where the criterion does not support the network, or returns scores that are not finite, not of the
     weights' names and shapes.
     """
-    _check_supported(problem.model, criterion)
+    _check_supported(problem, criterion)
     with evaluating(problem.model):
         scores = criterion.score(problem)
     fault = faults(problem, scores)
@@ -55,8 +55,8 @@ def score(problem: Problem, criterion: Criterion) -> Scores:
     return scores
 
 
-def _check_supported(model: nn.Module, criterion: Criterion) -> None:
-    reason = criterion.unsupported(model)
+def _check_supported(problem: Problem, criterion: Criterion) -> None:
+    reason = criterion.unsupported(problem)
     if reason is not None:
         raise ValueError(f"'{criterion.name}' does not support this network: {reason}")
 
@@ -77,18 +77,21 @@ def faults(problem: Problem, scores: Scores) -> str:
     return ""
 
 
+def scored_once(criterion: Criterion) -> bool:
+    """Whether one scoring of a network serves all sparsities: nothing in it depends on the target."""
+    return criterion.nested and len(criterion.rounds(0.0, 0.99)) == 1
+
+
 def cut(problem: Problem, criterion: Criterion, granularity: Granularity, sparsity: float, scores: Scores | None = None) -> Mask:
     """Prune the problem's model in place to the sparsity, and return the mask.
 
-    `scores`: those of a nested criterion, already computed. Otherwise the criterion scores as often as it has rounds, each
-    round with the mask of the one before applied; densities shrink by an equal factor each round. Masked weights are zero
-    afterwards, kept ones as they were, or as `compensate` sets them.
+    `scores`: those of a nested criterion, already computed. Otherwise the criterion scores in each of its rounds, with the mask
+    of the one before applied. Masked weights are zero afterwards, kept ones as they were, or as `compensate` sets them.
     """
-    rounds = 1 if scores is not None else criterion.n_rounds()
-    present, density = problem, 1.0 - sparsity_of(problem.mask)
+    rounds = (sparsity,) if scores is not None else criterion.rounds(sparsity_of(problem.mask), sparsity)
+    present = problem
     apply_mask(problem.model, problem.mask)
-    for k in range(1, rounds + 1):
-        target = sparsity if k == rounds else 1.0 - density * ((1.0 - sparsity) / density) ** (k / rounds)
+    for target in rounds:
         present = replace(present, target=target)
         found = scores if scores is not None else score(present, criterion)
         mask = granularity.cut(present, found, target)
@@ -115,7 +118,7 @@ class Pruner:
         the sparsity already.
         """
         targets = self.schedule.targets(epochs, self.sparsity)
-        _check_supported(problem.model, self.criterion)
+        _check_supported(problem, self.criterion)
         kept, total = kept_weights(problem.mask)
         if count_masked(self.sparsity, total) < total - kept:
             raise ValueError(f"sparsity {self.sparsity} is below that of the present mask, {1.0 - kept / total:.4g}")

@@ -65,3 +65,14 @@ class Schedule:
             return target + (start - target) * (1.0 - (t - first) / (last - first)) ** 3
         # Rounding may lift the end of the line above the target by a bit.
         return min(target, start + (target - start) * (t // self.every) / (last // self.every))
+
+
+def exponential(present: float, target: float, rounds: int) -> tuple[float, ...]:
+    """Rising sparsities, the target last: densities shrink by an equal factor each round (Tanaka et al. 2020, section 6)."""
+    density, ratio = 1.0 - present, (1.0 - target) / (1.0 - present)
+    return *(min(target, 1.0 - density * ratio ** (k / rounds)) for k in range(1, rounds)), target
+
+
+def cubic(present: float, target: float, rounds: int) -> tuple[float, ...]:
+    """Rising sparsities, the target last: s_f + (s₀ - s_f)(1 - k/n)³ (Zhu and Gupta 2017, equation 1)."""
+    return *(min(target, target + (present - target) * (1.0 - k / rounds) ** 3) for k in range(1, rounds)), target

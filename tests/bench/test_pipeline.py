@@ -228,7 +228,7 @@ def test_declared_unsupported_is_a_row_with_the_reason(suite: Suite, tmp_path: P
     class Picky(methods.lookup("criteria", "magnitude")):  # type: ignore[misc]
         """Picky."""
 
-        def unsupported(self, model: torch.nn.Module) -> str | None:
+        def unsupported(self, problem: methods.Problem) -> str | None:
             return "it has linear layers"
 
     rows = [r for r in go(request_(suite, "picky", tmp_path), store) if r.method == "picky"]

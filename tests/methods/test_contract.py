@@ -25,6 +25,7 @@ UNTOUCHED = "model, gradients and hooks untouched"
 GLOBAL_STATE = "global random state untouched"
 SEEDED = "same seed, same scores"
 NESTED = "nested true to its word"
+ROUNDS = "rounds lead to the target"
 COUNTS = "exact counts, also with total ties"
 ONLINE = "exact counts, cut while training"
 DATA_FREE = "data-free true to its word"
@@ -235,20 +236,19 @@ class DependsOnTarget(Honest):
 
 
 @configuration
-class DependsOnMask(Honest):
-    """Nested by declaration, but the order turns around once something is masked."""
+class StopsShort(Honest):
+    """The last round is not at the target."""
 
-    def score(self, problem: Problem) -> Scores:
-        sign = 1.0 if all(bool(m.all()) for m in problem.mask.values()) else -1.0
-        return Scores({n: sign * s for n, s in super().score(problem).values.items()})
+    def rounds(self, present: float, target: float) -> tuple[float, ...]:
+        return present, 0.5 * (present + target)
 
 
 @configuration
-class InRounds(Honest):
-    """Nested by declaration, but scored in rounds."""
+class FallsBack(Honest):
+    """A round keeps more than the one before."""
 
-    def n_rounds(self) -> int:
-        return 3
+    def rounds(self, present: float, target: float) -> tuple[float, ...]:
+        return 1.1 * target, target
 
 
 @configuration
@@ -349,7 +349,7 @@ class RevivesWhileTraining(Revives):
 class SupportsNothing(Honest):
     """Declines every network."""
 
-    def unsupported(self, model: nn.Module) -> str | None:
+    def unsupported(self, problem: Problem) -> str | None:
         return "not today"
 
 
@@ -373,8 +373,8 @@ WRONG_CRITERIA = [
     (DrawsFromNumpy, GLOBAL_STATE, "numpy's global random state"),
     (Unseeded, SEEDED, "the same seed gave different scores"),
     (DependsOnTarget, NESTED, "depend on the target"),
-    (DependsOnMask, NESTED, "depend on the mask"),
-    (InRounds, NESTED, "scores in rounds"),
+    (StopsShort, ROUNDS, "end at"),
+    (FallsBack, ROUNDS, "do not rise"),
     (ReadsData, DATA_FREE, "reads the batches"),
     (NoRange, DECLARED, "'power' declares no range"),
     (OutOfRange, DECLARED, "default power=2.0 is outside its range"),

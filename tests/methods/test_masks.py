@@ -11,6 +11,7 @@ from torch import nn
 
 import methods
 from methods import Criterion, Mask, Problem, Scores, count_masked, kept_weights
+from methods.schedule import exponential
 
 WEIGHT = methods.make("granularities", "weight", {})
 
@@ -174,8 +175,8 @@ class Rounds(Criterion):
     nested: ClassVar = False
     seen: ClassVar[list[tuple[float, int, bool]]] = []
 
-    def n_rounds(self) -> int:
-        return 4
+    def rounds(self, present: float, target: float) -> tuple[float, ...]:
+        return exponential(present, target, 4)
 
     def score(self, problem: Problem) -> Scores:
         self.seen.append((problem.target, kept_weights(problem.mask)[0], methods.held(problem.model, problem.mask)))

@@ -352,7 +352,7 @@ class Reparametrised(Map):
 class Declines(methods.lookup("criteria", "magnitude")):  # type: ignore[misc]
     """Supports nothing."""
 
-    def unsupported(self, model: nn.Module) -> str | None:
+    def unsupported(self, problem: Problem) -> str | None:
         return "not today"
 
 

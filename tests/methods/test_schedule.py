@@ -1,5 +1,6 @@
 """Schedules against targets computed by hand, and what holds for all of them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from methods import Schedule
-from methods.schedule import SHAPES
+from methods.schedule import SHAPES, cubic, exponential
 
 
 def test_the_linear_schedule_by_hand() -> None:
@@ -104,3 +105,19 @@ def test_it_says_in_words_what_it_does() -> None:
     assert str(Schedule()) == "cubic from 0, every epoch between 33% and 75% of training, cut for good"
     online = Schedule(shape="linear", start=0.1, begin=0.5, end=1.0, every=2, persistent=False)
     assert str(online) == "linear from 0.1, every 2 epochs between 50% and 100% of training, free to regrow until the last cut"
+
+
+@pytest.mark.parametrize("way", [exponential, cubic])
+@given(ends=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)).map(sorted), rounds=st.integers(1, 100))
+def test_rounds_rise_to_the_target(way: Callable[[float, float, int], tuple[float, ...]], ends: list[float], rounds: int) -> None:
+    start, target = ends
+    steps = way(start, target, rounds)
+    assert len(steps) == rounds
+    assert steps[-1] == target
+    assert list(steps) == sorted(steps)
+    assert steps[0] >= start - 1e-12
+
+
+def test_rounds_by_hand() -> None:
+    assert exponential(0.0, 0.875, 3) == pytest.approx((0.5, 0.75, 0.875))  # densities halve
+    assert cubic(0.0, 0.8, 2) == pytest.approx((0.7, 0.8))
