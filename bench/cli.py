@@ -70,6 +70,10 @@ def run(
     seeds: Annotated[str | None, typer.Option(help="Seeds, with commas.")] = None,
     granularity: Annotated[str, typer.Option(help="What is removed.")] = "weight",
     match: Annotated[str, typer.Option(help="What equal sparsity means.")] = "weights",
+    ablate: Annotated[
+        str,
+        typer.Option(help="Controls beside each method, with commas: shuffle permutes its mask in each layer, reinit draws new weights."),
+    ] = "",
     trials: Annotated[int | None, typer.Option(help="Tuning trials a method; 0 takes the declared defaults.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Training epochs.")] = None,
     finetune_epochs: Annotated[str | None, typer.Option(help="Fine-tuning epochs after the cut, with commas; 0 is one-shot.")] = None,
@@ -85,7 +89,7 @@ def run(
 ) -> None:
     """Run methods on a suite and print the leaderboard. What was computed before is taken from the store."""
     from bench import executor as executors
-    from bench.spec import UserError, load_suite, unknown
+    from bench.spec import ABLATIONS, UserError, load_suite, unknown
 
     chosen = load_suite(suite)
     if executor not in executors.EXECUTORS:
@@ -94,6 +98,10 @@ def run(
         raise unknown("device", device, DEVICES)
     if match != "weights":
         raise unknown("--match", match, ["weights"])
+    ablations = tuple(dict.fromkeys(_names(ablate)))
+    for name in ablations:
+        if name not in ABLATIONS:
+            raise unknown("ablation", name, ABLATIONS)
     if trials is None:
         trials = chosen.trials
     if trials:
@@ -122,8 +130,8 @@ def run(
 
     report.run(
         chosen, methods=methods, datasets=_names(datasets), architectures=_names(architectures), changes=changes,
-        granularity=granularity, match=match, executor=executor, ray_address=ray_address, workers=workers, device=device,
-        store=store, data_root=data_root, plugins=tuple(plugin or ()), output=output, dry_run=dry_run,
+        granularity=granularity, match=match, ablations=ablations, executor=executor, ray_address=ray_address, workers=workers,
+        device=device, store=store, data_root=data_root, plugins=tuple(plugin or ()), output=output, dry_run=dry_run,
     )  # fmt: skip
 
 

@@ -20,14 +20,16 @@ CALIBRATION_AT = 0.95
 MARGIN = 0.01  # "within one point of dense"
 COLUMNS = (
     "track", "rank", "method", "relative_area", "sparsity_within_one_point", "accuracy_90", "accuracy_95", "accuracy_99",
-    "nll_95", "ece_95", "scoring_epochs", "wins", "ties", "losses", "rows", "failed", "collapsed", "unsupported",
+    "nll_95", "ece_95", "scoring_epochs", "wins", "ties", "losses", "rows", "failed", "collapsed", "unsupported", "epochs",
 )  # fmt: skip
 BLOCK = ["dataset", "architecture"]
 
 
 def frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """Rows as a table, with the track of each: '' for the dense references."""
+    """Rows as a table, with the track of each: '' for the dense references; ablations under a name of their own."""
     table = pd.DataFrame([[getattr(row, name) for name in ROW_COLUMNS] for row in rows], columns=list(ROW_COLUMNS))
+    ablated = table["ablation"] != "none"
+    table.loc[ablated, "method"] += " (" + table["ablation"] + ")"
     table["track"] = [track(s, f) for s, f in zip(table["stage"], table["finetune_epochs"], strict=True)]
     return table
 
@@ -44,8 +46,9 @@ def track(stage: str, finetune_epochs: int) -> str:
 def leaderboard(rows: Iterable[Row]) -> pd.DataFrame:
     """The leaderboard of all tracks: one line a method and track, in the order of rank, with the columns `COLUMNS`.
 
-    Areas and accuracies are means over seeds, then over blocks. A failed row counts as accuracy 0; an unsupported method is
-    shown without a rank. Missing sparsities leave their columns empty.
+    Areas and accuracies are means over seeds, then over blocks. A failed row counts as accuracy 0. Shown without a rank: an
+    unsupported method, one that trains for more epochs than the dense networks do, and ablations. Missing sparsities leave their
+    columns empty.
     """
     table = frame(rows)
     boards = [_board(name, part, table) for name, part in table[table["track"] != ""].groupby("track", sort=False)]
@@ -61,9 +64,17 @@ def _board(name: str, part: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     areas = _areas(part)
     lines = [_line(method, rows, reference, areas) for method, rows in part.groupby("method", sort=False)]
     board = pd.DataFrame(lines).sort_values("area", ascending=False, na_position="last", kind="stable")
-    board["rank"] = board["area"].rank(ascending=False, method="min").astype("Int64")
+    ranked = ~board["method"].isin(part.loc[(part["ablation"] != "none") | _over_budget(part, table), "method"])
+    board["rank"] = board["area"].where(ranked).rank(ascending=False, method="min").astype("Int64")
     board["track"] = name
     return board.reindex(columns=list(COLUMNS))
+
+
+def _over_budget(part: pd.DataFrame, table: pd.DataFrame) -> pd.Series:
+    """Which rows took more epochs than the dense networks of their block (protocol, rule 4)."""
+    budget = table[table["track"] == ""].groupby(BLOCK)["epochs"].min()
+    own = pd.MultiIndex.from_frame(part[BLOCK])
+    return pd.Series(part["epochs"].to_numpy() > budget.reindex(own).fillna(np.inf).to_numpy(), index=part.index)
 
 
 def _reference(table: pd.DataFrame, finetune_epochs: int) -> pd.Series:
@@ -96,6 +107,7 @@ def _line(method: str, rows: pd.DataFrame, reference: pd.Series, areas: pd.Serie
     line: dict[str, Any] = {
         "method": method,
         "rows": len(rows),
+        "epochs": float((rows["epochs"] + rows["finetune_epochs"]).mean()),
         **{status: int((rows["status"] == status).sum()) for status in ("failed", "collapsed", "unsupported")},
     }
     if ran.empty:

@@ -20,9 +20,9 @@ from pydantic import ValidationError
 
 import methods
 from bench import architectures, data, executor, progress, trial
+from bench.job import Configured, Job, Place, Point
 from bench.spec import DENSE, PROTOCOL_VERSION, Protocol, Row, Suite, UserError, digest, first_fault, unknown
 from bench.store import Networks, Store
-from bench.trial import Configured, Job, Place, Point
 from methods import Method, Stage
 
 Identity = tuple[Any, ...]
@@ -30,13 +30,14 @@ Identity = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Request:
-    """What to run: a suite (already narrowed by the command line), the methods, the granularity, and where."""
+    """What to run: a suite (already narrowed by the command line), the methods, their controls, the granularity, and where."""
 
     suite: Suite
     methods: tuple[Method, ...]
     place: Place
     granularity: str = "weight"
     match: str = "weights"
+    ablations: tuple[str, ...] = ()
 
 
 @dataclass
@@ -97,7 +98,8 @@ def plan(request: Request, store: Store) -> Plan:
             dense = {job.network: job for job in (_dense_job(request, cell, common, m) for m in reversed(request.methods))}
             jobs.extend(reversed(dense.values()))
             for method in request.methods:
-                jobs.extend(_method_jobs(request, cell, common, method))
+                for ablation in ("none", *request.ablations):
+                    jobs.extend(_method_jobs(request, cell, common, method, ablation))
     if not jobs:
         raise UserError("nothing to run: " + "; ".join(made.notes))
     for job in jobs:
@@ -140,7 +142,7 @@ def _dense_job(request: Request, cell: dict[str, Any], common: dict[str, Any], m
     )  # fmt: skip
 
 
-def _method_jobs(request: Request, cell: dict[str, Any], common: dict[str, Any], method: Method) -> list[Job]:
+def _method_jobs(request: Request, cell: dict[str, Any], common: dict[str, Any], method: Method, ablation: str) -> list[Job]:
     """The jobs of one method on one block and seed: one for all sparsities, or one for each where each is trained apart."""
     training = Configured(method.training, hyperparameters_of(method.make_training()))
     criterion = Configured(method.criterion, hyperparameters_of(method.make_criterion()))
@@ -151,12 +153,14 @@ def _method_jobs(request: Request, cell: dict[str, Any], common: dict[str, Any],
         "hyperparameters": criterion.hyperparameters, "sources": [methods.source_hash(cls) for cls in classes],
     }  # fmt: skip
     if method.schedule is not None:
-        decided["schedule"] = dataclasses.asdict(method.schedule)
+        decided["schedule"] = method.schedule.as_dict()
+    if ablation != "none":
+        decided["ablation"] = ablation
     sparsities = request.suite.sparsities
     return [
         Job(
             method=method.name, training=training, criterion=criterion, stage=method.stage, granularity=request.granularity,
-            network=network, place=request.place, schedule=method.schedule, **cell,
+            network=network, place=request.place, schedule=method.schedule, ablation=ablation, **cell,
             points=tuple(
                 Point(s, f, digest({**decided, "sparsity": s, "finetune_epochs": f}))
                 for s in group
@@ -178,12 +182,12 @@ def _blank(request: Request, job: Job, point: Point) -> Row:
     if job.criterion is not None:
         hyperparameters["criterion"] = job.criterion.hyperparameters
     if job.schedule is not None:
-        hyperparameters["schedule"] = dataclasses.asdict(job.schedule)
+        hyperparameters["schedule"] = job.schedule.as_dict()
     return Row(
         suite=request.suite.name, dataset=job.dataset, architecture=job.architecture, granularity=job.granularity,
         match=request.match, method=job.method, criterion=job.criterion.name if job.criterion else "",
-        training=job.training.name, stage=job.stage or "", tuning="default", ablation="none", sparsity=point.sparsity,
-        seed=job.seed, epochs=job.protocol.epochs, finetune_epochs=point.finetune_epochs, status="missing",
+        training=job.training.name, stage=job.stage or "", tuning="default", ablation=job.ablation, sparsity=point.sparsity,
+        seed=job.seed, epochs=job.training_epochs(point.sparsity), finetune_epochs=point.finetune_epochs, status="missing",
         hyperparameters=json.dumps(hyperparameters, sort_keys=True), **provenance(job.place.device),
     )  # fmt: skip
 
@@ -317,7 +321,7 @@ def collect(made: Plan, store: Store) -> list[Row]:
 
 def _dense_of(row: Row) -> Identity:
     training = json.dumps(json.loads(row.hyperparameters)["training"], sort_keys=True)
-    return row.training, training, row.dataset, row.architecture, row.seed, row.epochs, row.finetune_epochs
+    return row.training, training, row.dataset, row.architecture, row.seed, row.finetune_epochs
 
 
 def check_granularity(name: str) -> None:

@@ -15,10 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from bench import catalogue, executor, leaderboard, pipeline, results
+from bench.job import Place
 from bench.pipeline import Plan, Progress, Request
 from bench.spec import Row, Suite, UserError
 from bench.store import DEFAULT_URL, Store
-from bench.trial import Place
 
 CACHE = Path(".bench")
 # Column of the leaderboard -> (title, format). The first ones are shown on narrow terminals too.
@@ -32,13 +32,13 @@ NARROW = 100  # characters below which the last three are left out
 
 def run(
     suite: Suite, *, methods: str, datasets: list[str], architectures: list[str], changes: dict[str, Any], granularity: str, match: str,
-    executor: str, ray_address: str | None, workers: int | None, device: str, store: str | None, data_root: Path | None,
-    plugins: tuple[str, ...], output: Path | None, dry_run: bool,
+    ablations: tuple[str, ...], executor: str, ray_address: str | None, workers: int | None, device: str, store: str | None,
+    data_root: Path | None, plugins: tuple[str, ...], output: Path | None, dry_run: bool,
 ) -> None:  # fmt: skip
     """Plan, run and show; see `bench.cli.run` for the arguments."""
     console = make_console()
     place = _place(device, data_root, plugins)
-    request = _request(suite, methods, place, granularity, match, datasets, architectures, changes)
+    request = _request(suite, methods, place, granularity, match, datasets, architectures, changes, ablations)
     database = Store(store or DEFAULT_URL)
     if dry_run:
         _print_plan(console, request, pipeline.plan(request, database))
@@ -84,13 +84,13 @@ def _place(device: str, data_root: Path | None, plugins: tuple[str, ...]) -> Pla
 
 def _request(
     suite: Suite, methods: str, place: Place, granularity: str, match: str, datasets: list[str], architectures: list[str],
-    changes: dict[str, Any],
+    changes: dict[str, Any], ablations: tuple[str, ...] = (),
 ) -> Request:  # fmt: skip
     catalogue.load_plugins(place.plugins)
     chosen = catalogue.select_methods(methods)
     pipeline.check_granularity(granularity)
     narrowed = pipeline.narrow(suite, datasets=datasets, architectures_=architectures, **changes)
-    return Request(narrowed, chosen, place, granularity, match)
+    return Request(narrowed, chosen, place, granularity, match, ablations)
 
 
 def _executor(name: str, workers: int | None, device: str, address: str | None) -> "executor.Local | executor.Ray":
@@ -222,11 +222,14 @@ def print_board(console: Console, track: str, board: pd.DataFrame) -> None:
     remarks = [name for name in ("failed", "collapsed", "unsupported") if board[name].any()]
     for name in remarks:
         table.add_column(name, justify="right")
+    if board["epochs"].nunique() > 1:  # who trained for longer is no rival: it has no rank
+        remarks.append("epochs")
+        table.add_column("epochs", justify="right")
     for _, line in board.iterrows():
         rank = "–" if pd.isna(line["rank"]) else str(line["rank"])
         numbers = ["–" if _missing(line[name]) else form.format(line[name]) for name, (_, form) in shown.items()]
         against = "–" if _missing(line["wins"]) else f"{line['wins']:.0f}/{line['ties']:.0f}/{line['losses']:.0f}"
-        table.add_row(rank, line["method"], *numbers, against, *(str(line[name]) for name in remarks))
+        table.add_row(rank, line["method"], *numbers, against, *(f"{line[name]:.0f}" for name in remarks))
     console.print(table)
 
 

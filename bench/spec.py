@@ -13,6 +13,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 PROTOCOL_VERSION = "1"  # bumped by anything that changes numbers
+# Controls of a method's mask (Frankle et al. 2021, "Pruning neural networks at initialization: why are we missing the mark?"):
+# "shuffle" permutes it within each layer, "reinit" keeps it and draws new initial weights, which are trained under it.
+ABLATIONS = ("shuffle", "reinit")
 DENSE = "dense"  # the name of the unpruned reference's rows
 
 

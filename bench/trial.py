@@ -7,94 +7,21 @@ place, `_Bench.measure`, once for a row.
 import copy
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 import methods
 from bench import architectures, data, evaluate
+from bench.job import Job, Place, Point
 from bench.progress import Beat
 from bench.spec import Protocol
 from bench.store import Networks
 from methods import Posterior, Problem, Pruner, Recipe, Schedule, Stage
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a job finds things: the device, the data, the folder of networks, the plug-ins to load."""
-
-    device: str
-    data_root: Path | None
-    cache: Path
-    plugins: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Configured:
-    """A registered name with its hyperparameters."""
-
-    name: str
-    hyperparameters: dict[str, Any] = field(default_factory=dict)
-
-
-class Point(NamedTuple):
-    """Where one row is measured, and the key under which it is kept."""
-
-    sparsity: float
-    finetune_epochs: int
-    key: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One method (or the dense network, where `criterion` is None) on one block and seed, at the points still to do.
-
-    `network`: the key of the dense network, saved by a dense job and loaded by one that prunes after training. `schedule`: when
-    to cut, where it prunes while training.
-    """
-
-    method: str
-    dataset: str
-    architecture: str
-    protocol: Protocol
-    seed: int
-    training: Configured
-    criterion: Configured | None
-    stage: Stage | None
-    granularity: str
-    network: str
-    points: tuple[Point, ...]
-    place: Place
-    schedule: Schedule | None = None
-
-    @property
-    def label(self) -> str:
-        """What a person reads while it runs."""
-        at = f" {self.sparsities[0]:g}" if self.trains_each and len(self.sparsities) == 1 else ""
-        return f"{self.method}{at} · {self.dataset}/{self.architecture} · seed {self.seed}"
-
-    @property
-    def trains_each(self) -> bool:
-        """Whether it trains a network of its own for every sparsity, in place of pruning the dense one."""
-        return self.stage in (Stage.INIT, Stage.DURING)
-
-    @property
-    def sparsities(self) -> list[float]:
-        """The sparsities it cuts at, rising."""
-        return sorted({p.sparsity for p in self.points})
-
-    @property
-    def epochs(self) -> int:
-        """Training epochs in it: its length, as far as that can be said beforehand."""
-        fine = sum(p.finetune_epochs for p in self.points)
-        if self.criterion is None:
-            return self.protocol.epochs + fine
-        return fine + (len(self.sparsities) * self.protocol.epochs if self.trains_each else 0)
-
 
 Measurement = dict[str, Any]  # columns of a Row, by name
 
@@ -153,7 +80,8 @@ class _Bench:
             elif self.job.stage is Stage.INIT:
                 yield from self._cut_then_train(criterion)
             elif self.job.schedule is not None:
-                yield from self._cut_while_training(criterion, self.job.schedule)
+                way = self._cut_while_training if self.job.stage is Stage.DURING else self._cut_while_finetuning
+                yield from way(criterion, self.job.schedule)
             else:
                 yield from self._train_then_cut(criterion)
 
@@ -167,24 +95,25 @@ class _Bench:
         yield from self._finetunes(replace(problem, posterior=state), 0.0, None)
 
     def _train_then_cut(self, criterion: methods.Criterion) -> Iterator[tuple[Point, Measurement]]:
-        weights, posterior, facts = self.networks.load(self.job.network)
-        self.train_seconds, self.dense_off = facts["train_seconds"], facts["switched_off"]
-        model = self.initial()
-        model.load_state_dict(weights)
-        problem = self.problem(model, posterior_to(posterior, self.device))
+        problem = self._dense_network()
         scores, seconds = None, 0.0
         if methods.scored_once(criterion):
             start = time.perf_counter()
             scores = methods.score(problem, criterion)
             seconds = self._since(start)
+        trained = self.train_seconds
         for sparsity in self.job.sparsities:
-            pruned = replace(problem, model=copy.deepcopy(model))
-            yield from self._cut(pruned, criterion, sparsity, scores, seconds)
+            self.train_seconds = trained
+            pruned = replace(problem, model=copy.deepcopy(problem.model))
+            cut, more = self._cut(pruned, criterion, sparsity, scores)
+            yield from self._finetunes(self._ablated(cut, problem.model), sparsity, seconds + more)
 
     def _cut_then_train(self, criterion: methods.Criterion) -> Iterator[tuple[Point, Measurement]]:
         for sparsity in self.job.sparsities:
             self.train_seconds = 0.0
-            yield from self._cut(self.problem(self.initial()), criterion, sparsity, None, 0.0)
+            cut, seconds = self._cut(self.problem(self.initial()), criterion, sparsity, None)
+            cut = self._ablated(cut)
+            yield from self._finetunes(replace(cut, posterior=self.train(cut, self.job.protocol.epochs)), sparsity, seconds)
 
     def _cut_while_training(self, criterion: methods.Criterion, schedule: Schedule) -> Iterator[tuple[Point, Measurement]]:
         for sparsity in self.job.sparsities:
@@ -192,18 +121,48 @@ class _Bench:
             problem = replace(self.problem(self.initial()), target=sparsity)
             pruner = Pruner(criterion, self.granularity, schedule, sparsity)
             state = self.train(problem, self.job.protocol.epochs, pruner=pruner)
-            yield from self._finetunes(replace(problem, posterior=state), sparsity, None)
+            yield from self._finetunes(self._ablated(replace(problem, posterior=state)), sparsity, None)
 
-    def _cut(
-        self, problem: Problem, criterion: methods.Criterion, sparsity: float, scores: methods.Scores | None, seconds: float
-    ) -> Iterator[tuple[Point, Measurement]]:
+    def _cut_while_finetuning(self, criterion: methods.Criterion, schedule: Schedule) -> Iterator[tuple[Point, Measurement]]:
+        problem = self._dense_network()
+        trained = self.train_seconds
+        for point in self.job.points:
+            self.train_seconds = trained
+            cut = replace(problem, model=copy.deepcopy(problem.model), target=point.sparsity)
+            pruner = Pruner(criterion, self.granularity, schedule, point.sparsity)
+            self.train(cut, point.finetune_epochs, previous=problem.posterior, pruner=pruner)
+            control = self._ablated(cut, problem.model)
+            if control is not cut and point.finetune_epochs:
+                self.train(control, point.finetune_epochs, previous=control.posterior)
+            yield point, self.measure(control) | {"train_seconds": self.train_seconds}
+
+    def _dense_network(self) -> Problem:
+        """The network that a dense job has trained."""
+        weights, posterior, facts = self.networks.load(self.job.network)
+        self.train_seconds, self.dense_off = facts["train_seconds"], facts["switched_off"]
+        model = self.initial()
+        model.load_state_dict(weights)
+        return self.problem(model, posterior_to(posterior, self.device))
+
+    def _cut(self, problem: Problem, criterion: methods.Criterion, sparsity: float, scores: methods.Scores | None) -> tuple[Problem, float]:
+        """The problem cut in place to a sparsity, and the seconds that took."""
         start = time.perf_counter()
         mask = methods.cut(problem, criterion, self.granularity, sparsity, scores)
-        seconds += self._since(start)
-        cut = replace(problem, mask=mask, target=sparsity)
-        if self.job.stage is Stage.INIT:
-            cut = replace(cut, posterior=self.train(cut, self.job.protocol.epochs))
-        yield from self._finetunes(cut, sparsity, seconds)
+        return replace(problem, mask=mask, target=sparsity), self._since(start)
+
+    def _ablated(self, cut: Problem, dense: nn.Module | None = None) -> Problem:
+        """The control in place of a cut network: its mask, permuted or not, on other weights. `dense`: the network it was cut from."""
+        if self.job.ablation == "none":
+            return cut
+        shuffle = self.job.ablation == "shuffle"
+        mask = methods.shuffled(cut.mask, cut.generator("shuffle")) if shuffle else cut.mask
+        model = self.initial("initial weights" if shuffle else "new initial weights") if self.job.retrains else copy.deepcopy(dense)
+        assert model is not None
+        methods.apply_mask(model, mask)
+        control = replace(cut, model=model, mask=mask)
+        if self.job.retrains and self.job.stage is not Stage.INIT:  # those are trained by their caller
+            control = replace(control, posterior=self.train(replace(control, posterior=None), self.job.protocol.epochs))
+        return control
 
     def _finetunes(self, problem: Problem, sparsity: float, score_seconds: float | None) -> Iterator[tuple[Point, Measurement]]:
         """The network as it is, and fine-tuned for each of the lengths asked for, each from here.
@@ -233,10 +192,10 @@ class _Bench:
         batches = data.Batches(scoring, self.job.protocol.batch_size, seed=0, shuffle=False)
         return Problem(model, batches, seed=self.job.seed, posterior=posterior)
 
-    def initial(self) -> nn.Module:
+    def initial(self, purpose: str = "initial weights") -> nn.Module:
         """The initial network of this seed, the same for every method."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(methods.derive(self.job.seed, "initial weights"))
+            torch.manual_seed(methods.derive(self.job.seed, purpose))
             model = architectures.create(self.job.architecture, self.dataset.input_shape, self.dataset.classes)
         # Channels last is faster for convolutional networks, slower where one convolution only cuts patches.
         convolutional = sum(isinstance(m, nn.Conv2d) for m in model.modules()) > 1

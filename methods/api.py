@@ -96,10 +96,12 @@ def train_pruned(
     """
     found = get(method)
     if schedule is not None:
-        found = replace(found, stage=Stage.DURING, schedule=schedule)
+        found = replace(found, stage=schedule.stage, schedule=schedule)
     if found.schedule is None:
         ready = ", ".join(name for name in names() if get(name).stage is Stage.DURING)
         raise ValueError(f"'{method}' does not say when to cut while training: give it a schedule, or take one of {ready}")
+    if found.stage is Stage.AFTER and posterior is None:
+        raise ValueError(f"'{method}' prunes a trained network: call posterior = methods.train(...) first, and give posterior=posterior")
     criterion, training = found.make_criterion(**(options or {})), found.make_training(**hyperparameters)
     problem = _problem(model, batches, criterion, loss, seed, mask, None)
     pruner = Pruner(criterion, make("granularities", granularity, {}), found.schedule, sparsity)

@@ -19,7 +19,7 @@ from methods.interface import Configuration, Criterion, Granularity, Posterior, 
 from methods.loop import Recipe, fit
 from methods.pruning import Pruner, cut, evaluating, faults, held, kept_weights, score
 from methods.registry import KINDS, get, lookup, names
-from methods.schedule import Schedule
+from methods.schedule import Gradual
 from methods.space import ranges
 
 SPARSITIES = (0.0, 0.5, 0.9, 0.99)
@@ -267,7 +267,7 @@ def _counts_are_exact_while_training(entry: type[Criterion]) -> None:
     for problem in _supported(entry()):
         for persistent in (True, False):
             again = replace(problem, model=copy.deepcopy(problem.model))
-            schedule = Schedule(begin=0.0, end=0.8, persistent=persistent)
+            schedule = Gradual(begin=0.0, end=0.8, persistent=persistent)
             fit(again, lookup("trainings", "map")(), Recipe(epochs=4), pruner=Pruner(entry(), _weight(), schedule, 0.9))  # type: ignore[arg-type]
             kept, total = kept_weights(again.mask)
             _require(kept == total - count_masked(0.9, total), f"at sparsity 0.9 kept {kept} of {total} weights")

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from methods.interface import Batches, Mask, Posterior, Problem, Training, count_batches, derive
 from methods.pruning import Pruner, cut, own_modes
+from methods.schedule import Lap
 
 # A training's `lr` is that of SGD with momentum; another optimiser's natural scale is a factor of it.
 OPTIMIZERS: dict[str, float] = {"sgd": 1.0, "adam": 0.01}
@@ -67,67 +68,114 @@ def fit(
     Weights outside `problem.mask` are zero from the first step to the last, whatever the optimiser remembers. With
     `previous`, the training is continued (fine-tuning): its penalty stays as learned, its updates and `finish` are not run.
 
-    With `pruner`, weights are cut after the epochs that its schedule names, once the training's hook has run: scored with the
-    training's present state as the posterior. `problem.mask` is at any time the mask that is held, which the hooks see too:
-    that of the last cut in the end, and before it that of each cut, or under dynamic masks the one there was at first.
+    With `pruner`, its schedule's laps are executed: weights are cut after the epochs named there, once the training's hook has run,
+    or before a lap; scored with the training's present state as the posterior. `problem.mask` is at any time the mask that is
+    held, which the hooks see too: that of the last cut in the end, and before it that of each cut, or under dynamic masks the one
+    there was at first.
 
     Raises FloatingPointError where the loss is no longer finite, ValueError where there are no batches, or the pruner cannot
     do its work.
     """
-    model, device = problem.model, problem.device
-    batches = problem.batches if batches is None else batches
-    n_batches = count_batches(batches)
-    if not n_batches:
-        raise ValueError("there are no batches to train on")
-    steps = n_batches * recipe.epochs
-    cuts = pruner.cuts(problem, recipe.epochs) if pruner is not None else {}
-    devices = [device] if device.type == "cuda" else []
-    with own_modes(model), torch.random.fork_rng(devices=devices):
+    run = _Run(problem, training, recipe, problem.batches if batches is None else batches, previous, pruner, on_epoch)
+    devices = [problem.device] if problem.device.type == "cuda" else []
+    with own_modes(problem.model), torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive(problem.seed, "training"))  # dropout and the like draw from torch's global stream
-        state = previous if previous is not None else training.prepare(problem)
-        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        if cuts and not problem.mask.keys() <= problem.weights.keys():
-            raise ValueError(f"training '{training.name}' re-parametrises the weights: they cannot be scored while it runs")
-        masked = _masked(model, problem.mask)
-        _mask_weights(masked)
-        optimizer = recipe.make(list(named.values()), training.lr)
-        base = [group["lr"] for group in optimizer.param_groups]
-        step = 0
-        for epoch in range(1, recipe.epochs + 1):
-            model.train()
-            decayed = [(p, state.decay[n]) for n, p in named.items() if n in state.decay]
-            for x, y in batches:
-                loss = problem.loss(model(x.to(device)), y.to(device))
-                extra = training.penalty(named, state)
-                if extra is not None:
-                    loss = loss + extra
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                _decay_gradients(decayed)
-                _mask_gradients(masked)
-                for group, lr in zip(optimizer.param_groups, base, strict=True):
-                    group["lr"] = lr * recipe.factor((step + 1) / (steps + 1))
-                optimizer.step()
-                step += 1
-            _mask_weights(masked)
-            if not math.isfinite(float(loss.detach())):
-                raise FloatingPointError(f"the training loss is {float(loss.detach())} after epoch {epoch} of {recipe.epochs}")
-            with torch.random.fork_rng(devices=devices):  # what is drawn here is not missing from the next epoch's dropout
-                if previous is None:
-                    state = training.after_epoch(problem, state, epoch, recipe.epochs)
-                if pruner is not None and epoch in cuts:
-                    # Curvature from before fine-tuning belongs to weights that have moved since.
-                    posterior = state if previous is None else replace(state, curvature={})
-                    mask = cut(replace(problem, posterior=posterior), pruner.criterion, pruner.granularity, cuts[epoch])
-                    if pruner.schedule.persistent or epoch == max(cuts):
-                        problem.mask, masked = mask, _masked(model, mask)
-                        _mask_memory(optimizer, masked)
-            if on_epoch is not None:
-                on_epoch(epoch)
-        optimizer.zero_grad(set_to_none=True)
-        if previous is None:
-            state = training.finish(problem, state)
-    return state
+        return run()
+
+
+class _Run:
+    """One call of `fit`: what changes while it trains."""
+
+    def __init__(
+        self, problem: Problem, training: Training, recipe: Recipe, batches: Batches, previous: Posterior | None,
+        pruner: Pruner | None, on_epoch: Callable[[int], None] | None,
+    ) -> None:  # fmt: skip
+        self.problem, self.training, self.recipe, self.batches = problem, training, recipe, batches
+        self.previous, self.pruner, self.on_epoch = previous, pruner, on_epoch
+        self.laps = pruner.laps(problem, recipe.epochs) if pruner is not None else (Lap(1, recipe.epochs),)
+        self.n_batches = count_batches(batches)
+        if not self.n_batches:
+            raise ValueError("there are no batches to train on")
+        self.cuts_left = sum(len(lap.cuts) for lap in self.laps)
+        self.moved = False
+        self.optimizer: torch.optim.Optimizer
+
+    def __call__(self) -> Posterior:
+        problem, model = self.problem, self.problem.model
+        self.state = self.previous if self.previous is not None else self.training.prepare(problem)
+        self.named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        if self.cuts_left and not problem.mask.keys() <= problem.weights.keys():
+            raise ValueError(f"training '{self.training.name}' re-parametrises the weights: they cannot be scored while it runs")
+        self.masked = _masked(model, problem.mask)
+        _mask_weights(self.masked)
+        # Only the first lap passes the epoch that later ones are brought back to.
+        self.rewinds_to = next((lap.first - 1 for lap in self.laps if lap.rewind), None)
+        for lap in self.laps:
+            self._lap(lap)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.previous is None:
+            self.state = self.training.finish(problem, self.state)
+        return self.state
+
+    def _lap(self, lap: Lap) -> None:
+        if lap.rewind:
+            weights, self.state = self.early
+            self.problem.model.load_state_dict(weights)
+            _mask_weights(self.masked)
+        self.optimizer = self.recipe.make(list(self.named.values()), self.training.lr)
+        self.base = [group["lr"] for group in self.optimizer.param_groups]
+        self._between(lap, lap.first - 1)
+        for epoch in range(lap.first, lap.last + 1):
+            self._epoch(epoch, lap.last)
+            with torch.random.fork_rng(devices=[self.problem.device] if self.problem.device.type == "cuda" else []):
+                # What is drawn here is not missing from the next epoch's dropout.
+                if self.previous is None:
+                    self.state = self.training.after_epoch(self.problem, self.state, epoch, lap.last)
+                self._between(lap, epoch)
+            if self.on_epoch is not None:
+                self.on_epoch(epoch)
+
+    def _between(self, lap: Lap, epoch: int) -> None:
+        """What happens after an epoch, or before the first one: weights are kept for later, and cut."""
+        if epoch == self.rewinds_to and not lap.rewind:
+            self.early = {n: v.clone() for n, v in self.problem.model.state_dict().items()}, self.state
+        if epoch in lap.cuts:
+            self._cut(lap.cuts[epoch], lap.persistent)
+
+    def _epoch(self, epoch: int, epochs: int) -> None:
+        """One pass over the batches, the learning rate on its way to zero after so many epochs."""
+        model, device, steps = self.problem.model, self.problem.device, self.n_batches * epochs
+        model.train()
+        decayed = [(p, self.state.decay[n]) for n, p in self.named.items() if n in self.state.decay]
+        step = self.n_batches * (epoch - 1)
+        for x, y in self.batches:
+            loss = self.problem.loss(model(x.to(device)), y.to(device))
+            extra = self.training.penalty(self.named, self.state)
+            if extra is not None:
+                loss = loss + extra
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            _decay_gradients(decayed)
+            _mask_gradients(self.masked)
+            for group, lr in zip(self.optimizer.param_groups, self.base, strict=True):
+                group["lr"] = lr * self.recipe.factor((step + 1) / (steps + 1))
+            self.optimizer.step()
+            step += 1
+        _mask_weights(self.masked)
+        self.moved = True
+        if not math.isfinite(float(loss.detach())):
+            raise FloatingPointError(f"the training loss is {float(loss.detach())} after epoch {epoch} of {epochs}")
+
+    def _cut(self, sparsity: float, persistent: bool) -> None:
+        assert self.pruner is not None
+        # Curvature from before fine-tuning belongs to weights that have moved since.
+        stale = self.previous is not None and self.moved
+        posterior = replace(self.state, curvature={}, factors={}) if stale else self.state
+        mask = cut(replace(self.problem, posterior=posterior), self.pruner.criterion, self.pruner.granularity, sparsity)
+        self.cuts_left -= 1
+        if persistent or not self.cuts_left:
+            self.problem.mask, self.masked = mask, _masked(self.problem.model, mask)
+            _mask_memory(self.optimizer, self.masked)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from methods.interface import Criterion, Granularity, Mask, Problem, Scores, apply_mask, count_masked, prunable
-from methods.schedule import Schedule
+from methods.schedule import Lap, Schedule
 
 
 @contextmanager
@@ -104,25 +104,31 @@ def cut(problem: Problem, criterion: Criterion, granularity: Granularity, sparsi
 
 @dataclass(frozen=True)
 class Pruner:
-    """Online pruning: what `methods.fit` cuts with while it trains, when, and down to which sparsity."""
+    """What `methods.fit` cuts with while it trains, when, and down to which sparsity."""
 
     criterion: Criterion
     granularity: Granularity
     schedule: Schedule
     sparsity: float
 
-    def cuts(self, problem: Problem, epochs: int) -> dict[int, float]:
-        """Epoch -> sparsity of the cut after it, in order; without those that ask for no more than the present mask.
+    def laps(self, problem: Problem, epochs: int) -> tuple[Lap, ...]:
+        """The laps of the schedule, without cuts that ask for no more than the present mask.
 
         Raises ValueError where the schedule cannot be followed, the network is not supported, or the mask goes further than
         the sparsity already.
         """
-        targets = self.schedule.targets(epochs, self.sparsity)
-        _check_supported(problem, self.criterion)
         kept, total = kept_weights(problem.mask)
+        laps = self.schedule.laps(epochs, 1.0 - kept / total, self.sparsity)
+        _check_supported(problem, self.criterion)
         if count_masked(self.sparsity, total) < total - kept:
             raise ValueError(f"sparsity {self.sparsity} is below that of the present mask, {1.0 - kept / total:.4g}")
-        return {epoch: s for epoch, s in targets.items() if count_masked(s, total) > total - kept}
+        more = [{epoch: s for epoch, s in lap.cuts.items() if count_masked(s, total) > total - kept} for lap in laps]
+        return tuple(replace(lap, cuts=cuts) for lap, cuts in zip(laps, more, strict=True))
+
+
+def shuffled(mask: Mask, generator: torch.Generator) -> Mask:
+    """The mask permuted at random within each layer: the same density of every layer, and nothing else of it."""
+    return {n: m.flatten()[torch.randperm(m.numel(), generator=generator).to(m.device)].view(m.shape) for n, m in mask.items()}
 
 
 def sparsity_of(mask: Mask) -> float:

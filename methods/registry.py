@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from methods.interface import Configuration, Criterion, Granularity, Stage, Training
-from methods.schedule import Schedule
+from methods.schedule import Gradual, Schedule
 from methods.space import ranges
 
 ENTRY_POINTS = "razorbench.methods"
 KINDS: dict[str, type[Configuration]] = {"criteria": Criterion, "trainings": Training, "granularities": Granularity}
 _registered: dict[str, dict[str, type[Configuration]]] = {kind: {} for kind in KINDS}
 _methods: dict[str, "Method"] = {}
+SCHEDULES: dict[str, Schedule] = {}  # name -> what `criterion(schedule=name)` means
 _loaded: set[str] = set()
 C = TypeVar("C", bound=type[Configuration])
 
@@ -32,8 +33,8 @@ class Method:
     """A named value on the leaderboard: a criterion with options, a training, and the stage where the criterion is applied.
 
     `options` and `training_options` are fixed by the name and never tuned. `costly` methods must be asked for by name.
-    `schedule` says when to cut: given at stage DURING, and there alone. Raises ValueError where it is missing or too much, or
-    the criterion does not allow the stage.
+    `schedule` says when to cut: needed at stage DURING, allowed at AFTER, and made for the stage it is given at. Raises ValueError
+    where it is missing or does not fit, or the criterion does not allow the stage.
     """
 
     name: str
@@ -48,8 +49,10 @@ class Method:
     def __post_init__(self) -> None:
         if self.stage == Stage.DURING and self.schedule is None:
             raise ValueError(f"method '{self.name}' prunes while training: it needs a schedule")
-        if self.stage != Stage.DURING and self.schedule is not None:
-            raise ValueError(f"method '{self.name}' has a schedule: that is for stage '{Stage.DURING}', not '{self.stage}'")
+        if self.schedule is not None and self.stage != self.schedule.stage:
+            raise ValueError(
+                f"method '{self.name}': a schedule '{self.schedule.kind}' is for stage '{self.schedule.stage}', not '{self.stage}'"
+            )
         cls = _registered["criteria"].get(self.criterion)
         if cls is not None and issubclass(cls, Criterion) and self.stage not in cls.stages:
             allowed = ", ".join(cls.stages)
@@ -87,7 +90,7 @@ def unknown(kind: str, name: str, options: Iterable[str]) -> UnknownName:
 def register(name: str, *, costly: bool = False) -> Callable[[C], C]:
     """Class decorator that registers a Criterion, a Training or a Granularity under its name.
 
-    A criterion becomes a method of that name under training `map` at its default stage (DURING: by the default `Schedule`).
+    A criterion becomes a method of that name under training `map` at its default stage (DURING: by the default `Gradual`).
     Names are lower-case words joined by underscores (or n:m). Raises ValueError where the name is taken, TypeError where the
     class is none of these.
     """
@@ -104,7 +107,7 @@ def register(name: str, *, costly: bool = False) -> Callable[[C], C]:
         _registered[kind][name] = cls
         if issubclass(cls, Criterion):
             stage = cls.stages[0]
-            define(Method(name, name, stage=stage, costly=costly, schedule=Schedule() if stage == Stage.DURING else None))
+            define(Method(name, name, stage=stage, costly=costly, schedule=Gradual() if stage == Stage.DURING else None))
         return cls
 
     return add
@@ -134,7 +137,8 @@ def get(name: str) -> Method:
     """The method of that name. `criterion@training` composes, and is normalised to a registered method that equals it.
 
     Hyperparameters may be fixed in brackets, of the criterion or of the training after `@`: `magnitude@map(weight_decay=0.005)`,
-    `opd(form=eigenbasis)@spam(prior=layer)`; those of a name without `@` may be of either. Raises ValueError naming what is wrong.
+    `opd(form=eigenbasis)@spam(prior=layer)`; those of a name without `@` may be of either. `obd(schedule=iterative)` cuts by a
+    schedule: `SCHEDULES`. Raises ValueError naming what is wrong.
     """
     load_entry_points()
     if name in _methods:
@@ -148,7 +152,8 @@ def get(name: str) -> Method:
         raise unknown("training", right, _registered["trainings"])
     if at and base.training not in ("map", right):
         raise ValueError(f"'{name}': method '{left}' already trains with '{base.training}'; name its criterion '{base.criterion}'")
-    made = replace(base, name="", training=right or base.training)
+    planned = {"schedule": given.pop("schedule")} if "schedule" in given else {}
+    made = replace(base, name=left, training=right or base.training, **_scheduled(**planned))
     if not at:  # a name without a training: what is no hyperparameter of the criterion is one of the training
         own = ranges(lookup("criteria", base.criterion))
         trained = {k: v for k, v in given.items() if k not in own}
@@ -160,8 +165,17 @@ def get(name: str) -> Method:
     if twin is not None:
         return twin
     if made.training == base.training and not trained.keys() & ranges(lookup("criteria", base.criterion)).keys():
-        return replace(made, name=left + _brackets({**given, **trained}))
-    return replace(made, name=f"{left}{_brackets(given)}@{right}{_brackets(trained)}")
+        return replace(made, name=left + _brackets({**given, **planned, **trained}))
+    return replace(made, name=f"{left}{_brackets({**given, **planned})}@{right}{_brackets(trained)}")
+
+
+def _scheduled(schedule: str | None = None) -> dict[str, Any]:
+    """The fields of a method under a schedule of that name; none where there is no name."""
+    if schedule is None:
+        return {}
+    if schedule not in SCHEDULES:
+        raise unknown("schedule", str(schedule), SCHEDULES)
+    return {"schedule": SCHEDULES[schedule], "stage": SCHEDULES[schedule].stage}
 
 
 def _bracketed(text: str) -> tuple[str, dict[str, Any]]:

@@ -11,7 +11,15 @@ S = (0.5, 0.9, 0.95, 0.99)
 
 
 def rows(
-    method: str, curve: tuple[float, ...], *, stage: str = "after", finetune: int = 0, training: str = "map", **more: object
+    method: str,
+    curve: tuple[float, ...],
+    *,
+    stage: str = "after",
+    finetune: int = 0,
+    training: str = "map",
+    ablation: str = "none",
+    epochs: int = 10,
+    **more: object,
 ) -> list[Row]:
     """A row for each sparsity and two seeds; the second seed is one point better."""
     return [
@@ -26,10 +34,10 @@ def rows(
             training=training,
             stage=stage,
             tuning="default",
-            ablation="none",
+            ablation=ablation,
             sparsity=s,
             seed=seed,
-            epochs=10,
+            epochs=epochs,
             finetune_epochs=finetune,
             hyperparameters=json.dumps({"training": {}}),
             **(
@@ -110,3 +118,14 @@ def test_relative_to_ordinary_training_not_to_its_own_weaker_dense_network() -> 
 def test_no_rows_no_board() -> None:
     assert leaderboard([]).empty
     assert frame(dense())["track"].unique().tolist() == [""]
+
+
+def test_who_trains_for_longer_and_controls_are_shown_without_a_rank() -> None:
+    long = rows("imp", (0.9,) * 4, stage="during", epochs=50)
+    rival = rows("gradual", (0.8,) * 4, stage="during")
+    control = rows("gradual", (0.85,) * 4, stage="during", ablation="shuffle")
+    board = leaderboard([*dense(), *long, *rival, *control]).set_index("method")
+    assert board["rank"].isna().to_dict() == {"imp": True, "gradual (shuffle)": True, "gradual": False}
+    assert board.loc["gradual", "rank"] == 1
+    assert board["epochs"].to_dict() == {"imp": 50.0, "gradual (shuffle)": 10.0, "gradual": 10.0}
+    assert board.loc["imp", "accuracy_95"] == pytest.approx(0.905)

@@ -6,16 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
 import methods
 from bench import catalogue, data, pipeline, trial
+from bench import leaderboard as bench_leaderboard
 from bench.executor import Inline
+from bench.job import Place
 from bench.pipeline import Request
 from bench.spec import Row, Suite, UserError, load_suite
 from bench.store import Store
-from bench.trial import Place
 
 
 @pytest.fixture
@@ -23,8 +25,9 @@ def suite(tiny: Path) -> Suite:
     return load_suite("tiny.toml")
 
 
-def request_(suite: Suite, names: str, tmp: Path, **changes: Any) -> Request:
-    return Request(pipeline.narrow(suite, **changes), catalogue.select_methods(names), Place("cpu", None, tmp / "cache"))
+def request_(suite: Suite, names: str, tmp: Path, ablations: tuple[str, ...] = (), **changes: Any) -> Request:
+    place = Place("cpu", None, tmp / "cache")
+    return Request(pipeline.narrow(suite, **changes), catalogue.select_methods(names), place, ablations=ablations)
 
 
 def go(request: Request, store: Store) -> list[Row]:
@@ -140,13 +143,73 @@ def test_methods_while_training_train_a_network_for_every_sparsity(
         assert row.score_seconds is None, "it is a part of the training's seconds"
         schedule = methods.get(row.method).schedule
         assert schedule is not None
-        assert methods.Schedule(**json.loads(row.hyperparameters)["schedule"]) == schedule
+        assert json.loads(row.hyperparameters)["schedule"] == schedule.as_dict()
+    assert pipeline.plan(asked, store).jobs == []
+
+
+def test_rewinding_says_how_long_it_trained_and_iterative_pruning_divides_what_there_is(
+    suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[int] = []
+    monkeypatch.setattr("methods.loop._Run._epoch", counting(methods.loop._Run._epoch, trained))
+    rows = go(request_(suite, "imp,magnitude_iterative", tmp_path, seeds=[0]), store)
+    epochs = {s: methods.Rewinding().epochs(suite.epochs, s) for s in suite.sparsities}
+    assert epochs == {0.5: 3 + 4 * 3, 0.9: 3 + 11 * 3}, "a rewind to the start: 10 % of three epochs is none"
+    assert len(trained) == 3 + 1 + sum(epochs.values()) + 2 + 2, "dense and fine-tuned; imp and fine-tuned; iterative"
+    for row in (r for r in rows if r.criterion):
+        assert (row.status, row.error) == ("ok", "")
+        assert row.epochs == (epochs[row.sparsity] if row.method == "imp" else suite.epochs)
+        assert row.dense_accuracy is not None
+    board = bench_leaderboard.leaderboard(rows).set_index(["track", "method"])["rank"]
+    assert pd.isna(board["one-shot while training", "imp"])
+    assert pd.isna(board["fine-tuned 1 epochs", "imp"])
+    assert board["fine-tuned 1 epochs", "magnitude_iterative"] == 1
+
+
+def counting(function: Any, calls: list[int]) -> Any:
+    """The function, with the first argument of each call (after self) appended to `calls`."""
+
+    def counted(self: Any, first: int, *rest: Any) -> Any:
+        calls.append(first)
+        return function(self, first, *rest)
+
+    return counted
+
+
+@pytest.mark.parametrize("method", ["magnitude", "snip", "magnitude_gradual", "magnitude_iterative"])
+def test_ablations_keep_what_they_say_and_change_the_rest(
+    suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Measured networks: the same share of each layer; shuffled masks are others, new weights are not those of the method."""
+    seen: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = []
+    measure = trial._Bench.measure
+
+    def watched(self: Any, problem: methods.Problem) -> Any:
+        if self.job.criterion is not None:
+            weights = {n: w.detach().clone() for n, w in problem.weights.items()}
+            seen.append((self.job.ablation, self.job.seed, problem.mask, weights))
+        return measure(self, problem)
+
+    monkeypatch.setattr(trial._Bench, "measure", watched)
+    asked = request_(suite, method, tmp_path, ablations=("shuffle", "reinit"), sparsities=[0.9], finetune_epochs=[0], seeds=[0])
+    rows = [r for r in go(asked, store) if r.criterion]
+    assert [(r.ablation, r.status, r.error) for r in rows] == [("none", "ok", ""), ("shuffle", "ok", ""), ("reinit", "ok", "")]
+    found = {ablation: (mask, weights) for ablation, _, mask, weights in seen}
+    mask, weights = found["none"]
+    for ablation in ("shuffle", "reinit"):
+        other, moved = found[ablation]
+        assert {n: int(m.sum()) for n, m in other.items()} == {n: int(m.sum()) for n, m in mask.items()}
+        assert all(torch.equal(other[n], mask[n]) for n in mask) == (ablation == "reinit")
+        assert not all(torch.equal(moved[n], weights[n]) for n in mask)
+        assert all(not moved[n][~other[n]].any() for n in mask)
+    retrained = {"magnitude": (3, 6), "magnitude_iterative": (3, 6), "snip": (3, 3), "magnitude_gradual": (6, 6)}[method]
+    assert [r.epochs for r in rows] == [3, *retrained]
     assert pipeline.plan(asked, store).jobs == []
 
 
 def test_the_schedule_decides_the_key(suite: Suite, tmp_path: Path, store: Store) -> None:
     asked = request_(suite, "magnitude_gradual,magnitude", tmp_path)
-    changed = dataclasses.replace(asked.methods[0], schedule=methods.Schedule(every=2))
+    changed = dataclasses.replace(asked.methods[0], schedule=methods.Gradual(every=2))
     one, two, plain = (
         {key for key, row in pipeline.plan(dataclasses.replace(asked, methods=(m,)), store).expected.items() if row.criterion}
         for m in (asked.methods[0], changed, asked.methods[1])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import methods
-from methods import Criterion, Mask, Posterior, Problem, Pruner, Recipe, Schedule, Scores, Stage, Training, count_masked, fit, held
+from methods import Criterion, Gradual, Mask, Posterior, Problem, Pruner, Recipe, Schedule, Scores, Stage, Training, count_masked, fit, held
 from methods.loop import OPTIMIZERS
 from methods.training.map import Map
 
@@ -24,7 +24,7 @@ configuration = dataclass(frozen=True, kw_only=True)
 
 WEIGHT = methods.make("granularities", "weight", {})
 MAGNITUDE = methods.make("criteria", "magnitude", {})
-GRADUAL = Schedule(begin=0.0, end=0.7)  # of 6 epochs: cuts after 1, 2, 3 and 4
+GRADUAL = Gradual(begin=0.0, end=0.7)  # of 6 epochs: cuts after 1, 2, 3 and 4
 DYNAMIC = replace(GRADUAL, persistent=False)
 TRAININGS = {
     "map": Map(),
@@ -165,7 +165,7 @@ def test_under_dynamic_masks_weights_regrow_until_the_last_cut(batches: Data, op
 @pytest.mark.parametrize("epochs", [1, 2, 3])
 def test_the_count_is_exact_in_the_shortest_trainings(batches: Data, epochs: int, sparsity: float, persistent: bool) -> None:
     problem = Problem(noisy(), batches)
-    fit(problem, Map(), Recipe(epochs=epochs), pruner=pruner(Schedule(persistent=persistent), sparsity))
+    fit(problem, Map(), Recipe(epochs=epochs), pruner=pruner(Gradual(persistent=persistent), sparsity))
     assert masked(problem.mask) == round(sparsity * 72)
     assert held(problem.model, problem.mask)
 
@@ -196,7 +196,7 @@ def test_a_mask_there_was_before_holds_throughout(batches: Data, schedule: Sched
 
 @pytest.mark.parametrize("training", TRAININGS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("schedule", [GRADUAL, DYNAMIC, Schedule(shape="linear", start=0.1)])
+@pytest.mark.parametrize("schedule", [GRADUAL, DYNAMIC, Gradual(shape="linear", start=0.1)])
 def test_a_target_of_zero_is_the_same_training_to_the_bit(batches: Data, schedule: Schedule, optimizer: str, training: str) -> None:
     networks, posteriors = [], []
     for chosen in (None, pruner(schedule, 0.0)):
@@ -264,7 +264,7 @@ class Told(methods.lookup("criteria", "magnitude")):  # type: ignore[misc]
 def test_hooks_see_the_mask_and_criteria_the_state_and_the_target(batches: Data, persistent: bool) -> None:
     LOG.clear()
     problem = Problem(noisy(), batches)
-    schedule = Schedule(begin=0.0, end=0.5, persistent=persistent)
+    schedule = Gradual(begin=0.0, end=0.5, persistent=persistent)
     fit(problem, Telling(), Recipe(epochs=4), pruner=pruner(schedule, 0.5, Told()))
     between = 32 if persistent else 0
     told = [
@@ -413,7 +413,7 @@ Call = Callable[..., Any]
     [
         (
             {"method": "magnitude"},
-            "'magnitude' does not say when to cut .* give it a schedule, or take one of magnitude_gradual, spam_gradual",
+            "'magnitude' does not say when to cut .* give it a schedule, or take one of imp, magnitude_gradual, spam_gradual",
         ),
         ({"method": "snipp"}, r"unknown method 'snipp' \(did you mean 'snip'\?\)"),
         ({"scope": "layer"}, "'map' has no hyperparameter 'scope'"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import methods
-from methods import Criterion, Float, Method, Problem, Schedule, Scores, Stage, register, registry
+from methods import Criterion, Float, Gradual, Method, Problem, Scores, Stage, register, registry
 from methods.registry import KINDS
 
 configuration = dataclass(frozen=True, kw_only=True)
@@ -100,8 +100,8 @@ def test_the_named_methods() -> None:
 
 def test_the_named_methods_that_prune_while_training() -> None:
     gradual, spam, online = (methods.get(n) for n in ("magnitude_gradual", "spam_gradual", "spam_online"))
-    assert gradual.schedule == spam.schedule == Schedule(shape="cubic", start=0.0, begin=1 / 3, end=3 / 4, every=1)
-    assert online.schedule == Schedule(shape="linear", start=0.1, begin=1 / 3, end=1.0, every=2, persistent=False)
+    assert gradual.schedule == spam.schedule == Gradual(shape="cubic", start=0.0, begin=1 / 3, end=3 / 4, every=1)
+    assert online.schedule == Gradual(shape="linear", start=0.1, begin=1 / 3, end=1.0, every=2, persistent=False)
     assert [m.stage for m in (gradual, spam, online)] == [Stage.DURING] * 3
     assert [(m.criterion, m.training) for m in (gradual, spam, online)] == [("magnitude", "map"), ("opd", "spam"), ("opd", "spam")]
     # What follows the burn-in of SpaM's prior is what is cut by it.
@@ -123,15 +123,15 @@ def test_a_registered_criterion_is_a_criterion_and_a_method() -> None:
 def test_a_criterion_for_this_stage_only_is_a_method_with_the_default_schedule() -> None:
     gradual = dataclass(frozen=True, kw_only=True)(type("Gradual", (Plain,), {"__doc__": "Cut on the way.", "stages": (Stage.DURING,)}))
     register("gradual")(gradual)
-    assert methods.get("gradual") == Method("gradual", "gradual", stage=Stage.DURING, schedule=Schedule())
+    assert methods.get("gradual") == Method("gradual", "gradual", stage=Stage.DURING, schedule=Gradual())
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"stage": Stage.DURING}, "method 'm' prunes while training: it needs a schedule"),
-        ({"schedule": Schedule()}, "method 'm' has a schedule: that is for stage 'during', not 'after'"),
-        ({"stage": Stage.INIT, "schedule": Schedule()}, "not 'init'"),
+        ({"schedule": Gradual()}, "method 'm': a schedule 'gradual' is for stage 'during', not 'after'"),
+        ({"stage": Stage.INIT, "schedule": Gradual()}, "not 'init'"),
         ({"criterion": "opd", "stage": Stage.INIT}, "method 'm': criterion 'opd' is for stage after, during, not 'init'"),
     ],
 )
@@ -141,10 +141,10 @@ def test_a_method_whose_parts_do_not_fit_is_refused(fields: dict[str, object], m
 
 
 def test_the_schedule_is_part_of_what_a_method_is() -> None:
-    other = replace(methods.get("magnitude_gradual"), name="mine", schedule=Schedule(every=2))
+    other = replace(methods.get("magnitude_gradual"), name="mine", schedule=Gradual(every=2))
     methods.define(other)
     with pytest.raises(ValueError, match="method 'again' is 'magnitude_gradual' under another name"):
-        methods.define(replace(other, name="again", schedule=Schedule()))
+        methods.define(replace(other, name="again", schedule=Gradual()))
 
 
 def test_duplicates_raise_and_change_nothing() -> None:

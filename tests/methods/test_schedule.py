@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from methods import Schedule
+from methods import Gradual
 from methods.schedule import SHAPES, cubic, exponential
 
 
 def test_the_linear_schedule_by_hand() -> None:
-    released = Schedule(shape="linear", start=0.1, begin=0.2, end=1.0, every=3, persistent=False)
+    released = Gradual(shape="linear", start=0.1, begin=0.2, end=1.0, every=3, persistent=False)
     # E = 10: burn-in of 2 epochs, steps of 3, three of them in the whole; 0.1 + 0.8 k/3, and the last epoch.
     assert released.targets(10, 0.9) == pytest.approx({3: 0.1 + 0.8 / 3, 6: 0.1 + 1.6 / 3, 9: 0.9, 10: 0.9})
     # U divides E: the last step of the line is the last epoch.
@@ -21,32 +21,32 @@ def test_the_linear_schedule_by_hand() -> None:
 
 def test_the_released_settings_by_hand() -> None:
     """A hundred epochs, a cut in ten, after a burn-in of twenty: 0.1 + 0.89 ⌊t/10⌋/10."""
-    released = Schedule(shape="linear", start=0.1, begin=0.2, end=1.0, every=10, persistent=False)
+    released = Gradual(shape="linear", start=0.1, begin=0.2, end=1.0, every=10, persistent=False)
     wanted = {20: 0.278, 30: 0.367, 40: 0.456, 50: 0.545, 60: 0.634, 70: 0.723, 80: 0.812, 90: 0.901, 100: 0.99}
     assert released.targets(100, 0.99) == pytest.approx(wanted)
 
 
 def test_the_cubic_schedule_by_hand() -> None:
-    gradual = Schedule(shape="cubic", start=0.2, begin=0.2, end=0.8, every=2)
+    gradual = Gradual(shape="cubic", start=0.2, begin=0.2, end=0.8, every=2)
     # E = 10: from epoch 2 to epoch 8, progress 0, 1/3, 2/3, 1; 1 - p cubed is 1, 8/27, 1/27, 0.
     assert gradual.targets(10, 0.8) == pytest.approx({2: 0.2, 4: 0.8 - 0.6 * 8 / 27, 6: 0.8 - 0.6 / 27, 8: 0.8})
     # Multiples of 3 from epoch 2 on, and the end.
-    assert Schedule(begin=0.2, end=0.8, every=3).targets(10, 0.8) == pytest.approx({3: 0.8 - 0.8 * (5 / 6) ** 3, 6: 0.8 - 0.8 / 27, 8: 0.8})
+    assert Gradual(begin=0.2, end=0.8, every=3).targets(10, 0.8) == pytest.approx({3: 0.8 - 0.8 * (5 / 6) ** 3, 6: 0.8 - 0.8 / 27, 8: 0.8})
 
 
 def test_from_the_first_epoch_where_there_is_no_burn_in() -> None:
-    assert Schedule(begin=0.0, end=1.0).targets(2, 0.8) == pytest.approx({1: 0.7, 2: 0.8})
+    assert Gradual(begin=0.0, end=1.0).targets(2, 0.8) == pytest.approx({1: 0.7, 2: 0.8})
 
 
 def test_a_target_below_the_start_is_where_it_starts() -> None:
     for shape in SHAPES:
-        assert set(Schedule(shape=shape, start=0.5, begin=0.0, end=1.0).targets(4, 0.3).values()) == {0.3}
+        assert set(Gradual(shape=shape, start=0.5, begin=0.0, end=1.0).targets(4, 0.3).values()) == {0.3}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("epochs", "last"), [(1, 1), (2, 2), (3, 2)])
 def test_short_trainings_have_their_last_cut(shape: str, epochs: int, last: int) -> None:
-    targets = Schedule(shape=shape, every=50).targets(epochs, 0.9)
+    targets = Gradual(shape=shape, every=50).targets(epochs, 0.9)
     assert targets == {last: 0.9}
 
 
@@ -62,7 +62,7 @@ def test_every_schedule_rises_to_its_target(
     shape: str, start: float, target: float, fractions: list[float], every: int, epochs: int
 ) -> None:
     begin, end = fractions
-    targets = Schedule(shape=shape, start=start, begin=begin, end=end, every=every).targets(epochs, target)
+    targets = Gradual(shape=shape, start=start, begin=begin, end=end, every=every).targets(epochs, target)
     assert list(targets) == sorted(targets)
     assert 1 <= min(targets) <= max(targets) <= epochs
     assert abs(max(targets) - max(1.0, end * epochs)) <= 0.5
@@ -90,7 +90,7 @@ def test_every_schedule_rises_to_its_target(
 )
 def test_a_schedule_that_cannot_be_followed_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Schedule(**fields)
+        Gradual(**fields)
 
 
 @pytest.mark.parametrize(
@@ -98,12 +98,12 @@ def test_a_schedule_that_cannot_be_followed_is_refused(fields: dict[str, Any], m
 )
 def test_targets_that_cannot_be_reached_are_refused(epochs: int, target: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Schedule().targets(epochs, target)
+        Gradual().targets(epochs, target)
 
 
 def test_it_says_in_words_what_it_does() -> None:
-    assert str(Schedule()) == "cubic from 0, every epoch between 33% and 75% of training, cut for good"
-    online = Schedule(shape="linear", start=0.1, begin=0.5, end=1.0, every=2, persistent=False)
+    assert str(Gradual()) == "cubic from 0, every epoch between 33% and 75% of training, cut for good"
+    online = Gradual(shape="linear", start=0.1, begin=0.5, end=1.0, every=2, persistent=False)
     assert str(online) == "linear from 0.1, every 2 epochs between 50% and 100% of training, free to regrow until the last cut"
 
 
