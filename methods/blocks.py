@@ -261,6 +261,19 @@ def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Eigenvalues no larger than what rounding leaves of none, ε √n λ_max, are zero: a factor seldom has full rank, and what is
     left of its null space would, times the largest eigenvalue of the other factor, outweigh the prior in single precision.
     """
-    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = _stable_eigh(matrix)
     least = torch.finfo(matrix.dtype).eps * matrix.shape[-1] ** 0.5 * values[..., -1:]
     return torch.where(values > least, values, 0.0), vectors
+
+
+def _stable_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """`torch.linalg.eigh`; in double precision where single fails: LAPACK's does on many zero rows, which dead units leave."""
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+        if vectors.isfinite().all() or matrix.dtype == torch.float64:
+            return values, vectors
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        if matrix.dtype == torch.float64:
+            raise
+    values, vectors = torch.linalg.eigh(matrix.double())
+    return values.to(matrix.dtype), vectors.to(matrix.dtype)
