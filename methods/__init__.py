@@ -33,6 +33,7 @@ from methods.interface import (
     prunable,
 )
 from methods.loop import Recipe, fit
+from methods.paths import effective_sparsity
 from methods.pruning import Pruner, cut, held, kept_weights, score, scored_once, sparsity_of
 from methods.registry import (
     Method,
@@ -54,7 +55,7 @@ from methods.space import Choice, Float, Int, Range, ranges
 __all__ = [
     "Batches", "Choice", "Configuration", "Criterion", "Float", "Granularity", "Int", "Mask", "Method", "Posterior",
     "Problem", "Pruner", "Range", "Recipe", "Schedule", "Scores", "Stage", "Training", "UnknownName", "Values", "apply_mask",
-    "check", "count_masked", "criteria", "cut", "define", "derive", "fit", "full_mask", "get", "granularity", "held",
+    "check", "count_masked", "criteria", "cut", "define", "derive", "effective_sparsity", "fit", "full_mask", "get", "granularity", "held",
     "kept_weights", "load_plugin", "lookup", "make", "named", "names", "nearest", "prunable", "prune", "ranges", "register",
     "score", "scored_once", "scores", "source_hash", "sparsity_of", "train", "train_pruned", "training", "unknown",
 ]  # fmt: skip
