@@ -80,7 +80,7 @@ class Flow(TorchFunctionMode):
     def product(self, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         """A Linear or Conv layer, without its bias."""
         if self.probe and input.min() < -TOLERANCE * input.max():
-            self.fault = "negative numbers reach a layer"
+            self.fault = self.fault or "negative numbers reach a layer"
         own = self.weights.get(id(weight))
         w = self._positive(weight) if own is None else own
         out: Tensor = func(input.to(w.dtype), w, None, *args, **kwargs)
@@ -190,9 +190,11 @@ def _probed(model: nn.Module, input_shape: tuple[int, ...], view: type[Flow]) ->
     parameters = prunable(model)
     device = next(iter(parameters.values())).device
     generator = torch.Generator().manual_seed(0)
-    x, y = (torch.rand(2, *input_shape, generator=generator) + 0.5).to(device)
+    x, y = _random(torch.Size((2, *input_shape)), device, generator)
     inputs = torch.stack([x, y, x + y] if view.linear else [SMALL * x, LARGE * x]).requires_grad_()
-    seen = view({id(p): _random(p, generator) for p in parameters.values()}, probe=True)
+    # Divided by the fan-in: outputs about as large as inputs, in a network of any width.
+    weights = {id(p): _random(p.shape, device, generator) * (p.shape[0] / p.numel()) for p in parameters.values()}
+    seen = view(weights, probe=True)
     try:
         with evaluating(model), torch.enable_grad(), seen:
             f = model(inputs).detach()
@@ -208,11 +210,9 @@ def _probed(model: nn.Module, input_shape: tuple[int, ...], view: type[Flow]) ->
     return None if f.any() else "nothing flows from its inputs to its outputs"
 
 
-def _random(p: Tensor, generator: torch.Generator) -> Tensor:
-    """Positive, so that outputs are about as large as inputs in a network of any width; of rank one, which costs little."""
-    a, b = ((torch.rand(n, generator=generator) + 0.5).to(p.device) for n in p.shape[:2])
-    outer = torch.outer(a, b) / (p.numel() / p.shape[0])
-    return outer.view(*p.shape[:2], *[1] * (p.dim() - 2)).expand(p.shape)
+def _random(shape: torch.Size, device: torch.device, generator: torch.Generator) -> Tensor:
+    """Positive, of mean 1, and far from equal, so that what is largest among some is not always the same."""
+    return (4.0 * torch.rand(shape, generator=generator) ** 3).to(device)
 
 
 def _homogeneous(func: Any, args: Any, kwargs: Any) -> bool:
