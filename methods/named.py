@@ -24,6 +24,7 @@ for _method in (
     Method("magnitude_layer", "magnitude", options={"scope": "layer"}),
     Method("magnitude_init", "magnitude", stage=Stage.INIT),
     Method("random_init", "random", stage=Stage.INIT),
+    Method("snip_iterative", "snip", stage=Stage.INIT, options={"n_rounds": 100}),
     Method("spam", "opd", training="spam"),
     *(_spam(prior=prior) for prior in ("unit", "layer", "scalar")),
     *(_spam(structure="kronecker", prior=prior) for prior in ("parameter", "unit", "layer", "scalar")),

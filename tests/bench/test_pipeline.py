@@ -100,6 +100,9 @@ def test_masks_are_exact_and_dense_accuracy_is_its_own(suite: Suite, tmp_path: P
     for row in rows:
         assert row.prunable_weights is not None
         assert row.kept_weights == row.prunable_weights - round(row.sparsity * row.prunable_weights)
+        assert row.sparsity_reached is not None
+        assert row.effective_sparsity is not None
+        assert row.sparsity_reached - 1e-12 <= row.effective_sparsity <= (1.0 if row.criterion else 1e-12)
         assert row.dense_accuracy == dense[row.training, row.seed, row.finetune_epochs].accuracy
         assert (row.accuracy_before_finetune is not None) == (row.finetune_epochs > 0)
         assert row.finetune_epochs == 0 or row.criterion == "" or row.train_seconds is not None

@@ -94,7 +94,9 @@ def test_every_method_can_be_made_and_may_stand_at_its_stage(name: str) -> None:
 def test_the_named_methods() -> None:
     assert methods.get("spam") == Method("spam", "opd", "spam")
     assert methods.get("magnitude_layer").make_criterion() == methods.make("criteria", "magnitude", {"scope": "layer"})
-    assert [methods.get(n).stage for n in ("magnitude_init", "random_init", "snip", "grasp")] == [Stage.INIT] * 4
+    assert methods.get("snip_iterative").make_criterion() == methods.make("criteria", "snip", {"n_rounds": 100})
+    initial = ("magnitude_init", "random_init", "snip", "snip_iterative", "grasp", "synflow")
+    assert [methods.get(n).stage for n in initial] == [Stage.INIT] * len(initial)
     assert [methods.get(n).stage for n in ("magnitude", "random", "obd", "opd")] == [Stage.AFTER] * 4
 
 
