@@ -4,7 +4,6 @@ import copy
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -369,14 +368,3 @@ def test_the_free_memory_is_that_of_the_system() -> None:
 
 def test_without_update_no_blocks_are_kept() -> None:
     assert methods.score(Problem(convnet(), images(8)), woodfisher(update="none")).state is None
-
-
-# --- in the harness
-
-
-def test_a_run_of_the_harness(bench: Callable[..., tuple[int, str, str]], tiny: Path) -> None:
-    code, out, err = bench("run", "--suite", "tiny.toml", "--methods", "magnitude,woodfisher,woodfisher(steps=3)", "--output", "found")
-    assert code == 0, err
-    rows = (tiny / "found" / "results.csv").read_text()
-    assert "woodfisher" in out
-    assert "woodfisher(steps=3)" in rows
