@@ -26,7 +26,7 @@ from bench import data
 
 SPARSITIES = (0.8, 0.9, 0.95, 0.98)
 PUBLISHED = {"magnitude": (92.9, 90.3, 83.6, 32.3), "woodfisher": (93.6, 91.7, 85.5, 38.3)}  # dense 93.97
-WAYS = ("update=joint", "update=summed", "update=none", "steps=5")
+WAYS = ("update=joint", "update=summed", "update=none", "steps=5,block=128")
 WEIGHT = methods.make("granularities", "weight", {})
 
 

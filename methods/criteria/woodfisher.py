@@ -42,11 +42,12 @@ class WoodFisher(Criterion):
     `steps` > 1: scored, cut and updated so many times on the way to the target, fresh gradients each time, sparsities by
     `methods.schedule.cubic`. The network is then scored anew for each target, and masks of different targets are not nested.
 
-    Memory: 4 P c bytes for P weights in float32, kept until the last update, beside 1/2 GiB of gradients. Time: O(N P c) to
-    sum, O(P c²) to factorise, once more for each `joint` update. Blocks larger than half of the free memory are refused.
+    Memory: 4 P c bytes for P weights in float32, kept until the last update (twice that between `steps`), beside a few times
+    1/2 GiB of gradients. Time: O(N P c) to sum, O(P c²) to factorise, once more for each update. Blocks that take more than half
+    of the free memory are refused.
 
     Reference: Singh, Alistarh, "WoodFisher: efficient second-order approximation for neural network compression", NeurIPS
-    2020, equations 4-13. Departures: Cholesky factors in float64 of the summed blocks stand for the recursion by rank-one
+    2020. Departures: Cholesky factors in float64 of the summed blocks stand for the recursion by rank-one
     updates, which gives the same F⁻¹ and needs it N times; λ is at least what the rounding of the sum leaves uncertain,
     ε · trace F of the block; `joint`; no training between `steps`, unless the schedule of a training makes the cuts.
     """
