@@ -75,6 +75,19 @@ def test_nested_criteria_are_scored_once_for_all_sparsities(
     assert scored == ["obd"] * len(suite.seeds)
 
 
+def test_a_criterion_of_several_steps_is_scored_in_each_for_each_sparsity(
+    suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets: list[float] = []
+    real = methods.lookup("criteria", "woodfisher").score
+    monkeypatch.setattr(methods.lookup("criteria", "woodfisher"), "score", lambda c, p: targets.append(p.target) or real(c, p))
+    rows = go(request_(suite, "magnitude,woodfisher,woodfisher(steps=2)", tmp_path), store)
+    once, steps = [0.0], [0.9 * 7 / 8, 0.9, 0.5 * 7 / 8, 0.5]
+    assert sorted(targets) == pytest.approx(sorted((once + steps) * len(suite.seeds)))
+    found = {row.method: row for row in rows if row.sparsity == 0.5 and row.seed == 0 and row.finetune_epochs == 0}
+    assert {"magnitude", "woodfisher", "woodfisher(steps=2)"} <= found.keys()
+
+
 def test_a_second_run_does_nothing_and_an_extension_only_what_is_new(suite: Suite, tmp_path: Path, store: Store) -> None:
     first = go(request_(suite, "magnitude", tmp_path), store)
     assert pipeline.plan(request_(suite, "magnitude", tmp_path), store).jobs == []
