@@ -25,6 +25,7 @@ for _method in (
     Method("magnitude_init", "magnitude", stage=Stage.INIT),
     Method("random_init", "random", stage=Stage.INIT),
     Method("spam", "opd", training="spam"),
+    Method("dwf", "magnitude", training="dwf"),
     *(_spam(prior=prior) for prior in ("unit", "layer", "scalar")),
     *(_spam(structure="kronecker", prior=prior) for prior in ("parameter", "unit", "layer", "scalar")),
     Method("magnitude_gradual", "magnitude", stage=Stage.DURING, schedule=GRADUAL, costly=True),
