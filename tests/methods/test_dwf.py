@@ -102,6 +102,18 @@ def test_factors_are_a_truncated_normal_draw_neither_near_zero_nor_far_off(batch
         assert float((factor > 0).float().mean()) == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_no_factor_of_a_gaussian_layer_is_far_off(batches: Data, depth: int) -> None:
+    # Scaled apart from their weight, an unlucky division of a large weight would leave the interval by far.
+    layer = gaussian()
+    deviation = float(layer.weight.detach().std())
+    prepared(layer, batches, depth=depth)
+    sizes = torch.stack(factors(layer)).abs() / deviation ** (1 / depth)
+    assert float(sizes.max()) < 1.6 * FARTHEST ** (1 / depth)
+    assert float(sizes.min()) > 0.5 * NEAREST ** (1 / depth)
+    assert float(sizes.square().mean()) == pytest.approx(1.0, abs=0.35)
+
+
 def test_all_but_prunable_weights_that_train_stay_as_they_are(batches: Data) -> None:
     model = Net()
     model.conv.weight.requires_grad_(False)
