@@ -136,11 +136,18 @@ def test_a_weight_that_is_all_zero_is_not_factorised_and_learns(batches: Data, m
     assert model[2].weight.all()
 
 
-def test_a_weight_of_two_modules_is_refused_by_name(batches: Data) -> None:
-    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
-    model[1].weight = model[0].weight
-    with pytest.raises(ValueError, match=r"'0\.weight': several modules share"):
-        prepared(model, batches)
+def test_a_weight_of_two_modules_is_theirs_as_before(batches: Data) -> None:
+    # Factorised in each, it would be two weights.
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Linear(6, 3))
+    model[2].weight = model[0].weight
+    before = model[0].weight.detach().clone()
+    problem, state = prepared(model, batches, weight_decay=0.005)
+    assert float(state.decay["0.weight"]) == pytest.approx(0.005)
+    assert len(factors(model[3])) == 2
+    Dwf().finish(problem, state)
+    fit(problem, Dwf(), Recipe(epochs=1))
+    assert model[2].weight is model[0].weight
+    assert not torch.equal(model[0].weight, before)
 
 
 def test_a_module_used_twice_is_factorised_once(batches: Data) -> None:
