@@ -26,6 +26,7 @@ for _method in (
     Method("random_init", "random", stage=Stage.INIT),
     Method("snip_iterative", "snip", stage=Stage.INIT, options={"n_rounds": 100}),
     Method("spam", "opd", training="spam"),
+    Method("dwf", "magnitude", training="dwf"),
     *(_spam(prior=prior) for prior in ("unit", "layer", "scalar")),
     *(_spam(structure="kronecker", prior=prior) for prior in ("parameter", "unit", "layer", "scalar")),
     Method("magnitude_iterative", "magnitude", schedule=Iterative(), costly=True),
