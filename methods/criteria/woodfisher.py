@@ -54,8 +54,8 @@ class WoodFisher(Criterion):
 
     stages: ClassVar = (Stage.AFTER, Stage.DURING)
 
-    damping: float = Float(1e-3, 1e-6, 1e-1, log=True)
-    samples: int = Int(1024, 256, 65536, log=True)
+    damping: float = Float(1e-4, 1e-6, 1e-1, log=True)
+    samples: int = Int(4096, 256, 65536, log=True)
     mini_batch: int = Int(1, 1, 128, log=True)
     block: int = Int(0, 0, 8192)
     update: str = Choice("joint", "joint", "summed", "none")
