@@ -24,7 +24,7 @@ for _method in (
     Method("magnitude_layer", "magnitude", options={"scope": "layer"}),
     Method("magnitude_init", "magnitude", stage=Stage.INIT),
     Method("random_init", "random", stage=Stage.INIT),
-    Method("snip_iterative", "snip", stage=Stage.INIT, options={"n_rounds": 100}),
+    Method("snip_iterative", "snip", stage=Stage.INIT, options={"n_rounds": 100}, costly=True),
     Method("spam", "opd", training="spam"),
     Method("dwf", "magnitude", training="dwf"),
     *(_spam(prior=prior) for prior in ("unit", "layer", "scalar")),

@@ -17,7 +17,7 @@ from methods.scope import SCOPES, rescope
 from methods.space import Choice, Float, Int
 
 MEMORY = 2 << 30  # bytes that all blocks may take where the criterion chooses their side: fixed, so that machines agree
-SIDE = 1024  # the largest side it chooses
+SIDE = 128  # the largest side it chooses: as accurate as 1024 at a sixteenth of the time (digits, MNIST, validation data)
 WORK = 1 << 22  # entries of blocks that are factorised at once
 
 
@@ -32,7 +32,7 @@ class WoodFisher(Criterion):
 
     `damping`: λ. `samples`: how many training samples at most are read, in the order of the batches. `mini_batch`: m samples for
     each g_n, so that N = samples / m; F shrinks by about m, and λ is not comparable across m. `block`: c; 0 takes the largest,
-    up to 1024, with which all blocks fit in 2 GiB, on every machine alike. `update`, of the kept weights K of a block for its
+    up to 128, with which all blocks fit in 2 GiB, on every machine alike. `update`, of the kept weights K of a block for its
     newly removed ones Q:
 
         joint   δw_K = F_KK⁻¹ F_KQ w_Q = -[F⁻¹_·Q (F⁻¹_QQ)⁻¹ w_Q]_K, the minimum of the quadratic model (default)
@@ -54,7 +54,7 @@ class WoodFisher(Criterion):
 
     stages: ClassVar = (Stage.AFTER, Stage.DURING)
 
-    damping: float = Float(1e-4, 1e-6, 1e-1, log=True)
+    damping: float = Float(1e-3, 1e-6, 1e-1, log=True)
     samples: int = Int(4096, 256, 65536, log=True)
     mini_batch: int = Int(1, 1, 128, log=True)
     block: int = Int(0, 0, 8192)
