@@ -1,5 +1,6 @@
 """What `run` and `status` do and show: progress while it runs, the leaderboard at the end."""
 
+import dataclasses
 import math
 import sys
 import time
@@ -14,9 +15,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bench import catalogue, executor, leaderboard, pipeline, results
+from bench import catalogue, executor, leaderboard, pipeline, planning, results
 from bench.job import Place
-from bench.pipeline import Plan, Progress, Request
+from bench.pipeline import Progress
+from bench.planning import Plan, Request
 from bench.spec import Row, Suite, UserError
 from bench.store import DEFAULT_URL, Store
 
@@ -41,19 +43,34 @@ def run(
     request = _request(suite, methods, place, granularity, match, datasets, architectures, changes, ablations)
     database = Store(store or DEFAULT_URL)
     if dry_run:
-        _print_plan(console, request, pipeline.plan(request, database))
+        _print_plan(console, request, planning.plan(request, database))
         return
     pool = _executor(executor, workers, place.device, ray_address)
     try:
-        planned = pipeline.plan(request, database)
+        planned = planning.plan(request, database)
         for note in planned.notes:
             console.print(f"note: {note}", style="yellow", highlight=False)
         with _Display(console, len(planned.expected), pool.workers) as display:
             pipeline.run(planned, database, pool, display.show)
+        rows = pipeline.collect(planned, database)
+        if request.suite.trials:
+            rows += _tuned(console, request, database, pool)
     finally:
         pool.close()
-    rows = pipeline.collect(planned, database)
     _finish(console, rows, output)
+
+
+def _tuned(console: Console, request: Request, database: Store, pool: pipeline.Pool) -> list[Row]:
+    """Search, then the rows of what was found."""
+    networks, studies = planning.tuning(request, database.url)
+    console.print(f"tuning: {request.suite.trials} trials for each method and block, on validation data", highlight=False)
+    with _Display(console, 0, pool.workers) as display:
+        pipeline.run(networks, database, pool, display.show)
+        found = pipeline.search(studies, request.place.cache, pool, display.show)
+    planned = planning.plan(dataclasses.replace(request, tuned=found), database)
+    with _Display(console, len(planned.expected), pool.workers) as display:
+        pipeline.run(planned, database, pool, display.show)
+    return pipeline.collect(planned, database)
 
 
 def status(suite: Suite, *, methods: str, store: str | None, device: str, data_root: Path | None, plugins: tuple[str, ...]) -> None:
@@ -61,7 +78,7 @@ def status(suite: Suite, *, methods: str, store: str | None, device: str, data_r
     console = make_console()
     request = _request(suite, methods, _place(device, data_root, plugins), "weight", "weights", [], [], {})
     database = Store(store or DEFAULT_URL)
-    planned = pipeline.plan(request, database)
+    planned = planning.plan(request, database)
     have = {key: row.status for key, row in database.get(planned.expected).items()}
     console.print(f"suite {suite.name}: {len(have)} of {len(planned.expected)} rows in the store", highlight=False)
     table = Table("method", "done", "failed", "left", box=box.SIMPLE_HEAD)
@@ -88,8 +105,8 @@ def _request(
 ) -> Request:  # fmt: skip
     catalogue.load_plugins(place.plugins)
     chosen = catalogue.select_methods(methods)
-    pipeline.check_granularity(granularity)
-    narrowed = pipeline.narrow(suite, datasets=datasets, architectures_=architectures, **changes)
+    planning.check_granularity(granularity)
+    narrowed = planning.narrow(suite, datasets=datasets, architectures_=architectures, **changes)
     return Request(narrowed, chosen, place, granularity, match, ablations)
 
 
