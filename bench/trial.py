@@ -240,6 +240,7 @@ class _Bench:
             "flops": size.flops,
             "flops_kept": size.flops_kept,
             "layers_collapsed": size.layers_collapsed,
+            "effective_sparsity": methods.effective_sparsity(problem.model, problem.mask, self.dataset.input_shape),
             "accuracy": measured.accuracy,
             "top5": measured.top5,
             "nll": measured.nll,

@@ -143,7 +143,9 @@ class Product(Use):
         """See `Use.samples`."""
         if name == self.bias:
             return self.outputs(g).sum(2).flatten(1)
-        return self.arranged(self.outputs(g).mT @ self.inputs())
+        g = self.outputs(g)
+        pieces = [g[part].mT @ self.inputs(part) for part in self.parts(0)]
+        return self.arranged(torch.cat(pieces) if len(pieces) > 1 else pieces[0])
 
     def squares(self, name: str) -> Tensor:
         """Σ_n (Σ_t g_nt a_ntᵀ)²: squares of both factors where T = 1, a few samples at a time where not."""

@@ -34,10 +34,13 @@ from methods.capture import Capture, Use
 from methods.interface import Problem, Values
 from methods.likelihood import KINDS, columns_of, half_squared_error
 from methods.sums import DiagonalSum, Sum, kronecker_sums, squares
+from methods.sums import samples as gradients_of
 
 STRUCTURES = ("diagonal", "kronecker")
 SHARING = ("expand", "reduce")
-CHUNK = 64  # samples whose gradients vmap holds at once
+CHUNK = 64  # samples whose gradients vmap holds at once, at most
+PASS = 128  # samples of one pass where gradients are wanted one by one, at most
+FORMED = 1 << 27  # numbers of gradients formed at once, or those of one sample where they are more
 TOGETHER = 10  # columns whose output gradients are held at once
 TOLERANCE = 1e-3
 
@@ -96,7 +99,7 @@ def curvature(
     with _frozen(model):
         for x, y in _first(problem, samples):
             if captured is None:
-                captured = _trusted(model, x[:2] if len(x) > 1 else torch.cat([x, x]), shapes)
+                captured = _trusted(model, x, shapes)
                 totals = {n: DiagonalSum(p) for n, p in shapes.items()}
             f, capture = _forward(model, x, {n: shapes[n] for n in captured})
             uses = capture.uses
@@ -119,6 +122,59 @@ def curvature(
         raise ValueError("there are no batches to take the curvature on")
     scale = problem.samples / seen
     return Curvature({n: total.block(scale) for n, total in totals.items()}, loss * scale)
+
+
+def sample_gradients(
+    problem: Problem, names: list[str], *, samples: int | None = None, mini_batch: int = 1
+) -> Iterator[tuple[str, Tensor]]:
+    """Gradients of the loss at the present weights, sample by sample: (name, (n, *shape)), each name in turn for n samples.
+
+    No more than FORMED numbers are formed at once, which decides n. `samples`: the first so many training samples, all where
+    None. `mini_batch` m: the gradients of the mean loss of m consecutive samples instead, whatever the loader's batches; what is
+    left over at the end is not used, unless it is all there is. Every name is yielded with the same number of gradients in
+    all, zeros where the loss does not depend on it.
+
+    The model should be in eval mode. Raises ValueError where there are no batches.
+    """
+    parameters = dict(problem.model.named_parameters())
+    wanted: Values = {n: parameters[n] for n in names}
+    return _one_by_one(problem, wanted, samples) if mini_batch == 1 else _by_mini_batch(problem, wanted, samples, mini_batch)
+
+
+def _one_by_one(problem: Problem, wanted: Values, samples: int | None) -> Iterator[tuple[str, Tensor]]:
+    model, captured = problem.model, None
+    size = max(1, min(PASS, FORMED // max(p.numel() for p in wanted.values())))
+    for x, y in _regrouped(problem, size, samples):
+        with _frozen(model):
+            if captured is None:
+                captured = _trusted(model, x, wanted)
+            f, capture = _forward(model, x, {n: wanted[n] for n in captured})
+            columns = columns_of("ef", problem.loss, f.detach(), y, 1, problem.generator())
+            capture.backward(f, columns, keep=False)
+        uses = _by_name(capture.uses)
+        for name in captured:
+            yield name, next(gradients_of(name, uses[name])) if name in uses else y.new_zeros(len(y), *wanted[name].shape, dtype=f.dtype)
+        rest = {n: p for n, p in wanted.items() if n not in captured}
+        for part in _by_vmap(model, x, columns[0], rest) if rest else ():
+            yield from part.items()
+
+
+def _by_mini_batch(problem: Problem, wanted: Values, samples: int | None, size: int) -> Iterator[tuple[str, Tensor]]:
+    together = max(1, FORMED // sum(p.numel() for p in wanted.values()))
+    held: list[tuple[Tensor, ...]] = []
+    for k, (x, y) in enumerate(_regrouped(problem, size, samples)):
+        if k and len(y) < size:
+            break
+        with _frozen(problem.model), torch.enable_grad():
+            for p in wanted.values():
+                p.requires_grad_(True)
+            loss = problem.loss(problem.model(x), y)
+            held.append(torch.autograd.grad(loss, list(wanted.values()), materialize_grads=True))
+        if len(held) == together:
+            yield from zip(wanted, map(torch.stack, zip(*held, strict=True)), strict=True)
+            held = []
+    if held:
+        yield from zip(wanted, map(torch.stack, zip(*held, strict=True)), strict=True)
 
 
 # --- passes ----------------------------------------------------------------------------------------------------------
@@ -156,12 +212,13 @@ def _by_name(uses: list[Use]) -> dict[str, list[Use]]:
 
 
 def _trusted(model: nn.Module, x: Tensor, wanted: Values) -> list[str]:
-    """The parameters whose captured per-sample gradients agree with autograd's on these samples, for one random cotangent.
+    """The parameters whose captured per-sample gradients agree with autograd's on the first samples, for one random cotangent.
 
-    Those of two samples at least, so that samples which do not lie along the first dimension show. Where both are zero, a
+    On two of them, so that samples which do not lie along the first dimension show. Where both are zero, a
     parameter counts as captured if a gradient was, or if the outputs do not depend on it: another sample may well reach it.
     """
     generator = torch.Generator().manual_seed(0)
+    x = x[:2] if len(x) > 1 else torch.cat([x, x])
     f, capture = _forward(model, x, wanted)
     v = torch.randn(f.shape, generator=generator).to(f)
     try:
@@ -193,6 +250,14 @@ def _trusted(model: nn.Module, x: Tensor, wanted: Values) -> list[str]:
 
 
 def _add_by_vmap(model: nn.Module, x: Tensor, columns: list[Tensor], rest: Values, totals: dict[str, Sum]) -> None:
+    for v in columns:
+        for part in _by_vmap(model, x, v, rest):
+            for name, g in part.items():
+                totals[name].add_squares(g.square().sum(0))
+
+
+def _by_vmap(model: nn.Module, x: Tensor, v: Tensor, rest: Values) -> Iterator[Values]:
+    """Name -> the gradients Jᵀv of some samples, (n, *shape), until all samples are through."""
     places = _places(model)
     values = {n: p.detach() for n, p in model.named_parameters()}
 
@@ -204,11 +269,11 @@ def _add_by_vmap(model: nn.Module, x: Tensor, columns: list[Tensor], rest: Value
 
     gradients = vmap(grad(projected), in_dims=(None, 0, 0))
     own = {n: values[n] for n in rest}
-    for v in columns:
-        for x_part, v_part in zip(x.split(CHUNK), v.split(CHUNK), strict=True):
-            with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():  # fused attention has no batching rule
-                for name, g in gradients(own, x_part, v_part).items():
-                    totals[name].add_squares(g.detach().square().sum(0))
+    size = max(1, min(CHUNK, FORMED // sum(p.numel() for p in rest.values())))
+    for x_part, v_part in zip(x.split(size), v.split(size), strict=True):
+        with _frozen(model), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():  # fused attention has no batching rule
+            found = gradients(own, x_part, v_part)
+        yield {n: g.detach() for n, g in found.items()}
 
 
 def _places(model: nn.Module) -> dict[str, str]:
@@ -229,3 +294,23 @@ def _first(problem: Problem, samples: int | None) -> Iterator[tuple[Tensor, Tens
             return
         yield x.to(problem.device), y.to(problem.device)
         seen += len(y)
+
+
+def _regrouped(problem: Problem, size: int, samples: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first samples of the training data, `size` at a time whatever the loader's batches, fewer only at the end."""
+    seen = 0
+    rest: tuple[Tensor, Tensor] | None = None
+    for x, y in _first(problem, samples):
+        if samples is not None:
+            x, y = x[: samples - seen], y[: samples - seen]
+        seen += len(y)
+        if rest is not None:
+            x, y = torch.cat([rest[0], x]), torch.cat([rest[1], y])
+        whole = len(y) - len(y) % size
+        for k in range(0, whole, size):
+            yield x[k : k + size], y[k : k + size]
+        rest = x[whole:], y[whole:]
+    if rest is None:
+        raise ValueError("there are no batches to take gradients on")
+    if len(rest[1]):
+        yield rest

@@ -130,4 +130,5 @@ def squares(name: str, uses: list[Use]) -> Tensor:
 def samples(name: str, uses: list[Use]) -> Iterator[Tensor]:
     """For each backward pass, the gradient of each sample, summed over the uses: (batch, *shape)."""
     for gradients in zip(*(use.gradients for use in uses), strict=True):
-        yield torch.stack([use.samples(name, g) for use, g in zip(uses, gradients, strict=True)]).sum(0)
+        terms = [use.samples(name, g) for use, g in zip(uses, gradients, strict=True)]
+        yield torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]

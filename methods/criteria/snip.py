@@ -8,6 +8,7 @@ import torch
 
 from methods.interface import Criterion, Problem, Scores, Stage
 from methods.registry import register
+from methods.schedule import exponential
 from methods.space import Int
 
 
@@ -19,6 +20,11 @@ class Snip(Criterion):
     L is the mean loss over the first `n_batches` batches together: the absolute value is taken of the aggregated gradient,
     not of each batch's. The paper's normalisation by Σ_k s_k does not change the ranking and is left out.
 
+    `n_rounds` above 1 is Iterative SNIP: densities shrink by an equal factor in each round, and s is taken anew on the network
+    with the mask applied. What is masked stays so, the variant without regrowth (de Jorge, Sanyal, Behl, Torr, Rogez, Dokania,
+    "Progressive skeletonization: trimming more fat from a network at initialization", ICLR 2021; FORCE is the other). Each round
+    reads the same batches.
+
     Reference: Lee, Ajanthan, Torr, "SNIP: single-shot network pruning based on connection sensitivity", ICLR 2019,
     equations 3-6. Departures: the network is scored in eval mode (batch norm at its initial statistics).
     """
@@ -26,6 +32,11 @@ class Snip(Criterion):
     stages: ClassVar = (Stage.INIT, Stage.AFTER, Stage.DURING)
 
     n_batches: int = Int(1, 1, 10)
+    n_rounds: int = Int(1, 1, 100, log=True)
+
+    def rounds(self, present: float, target: float) -> tuple[float, ...]:
+        """One, or exponential ones: see `methods.schedule.exponential`."""
+        return exponential(present, target, self.n_rounds)
 
     def score(self, problem: Problem) -> Scores:
         """|g ⊙ w|, from one forward and backward pass a batch."""

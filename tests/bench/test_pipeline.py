@@ -75,6 +75,19 @@ def test_nested_criteria_are_scored_once_for_all_sparsities(
     assert scored == ["obd"] * len(suite.seeds)
 
 
+def test_a_criterion_of_several_steps_is_scored_in_each_for_each_sparsity(
+    suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets: list[float] = []
+    real = methods.lookup("criteria", "woodfisher").score
+    monkeypatch.setattr(methods.lookup("criteria", "woodfisher"), "score", lambda c, p: targets.append(p.target) or real(c, p))
+    rows = go(request_(suite, "magnitude,woodfisher,woodfisher(steps=2)", tmp_path), store)
+    once, steps = [0.0], [0.9 * 7 / 8, 0.9, 0.5 * 7 / 8, 0.5]
+    assert sorted(targets) == pytest.approx(sorted((once + steps) * len(suite.seeds)))
+    found = {row.method: row for row in rows if row.sparsity == 0.5 and row.seed == 0 and row.finetune_epochs == 0}
+    assert {"magnitude", "woodfisher", "woodfisher(steps=2)"} <= found.keys()
+
+
 def test_a_second_run_does_nothing_and_an_extension_only_what_is_new(suite: Suite, tmp_path: Path, store: Store) -> None:
     first = go(request_(suite, "magnitude", tmp_path), store)
     assert planning.plan(request_(suite, "magnitude", tmp_path), store).jobs == []
@@ -100,6 +113,9 @@ def test_masks_are_exact_and_dense_accuracy_is_its_own(suite: Suite, tmp_path: P
     for row in rows:
         assert row.prunable_weights is not None
         assert row.kept_weights == row.prunable_weights - round(row.sparsity * row.prunable_weights)
+        assert row.sparsity_reached is not None
+        assert row.effective_sparsity is not None
+        assert row.sparsity_reached - 1e-12 <= row.effective_sparsity <= (1.0 if row.criterion else 1e-12)
         assert row.dense_accuracy == dense[row.training, row.seed, row.finetune_epochs].accuracy
         assert (row.accuracy_before_finetune is not None) == (row.finetune_epochs > 0)
         assert row.finetune_epochs == 0 or row.criterion == "" or row.train_seconds is not None

@@ -34,6 +34,16 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
 
+def suited(model: nn.Module, name: str, data: Data) -> nn.Module:
+    """The network, with ReLU for Tanh where the criterion is not defined for it otherwise."""
+    if methods.get(name).make_criterion().unsupported(Problem(model, data)) is not None:
+        for module in model.modules():
+            for key, child in module.named_children():
+                if isinstance(child, nn.Tanh):
+                    setattr(module, key, nn.ReLU())
+    return model
+
+
 # --- train
 
 
@@ -99,17 +109,22 @@ AT_ONCE = [n for n in methods.names() if methods.get(n).training == "map" and me
 @pytest.mark.parametrize("name", AT_ONCE)
 @pytest.mark.parametrize("source", [list, loader])
 def test_prune_is_exact_and_in_place(batches: Data, mlp: Make, name: str, source: Callable[[Data], Any]) -> None:
-    model, dense = mlp(), mlp()
+    model, dense = suited(mlp(), name, batches), mlp()
     mask = methods.prune(model, source(batches), name, sparsity=0.6)
     assert {n: m.shape for n, m in mask.items()} == {n: w.shape for n, w in prunable(dense).items()}
     assert kept_weights(mask) == (18, 45)
+    adjusts = methods.lookup("criteria", methods.get(name).criterion).compensate is not methods.Criterion.compensate
     for n, p in dense.named_parameters():
-        assert torch.equal(model.get_parameter(n), p * mask[n] if n in mask else p)
+        found = model.get_parameter(n)
+        assert not found[~mask[n]].any() if adjusts and n in mask else torch.equal(found, p * mask[n] if n in mask else p)
 
 
 @pytest.mark.parametrize("name", CRITERIA)
 def test_batches_may_be_left_out_where_no_data_are_read(batches: Data, mlp: Make, name: str) -> None:
-    if methods.lookup("criteria", name).data_free:
+    if name == "synflow":  # data-free, but for the shape of the inputs
+        with pytest.raises(ValueError, match="no batches to take the shape of the inputs from"):
+            methods.prune(suited(mlp(), name, batches), method=name, sparsity=0.5)
+    elif methods.lookup("criteria", name).data_free:
         assert equal(methods.scores(mlp(), method=name), methods.scores(mlp(), batches, name))
     else:
         with pytest.raises(ValueError, match=f"'{name}' reads training data: give it batches"):
@@ -226,6 +241,9 @@ def test_scores_leave_the_model_as_it_was(batches: Data, name: str) -> None:
 
 @pytest.mark.parametrize("name", CRITERIA)
 def test_cutting_the_scores_is_pruning(batches: Data, mlp: Make, name: str) -> None:
+    if not methods.scored_once(criterion := methods.get(name).make_criterion()):
+        assert len(criterion.rounds(0.0, 0.8)) > 1
+        return
     scores = methods.scores(mlp(), batches, name, seed=3)
     kept = torch.cat([s.flatten() for s in scores.values()]).double().argsort(descending=True)[:9]
     mask = methods.prune(mlp(), batches, name, sparsity=0.8, seed=3)
@@ -276,7 +294,7 @@ class SharedLayer(nn.Module):
         self.second = self.first
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.second(torch.tanh(self.first(x))))
+        return self.head(self.second(torch.relu(self.first(x))))
 
 
 def grouped() -> nn.Module:
@@ -321,6 +339,10 @@ def test_prunable_are_the_linear_and_conv_weights_once_each(make: Callable[[], n
 def test_every_criterion_prunes_every_kind_of_layer(images: Data, name: str, make: Callable[[], nn.Module]) -> None:
     model = make()
     total = sum(NETWORKS[make].values())
+    if name == "synflow" and make in (Attention, TiedWeights):
+        with pytest.raises(ValueError, match="'synflow' does not support this network"):
+            methods.prune(model, images, name, sparsity=0.5)
+        return
     mask = methods.prune(model, images, name, sparsity=0.5)
     assert kept_weights(mask) == (total - round(total / 2), total)
     assert methods.held(model, mask)
@@ -362,7 +384,7 @@ class Spare(nn.Module):
 
 @pytest.mark.parametrize("name", CRITERIA)
 def test_frozen_layers_are_prunable(batches: Data, mlp: Make, name: str) -> None:
-    model = mlp()
+    model = suited(mlp(), name, batches)
     model[0].requires_grad_(False)
     assert kept_weights(methods.prune(model, batches, name, sparsity=0.6)) == (18, 45)
     assert not model[0].weight.requires_grad

@@ -180,6 +180,26 @@ def test_snip_takes_the_absolute_value_of_the_aggregate(batches: Data, mlp: Make
     assert close(methods.scores(model, data, "snip", n_batches=10), methods.scores(model, data, "snip", n_batches=4))
 
 
+def test_iterative_snip_scores_anew_with_the_mask_applied(batches: Data, mlp: Make) -> None:
+    """Two rounds by hand: 45 weights, densities √0.2 and 0.2, and what was cut is out for good."""
+    model, data = mlp().double(), double(batches)
+    mask = {n: torch.ones_like(w, dtype=torch.bool) for n, w in methods.prunable(model).items()}
+    for keep in (20, 9):
+        s = {n: g.abs() for n, g in connection_sensitivity(model, *data[0]).items()}
+        alive = torch.cat([s[n][mask[n]] for n in mask])
+        mask = {n: m & (s[n] >= alive.topk(keep).values[-1]) for n, m in mask.items()}
+        methods.apply_mask(model, mask)
+    found = methods.prune(mlp().double(), data, "snip", sparsity=0.8, n_rounds=2)
+    assert all(torch.equal(found[n], mask[n]) for n in mask)
+    assert flat(methods.prune(mlp().double(), data, "snip", sparsity=0.8)).ne(flat(mask)).any()
+
+
+def test_the_rounds_of_snip_shrink_densities_by_an_equal_factor() -> None:
+    assert criterion("snip").rounds(0.0, 0.9) == (0.9,)
+    rounds = criterion("snip", n_rounds=4).rounds(0.5, 0.98)
+    assert [1 - s for s in rounds] == pytest.approx([0.5 * 0.04 ** (k / 4) for k in range(1, 5)])
+
+
 # --- grasp
 
 
@@ -230,6 +250,16 @@ def test_grasp_is_the_weight_times_the_dense_hessian_gradient_product(batches: D
     assert torch.allclose(flat(found), wanted, rtol=1e-9, atol=1e-12 * float(wanted.abs().max()))
     assert (wanted > 0).any()
     assert (wanted < 0).any()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 50.0])
+def test_grasp_takes_the_hessian_through_convolutions_and_running_statistics(temperature: float) -> None:
+    model, data = seeded(smooth), images(3)
+    dense = Dense(model, *first_of_each_class(data, 2), temperature)
+    found = methods.scores(model, data, "grasp", temperature=temperature, per_class=2)
+    wanted = dense.w * (dense.h @ dense.g)
+    assert torch.allclose(flat(found), wanted, rtol=1e-9, atol=1e-12 * float(wanted.abs().max()))
+    assert ((dense.h.diagonal() * dense.g * dense.w - wanted).abs() > 0.1 * wanted.abs()).any(), "more than the diagonal counts"
 
 
 def test_grasp_keeps_the_weights_whose_shrinking_would_cost_most_gradient_flow(batches: Data, mlp: Make) -> None:
@@ -307,6 +337,13 @@ def convolutional() -> nn.Module:
     net[1].running_mean.normal_()
     net[1].running_var.uniform_(0.5, 2.0)
     return net.double()
+
+
+def smooth() -> nn.Module:
+    """The same with a second derivative, in eval mode."""
+    net = convolutional()
+    net[2] = nn.Tanh()
+    return net.eval()
 
 
 def images(n: int) -> Data:
@@ -410,6 +447,43 @@ def test_monte_carlo_curvature_converges_to_the_exact_gauss_newton_diagonal(batc
     assert (error / exact).max() < 0.1
     empirical = flat(curvature(Problem(model, data), "ef").diagonal)
     assert ((empirical - exact).abs() / error).max() > 20
+
+
+OBD = [("mlp", 64), ("convolutional", 12)]
+
+
+def case(name: str, mlp: Make, batches: Data) -> tuple[nn.Module, Data]:
+    return (mlp().double(), double(batches)) if name == "mlp" else (seeded(convolutional).eval(), images(3))
+
+
+def weighed(model: nn.Module, h: Values, samples: int) -> Values:
+    return {n: 0.5 * (h[n] / samples) * w.detach().square() for n, w in methods.prunable(model).items()}
+
+
+@pytest.mark.parametrize(("name", "samples"), OBD)
+def test_obd_of_each_exact_curvature_is_the_dense_one(batches: Data, mlp: Make, name: str, samples: int) -> None:
+    model, data = case(name, mlp, batches)
+    fisher, ggn = (weighed(model, h, samples) for h in (squares(sample_gradients(model, data)), gauss_newton(model, data)))
+    assert close(methods.scores(model, data, "obd", curvature="ef"), fisher)
+    assert close(methods.scores(model, data, "obd", curvature="ggn"), ggn)
+    assert not close(fisher, ggn, rtol=0.1)
+
+
+@pytest.mark.parametrize(("name", "samples"), OBD)
+def test_obd_of_drawn_labels_converges_to_the_dense_gauss_newton(batches: Data, mlp: Make, name: str, samples: int) -> None:
+    model, data = case(name, mlp, batches)
+    exact = flat(weighed(model, gauss_newton(model, data), samples))
+    one, many = (
+        torch.stack([flat(methods.scores(model, data, "obd", curvature="mc", draws=draws, seed=seed)) for seed in range(100)])
+        for draws in (1, 16)
+    )
+    used = exact > 0
+    error = many.std(0)[used] / 100**0.5
+    assert ((many.mean(0) - exact)[used].abs() / error).max() < 4.5
+    assert (error / exact[used]).max() < 0.05
+    # Sixteen times the draws, a sixteenth of the variance; the tolerance is that of two variances of 100 draws.
+    ratio = (one.var(0)[used] / many.var(0)[used]).log().mean().exp()
+    assert 10 < ratio < 26
 
 
 def test_monte_carlo_labels_depend_on_seed_and_purpose_and_not_on_the_true_labels(batches: Data, mlp: Make) -> None:

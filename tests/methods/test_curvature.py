@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from methods import Problem, sums
 from methods.blocks import Diagonal, Kronecker
-from methods.curvature import curvature
+from methods.curvature import curvature, sample_gradients
 from methods.likelihood import sample_labels, softmax_factor
 
 Data = list[tuple[Tensor, Tensor]]
@@ -379,6 +379,63 @@ def test_every_layer_agrees_with_dense_autograd(name: str, kind: str, fallen: se
     assert expected is None or fallen == expected
     idle = {n for n, h in wanted.items() if not h.any()}
     assert all(n.startswith(("spare", "side")) for n in idle)  # no reference that is zero for want of a signal
+
+
+def gathered(problem: Problem, **options: Any) -> Values:
+    """Name -> the gradients of all pieces, one after the other."""
+    found: dict[str, list[Tensor]] = {}
+    for name, g in sample_gradients(problem, [n for n, _ in problem.model.named_parameters()], **options):
+        found.setdefault(name, []).append(g)
+    return {n: torch.cat(pieces) for n, pieces in found.items()}
+
+
+def gradients_in_turn(model: nn.Module, data: Data, m: int) -> Values:
+    """Name -> the gradient of the mean loss of m consecutive samples, by autograd."""
+    x, y = together(data)
+    parameters = dict(model.named_parameters())
+    rows = [
+        torch.autograd.grad(
+            F.cross_entropy(model(x[k : k + m]), y[k : k + m]), list(parameters.values()), allow_unused=True, materialize_grads=True
+        )
+        for k in range(0, len(y) - m + 1, m)
+    ]
+    return {name: torch.stack([row[k] for row in rows]) for k, name in enumerate(parameters)}
+
+
+@pytest.mark.parametrize("formed", [1, 1 << 27])
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_of_single_samples_are_those_of_autograd(name: str, formed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "FORMED", formed)
+    make, shape, _ = LAYERS[name]
+    model, data = build(make), inputs(*shape)
+    wanted = gradients_in_turn(model, data, 1)
+    assert close(gathered(Problem(model, data)), wanted)
+    assert close(gathered(Problem(model, data), samples=4), {n: g[:4] for n, g in wanted.items()})
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("formed", [1, 1 << 27])
+@pytest.mark.parametrize("m", [2, 5, 7])
+def test_gradients_of_mini_batches_do_not_depend_on_the_loader(m: int, formed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "FORMED", formed)
+    make, shape, _ = LAYERS["tokens"]
+    model = build(make)
+    data = inputs(*shape, sizes=(3, 2, 1, 5))
+    x, y = together(data)
+    wanted = gradients_in_turn(model, data, m)
+    model.layer.weight.requires_grad_(False)
+    for batches in (data, [(x, y)], list(zip(x.split(1), y.split(1), strict=True))):
+        assert close(gathered(Problem(model, batches), mini_batch=m), wanted)
+    assert not model.layer.weight.requires_grad
+
+
+def test_pieces_of_gradients_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "FORMED", 50)
+    model = build(LAYERS["tokens"][0])  # weights of 20 and 15
+    pieces = list(sample_gradients(Problem(model, inputs(6, 4, sizes=(5,))), ["layer.weight", "head.weight"]))
+    assert [(n, len(g)) for n, g in pieces] == [(n, k) for k in (2, 2, 1) for n in ("layer.weight", "head.weight")]
+    with pytest.raises(ValueError, match="no batches"):
+        list(sample_gradients(Problem(model, []), ["layer.weight"]))
 
 
 NETWORKS: dict[str, tuple[Make, tuple[int, ...], set[str]]] = {

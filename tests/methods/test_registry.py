@@ -94,7 +94,9 @@ def test_every_method_can_be_made_and_may_stand_at_its_stage(name: str) -> None:
 def test_the_named_methods() -> None:
     assert methods.get("spam") == Method("spam", "opd", "spam")
     assert methods.get("magnitude_layer").make_criterion() == methods.make("criteria", "magnitude", {"scope": "layer"})
-    assert [methods.get(n).stage for n in ("magnitude_init", "random_init", "snip", "grasp")] == [Stage.INIT] * 4
+    assert methods.get("snip_iterative").make_criterion() == methods.make("criteria", "snip", {"n_rounds": 100})
+    initial = ("magnitude_init", "random_init", "snip", "snip_iterative", "grasp", "synflow")
+    assert [methods.get(n).stage for n in initial] == [Stage.INIT] * len(initial)
     assert [methods.get(n).stage for n in ("magnitude", "random", "obd", "opd")] == [Stage.AFTER] * 4
 
 
@@ -199,8 +201,8 @@ def test_other_compositions_take_all_but_the_training_from_the_left() -> None:
         ("spam@map", r"'spam@map': method 'spam' already trains with 'spam'; name its criterion 'opd'"),
         ("magnitud", r"unknown method 'magnitud' \(did you mean 'magnitude'\?\); available: .*grasp"),
         ("magnitud@spam", r"unknown method 'magnitud' \(did you mean 'magnitude'\?\)"),
-        ("magnitude@spa", r"unknown training 'spa' \(did you mean 'spam'\?\); available: map, spam"),
-        ("magnitude@", r"unknown training ''; available: map, spam"),
+        ("magnitude@spa", r"unknown training 'spa' \(did you mean 'spam'\?\); available: dwf, map, spam"),
+        ("magnitude@", r"unknown training ''; available: dwf, map, spam"),
         ("opd@spam@map", r"unknown training 'spam@map'"),
         ("qqq", r"unknown method 'qqq'; available: "),
     ],

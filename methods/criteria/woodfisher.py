@@ -1,0 +1,188 @@
+"""WoodFisher: Optimal Brain Surgeon with blocks of the empirical Fisher."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from methods.curvature import sample_gradients
+from methods.interface import Criterion, Mask, Problem, Scores, Stage, Values
+from methods.registry import register
+from methods.schedule import cubic
+from methods.scope import SCOPES, rescope
+from methods.space import Choice, Float, Int
+
+MEMORY = 2 << 30  # bytes that all blocks may take where the criterion chooses their side: fixed, so that machines agree
+SIDE = 1024  # the largest side it chooses
+WORK = 1 << 22  # entries of blocks that are factorised at once
+
+
+@register("woodfisher")
+@dataclass(frozen=True, kw_only=True)
+class WoodFisher(Criterion):
+    """s_q = w_q² / (2 [F⁻¹]_qq): the loss a quadratic model with curvature F predicts for removing w_q, the others adjusting.
+
+    F = λ + (1/N) Σ_n g_n g_nᵀ on blocks of c weights that follow each other in one flattened weight (out, in, *kernel), the last
+    block of a layer shorter, and zero elsewhere; g_n the gradient of sample n's loss, or of the mean loss of a mini-batch, zero
+    for weights that are masked. The scores of all blocks compare as `scope` says.
+
+    `damping`: λ. `samples`: how many training samples at most are read, in the order of the batches. `mini_batch`: m samples for
+    each g_n, so that N = samples / m; F shrinks by about m, and λ is not comparable across m. `block`: c; 0 takes the largest,
+    up to 1024, with which all blocks fit in 2 GiB, on every machine alike. `update`, of the kept weights K of a block for its
+    newly removed ones Q:
+
+        joint   δw_K = F_KK⁻¹ F_KQ w_Q = -[F⁻¹_·Q (F⁻¹_QQ)⁻¹ w_Q]_K, the minimum of the quadratic model (default)
+        summed  δw_K = -[F⁻¹ Σ_q e_q w_q / [F⁻¹]_qq]_K, updates for one weight each, added up: as published
+        none    none
+
+    `steps` > 1: scored, cut and updated so many times on the way to the target, fresh gradients each time, sparsities by
+    `methods.schedule.cubic`. The network is then scored anew for each target, and masks of different targets are not nested.
+
+    Memory: 4 P c bytes for P weights in float32, kept until the last update (twice that between `steps`), beside a few times
+    1/2 GiB of gradients. Time: O(N P c) to sum, O(P c²) to factorise, once more for each update. Blocks that take more than half
+    of the free memory are refused.
+
+    Reference: Singh, Alistarh, "WoodFisher: efficient second-order approximation for neural network compression", NeurIPS
+    2020. Departures: Cholesky factors in float64 of the summed blocks stand for the recursion by rank-one
+    updates, which gives the same F⁻¹ and needs it N times; λ is at least what the rounding of the sum leaves uncertain,
+    ε · trace F of the block; `joint`; no training between `steps`, unless the schedule of a training makes the cuts.
+    """
+
+    stages: ClassVar = (Stage.AFTER, Stage.DURING)
+
+    damping: float = Float(1e-3, 1e-6, 1e-1, log=True)
+    samples: int = Int(1024, 256, 65536, log=True)
+    mini_batch: int = Int(1, 1, 128, log=True)
+    block: int = Int(0, 0, 8192)
+    update: str = Choice("joint", "joint", "summed", "none")
+    steps: int = Int(1, 1, 20)
+    scope: str = Choice("global", *SCOPES)
+
+    def rounds(self, present: float, target: float) -> tuple[float, ...]:
+        """`steps` sparsities on a cubic schedule."""
+        return cubic(present, target, self.steps)
+
+    def score(self, problem: Problem) -> Scores:
+        """w² / (2 diag F⁻¹); the state is F, name -> (blocks, c, c). ValueError where the blocks do not fit in memory."""
+        fisher = self._fisher(problem)
+        values = {}
+        for name, w in problem.weights.items():
+            inverse = torch.cat([_diagonal_of_inverse(torch.linalg.cholesky(f)) for _, f in _parts(fisher[name])])
+            values[name] = w.detach().square() / (2.0 * _whole(inverse, w))
+        return Scores(rescope(values, self.scope, problem), None if self.update == "none" else fisher)
+
+    def _fisher(self, problem: Problem) -> Values:
+        """F, the entries beyond a layer's last weight those of λ."""
+        weights = problem.weights
+        side = side_of_blocks(weights, self.block, problem.device)
+        fisher: Values = {}
+        for name, w in weights.items():
+            c = min(side, w.numel())
+            fisher[name] = torch.zeros(-(-w.numel() // c), c, c, dtype=_type(w), device=w.device)
+        count = dict.fromkeys(weights, 0)
+        for name, g in sample_gradients(problem, list(weights), samples=self.samples, mini_batch=self.mini_batch):
+            f = fisher[name]
+            mask = problem.mask[name]
+            blocks = _blocks((g if mask.all() else g * mask).flatten(1), f.shape[1]).transpose(0, 1).to(f.dtype)
+            f.baddbmm_(blocks.mT, blocks)
+            count[name] += len(g)
+        for name, f in fisher.items():
+            f /= count[name]
+            diagonal = f.diagonal(dim1=1, dim2=2)
+            trace = diagonal.sum(1, keepdim=True)
+            if not trace.isfinite().all():
+                raise ValueError(f"woodfisher: the gradients of '{name}' are not finite")
+            diagonal += (trace * torch.finfo(f.dtype).eps).clamp_min(self.damping)
+        return fisher
+
+    @torch.no_grad()
+    def compensate(self, problem: Problem, mask: Mask, state: Values | None) -> None:
+        """Add δw to the kept weights."""
+        if state is None:
+            return
+        update = _joint if self.update == "joint" else _summed
+        for name, w in problem.weights.items():
+            fisher, gone = state[name], problem.mask[name] & ~mask[name]
+            keep, gone, removed = (_blocks(v.flatten(), fisher.shape[1]) for v in (mask[name], gone, (w * gone).double()))
+            change = torch.zeros_like(removed)
+            affected = (gone.any(1) & keep.any(1)).nonzero().squeeze(1)
+            for rows, f in _parts(fisher, affected):
+                change[rows] = update(f, removed[rows].unsqueeze(2), keep[rows].unsqueeze(2)).squeeze(2)
+            w.add_(_whole(change, w))
+
+
+def _joint(f: Tensor, removed: Tensor, keep: Tensor) -> Tensor:
+    """F_KK⁻¹ F_KQ w_Q on K, zero elsewhere. Rows and columns outside K are those of 1, so that blocks of any K solve together."""
+    kept = torch.where(keep & keep.mT, f, torch.eye(f.shape[1], dtype=f.dtype, device=f.device))
+    return torch.cholesky_solve((f @ removed) * keep, torch.linalg.cholesky(kept))
+
+
+def _summed(f: Tensor, removed: Tensor, keep: Tensor) -> Tensor:
+    """-F⁻¹ Σ_q e_q w_q / [F⁻¹]_qq on K, zero elsewhere."""
+    factor = torch.linalg.cholesky(f)
+    return -torch.cholesky_solve(removed / _diagonal_of_inverse(factor).unsqueeze(2), factor) * keep
+
+
+def _diagonal_of_inverse(factor: Tensor) -> Tensor:
+    """[(L Lᵀ)⁻¹]_qq = Σ_i (L⁻¹)²_iq; `torch.cholesky_inverse` takes 100 times as long for many small blocks on several threads."""
+    one = torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
+    diagonal: Tensor = torch.linalg.solve_triangular(factor, one, upper=False).square_().sum(1)
+    return diagonal
+
+
+# --- blocks ----------------------------------------------------------------------------------------------------------
+
+
+def side_of_blocks(weights: Mapping[str, Tensor], wanted: int, device: torch.device) -> int:
+    """c as wanted, or where 0 the largest that keeps all blocks in MEMORY. ValueError where they do not fit in half of what is free."""
+    side = wanted or next((c for c in range(SIDE, 1, -1) if bytes_of_blocks(weights, c) <= MEMORY), 1)
+    needed, free = bytes_of_blocks(weights, side), free_memory(device)
+    if free is not None and needed > free / 2:
+        raise ValueError(
+            f"woodfisher: blocks of {side} weights take {needed / 1e9:.1f} GB, more than half of the {free / 1e9:.1f} GB that are free: "
+            "choose a smaller block"
+        )
+    return side
+
+
+def bytes_of_blocks(weights: Mapping[str, Tensor], side: int) -> int:
+    """Bytes of all blocks, a layer's last one filled up to c."""
+    sides = [(w, min(side, w.numel())) for w in weights.values()]
+    return sum(-(-w.numel() // c) * c * c * _type(w).itemsize for w, c in sides)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a tensor on the device may still take; None where the system does not tell."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    table = Path("/proc/meminfo")
+    lines = table.read_text().splitlines() if device.type == "cpu" and table.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _type(w: Tensor) -> torch.dtype:
+    """Of the block: half precision could not tell λ from rounding."""
+    return torch.promote_types(w.dtype, torch.float32)
+
+
+def _blocks(v: Tensor, side: int) -> Tensor:
+    """(..., weights of a layer) as (..., blocks, c), the last block filled up with zeros."""
+    filled = F.pad(v, (0, -v.shape[-1] % side))
+    return filled.view(*v.shape[:-1], -1, side)
+
+
+def _whole(blocks: Tensor, like: Tensor) -> Tensor:
+    """(blocks, c) in the shape of the weight."""
+    return blocks.flatten()[: like.numel()].view(like.shape)
+
+
+def _parts(fisher: Tensor, rows: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some blocks in float64 at a time: (their rows, (n, c, c))."""
+    rows = torch.arange(len(fisher), device=fisher.device) if rows is None else rows
+    for part in rows.split(max(1, WORK // fisher.shape[1] ** 2)):
+        yield part, fisher[part].double()
