@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bench import catalogue, executor, leaderboard, pipeline, planning, results
+from bench import catalogue, executor, leaderboard, pipeline, planning, results, tuned
 from bench.job import Place
 from bench.pipeline import Progress
 from bench.planning import Plan, Request
@@ -193,13 +193,19 @@ def _finish(console: Console, rows: list[Row], output: Path | None) -> None:
         console.print(f"{len(failed)} of {len(rows)} rows failed; the next run tries them again", style="red", highlight=False)
     if output is not None:
         results.write_rows(rows, output / "results.csv")
-        results.write_atomically(output / "leaderboard.csv", lambda file: board.to_csv(file, index=False, lineterminator="\n"))
-        console.print(f"wrote {output / 'results.csv'} and {output / 'leaderboard.csv'}", highlight=False)
+        results.write_table(board, output / "leaderboard.csv")
+        written = [output / "results.csv", output / "leaderboard.csv"]
+        gains = tuned.tuned(rows)
+        if len(gains):
+            results.write_table(gains, output / "tuned.csv")
+            written.append(output / "tuned.csv")
+        console.print(f"wrote {', '.join(map(str, written))}", highlight=False)
     sys.stdout.flush()
 
 
 def print_dense(console: Console, rows: list[Row]) -> None:
     """Accuracy of the dense networks: mean and standard deviation over seeds."""
+    rows = [row for row in rows if row.tuning == "default"]
     dense = leaderboard.frame(row for row in rows if not row.criterion and row.finetune_epochs == 0)
     if dense.empty:
         dense = leaderboard.frame(row for row in rows if not row.criterion)
