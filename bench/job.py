@@ -89,6 +89,13 @@ class Job:
         return own + (self.protocol.epochs if self.retrains and self.stage is not Stage.INIT else 0)
 
     @property
+    def trainings(self) -> int:
+        """How many networks it trains from the start."""
+        if self.criterion is None:
+            return 1
+        return len(self.sparsities) * (self.trains_each + (self.retrains and self.stage is not Stage.INIT))
+
+    @property
     def epochs(self) -> int:
         """Training epochs in it: its length, as far as that can be said beforehand."""
         fine = sum(p.finetune_epochs for p in self.points)

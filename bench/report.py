@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -15,10 +16,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bench import catalogue, executor, leaderboard, pipeline, planning, results, tuned
+from bench import catalogue, dryrun, executor, leaderboard, pipeline, planning, results, tuned
 from bench.job import Place
 from bench.pipeline import Progress
-from bench.planning import Plan, Request
+from bench.planning import Request
 from bench.spec import Row, Suite, UserError
 from bench.store import DEFAULT_URL, Store
 
@@ -43,7 +44,7 @@ def run(
     request = _request(suite, methods, place, granularity, match, datasets, architectures, changes, ablations)
     database = Store(store or DEFAULT_URL)
     if dry_run:
-        _print_plan(console, request, planning.plan(request, database))
+        dryrun.show(console, request, database, _workers(workers, place.device))
         return
     pool = _executor(executor, workers, place.device, ray_address)
     try:
@@ -111,27 +112,14 @@ def _request(
 
 
 def _executor(name: str, workers: int | None, device: str, address: str | None) -> "executor.Local | executor.Ray":
-    gpu = device == "cuda"
-    if workers is None and gpu and name == "local":
-        workers = 1
-    return executor.make(name, workers, gpus=gpu, address=address)
+    if workers is None and name == "local":
+        workers = _workers(workers, device)
+    return executor.make(name, workers, gpus=device == "cuda", address=address)
 
 
-def _print_plan(console: Console, request: Request, planned: Plan) -> None:
-    """What would run: rows by block, trainings, what the store has."""
-    jobs = planned.jobs
-    left = sum(len(job.points) for job in jobs)
-    table = Table("data set", "architecture", "rows", "left", "training epochs left", box=box.SIMPLE_HEAD)
-    for dataset, architecture in dict.fromkeys((r.dataset, r.architecture) for r in planned.expected.values()):
-        mine = [j for j in jobs if (j.dataset, j.architecture) == (dataset, architecture)]
-        rows = sum((r.dataset, r.architecture) == (dataset, architecture) for r in planned.expected.values())
-        table.add_row(dataset, architecture, str(rows), str(sum(len(j.points) for j in mine)), str(sum(j.epochs for j in mine)))
-    for note in planned.notes:
-        console.print(f"note: {note}", style="yellow", highlight=False)
-    console.print(table)
-    console.print(f"methods: {', '.join(m.name for m in request.methods)}", highlight=False)
-    rows = len(planned.expected)
-    console.print(f"{rows} rows: {rows - left} in the store, {left} to compute in {len(jobs)} jobs", highlight=False)
+def _workers(asked: int | None, device: str) -> int:
+    """How many jobs run at a time on this machine: one on a GPU, unless more are asked for."""
+    return asked or (1 if device == "cuda" else os.cpu_count() or 1)
 
 
 class _Display:
@@ -169,15 +157,9 @@ class _Display:
         width, share = 24, progress.epochs_done / max(1, progress.epochs)
         bar = "█" * round(width * share) + "░" * (width - round(width * share))
         elapsed = time.monotonic() - self._start
-        left = f"about {_duration(elapsed * (1 - share) / share)} left" if share > 0.02 else "estimating"
+        left = f"about {dryrun.duration(elapsed * (1 - share) / share)} left" if share > 0.02 else "estimating"
         failed = f" · {progress.failed} rows failed" if progress.failed else ""
-        return f"{bar} {progress.done}/{progress.jobs} jobs · {share:.0%} of epochs · {_duration(elapsed)} gone · {left}{failed}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+        return f"{bar} {progress.done}/{progress.jobs} jobs · {share:.0%} of epochs · {dryrun.duration(elapsed)} gone · {left}{failed}"
 
 
 def _finish(console: Console, rows: list[Row], output: Path | None) -> None:

@@ -5,10 +5,12 @@ place, `_Bench.measure`, once for a row, and never by a job that is measured on 
 """
 
 import copy
+import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,13 @@ from torch import nn
 
 import methods
 from bench import architectures, data, evaluate
-from bench.job import Job, Place, Point
+from bench.job import Configured, Job, Place, Point
 from bench.progress import Beat
 from bench.spec import Protocol
 from bench.store import Networks
 from methods import Posterior, Problem, Pruner, Recipe, Schedule, Stage
 
+CALIBRATION = 10  # batches
 Measurement = dict[str, Any]  # columns of a Row, by name
 
 
@@ -46,6 +49,21 @@ def stream(job: Job) -> Iterator[tuple[Point, Measurement]]:
             raise
         text = " ".join(f"{type(error).__name__}: {error}".split())
         yield from ((point, {"status": "failed", "error": text}) for point in left)
+
+
+def seconds_per_epoch(job: Job) -> float:
+    """How long an epoch of ordinary training on the job's block takes, from a few batches, about a second's work."""
+    bench = _Bench(dataclasses.replace(job, training=Configured("map")))
+    batches = data.Batches(bench.dataset.train, job.protocol.batch_size, augment=job.protocol.augment)
+    some = list(islice(iter(batches), CALIBRATION))
+    problem = bench.problem(bench.initial())
+    recipe = Recipe(epochs=1, optimizer=job.protocol.optimizer, lr_scale=1e-6)  # no step may lead it astray
+    times = []
+    for part in (some[:2], some):
+        start = time.perf_counter()
+        methods.fit(problem, bench.training, recipe, batches=part)
+        times.append((time.perf_counter() - start) / len(part))
+    return times[1] * len(batches)
 
 
 class _Bench:
