@@ -102,15 +102,14 @@ def run(
     for name in ablations:
         if name not in ABLATIONS:
             raise unknown("ablation", name, ABLATIONS)
-    if trials is None:
-        trials = chosen.trials
-    if trials:
-        raise UserError(f"--trials {trials}: tuning is not there yet; 0 runs every method at its declared defaults")
+    if trials is not None and trials < 0:
+        raise UserError(f"--trials must not be negative, got {trials}")
     changes = {
         "sparsities": _numbers("--sparsities", sparsities, float),
         "seeds": _numbers("--seeds", seeds, int),
         "finetune_epochs": _numbers("--finetune-epochs", finetune_epochs, int),
         "epochs": epochs,
+        "trials": trials,
     }
     if workers is not None and workers < 1:
         raise UserError(f"--workers must be at least 1, got {workers}")

@@ -39,7 +39,8 @@ class Job:
     """One method (or the dense network, where `criterion` is None) on one block and seed, at the points still to do.
 
     `network`: the key of the dense network, saved by a dense job and loaded by one that prunes after training. `schedule`: when
-    to cut, where that is more than once. `ablation`: a control in place of the method's own network, see `bench.spec.ABLATIONS`.
+    to cut, where that is more than once. `ablation`: a control in place of the method's own network, see
+    `bench.spec.ABLATIONS`. `split`: which data it is measured on, "test", or "validation" while tuning.
     """
 
     method: str
@@ -56,6 +57,7 @@ class Job:
     place: Place
     schedule: Schedule | None = None
     ablation: str = "none"
+    split: str = "test"
 
     @property
     def label(self) -> str:
@@ -85,6 +87,13 @@ class Job:
         if self.schedule is not None and self.stage is Stage.DURING:
             own = self.schedule.epochs(own, sparsity)
         return own + (self.protocol.epochs if self.retrains and self.stage is not Stage.INIT else 0)
+
+    @property
+    def trainings(self) -> int:
+        """How many networks it trains from the start."""
+        if self.criterion is None:
+            return 1
+        return len(self.sparsities) * (self.trains_each + (self.retrains and self.stage is not Stage.INIT))
 
     @property
     def epochs(self) -> int:

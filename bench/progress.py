@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 PAUSE = 0.25  # seconds between two writes of one worker
+carried = 0  # epochs of what this worker has done before, as a part of the same job
 
 
 class Beat:
@@ -23,7 +24,7 @@ class Beat:
         now = time.monotonic()
         if now - self._written > PAUSE:
             self._written = now
-            self._file.write_text(str(self._epochs))
+            self._file.write_text(str(carried + self._epochs))
 
     def close(self) -> None:
         """The job is over, and counted as a whole from now on."""

@@ -1,6 +1,8 @@
 """What `run` and `status` do and show: progress while it runs, the leaderboard at the end."""
 
+import dataclasses
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -14,9 +16,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bench import catalogue, executor, leaderboard, pipeline, results
+from bench import catalogue, dryrun, executor, leaderboard, pipeline, planning, results, tuned
 from bench.job import Place
-from bench.pipeline import Plan, Progress, Request
+from bench.pipeline import Progress
+from bench.planning import Request
 from bench.spec import Row, Suite, UserError
 from bench.store import DEFAULT_URL, Store
 
@@ -41,19 +44,34 @@ def run(
     request = _request(suite, methods, place, granularity, match, datasets, architectures, changes, ablations)
     database = Store(store or DEFAULT_URL)
     if dry_run:
-        _print_plan(console, request, pipeline.plan(request, database))
+        dryrun.show(console, request, database, _workers(workers, place.device))
         return
     pool = _executor(executor, workers, place.device, ray_address)
     try:
-        planned = pipeline.plan(request, database)
+        planned = planning.plan(request, database)
         for note in planned.notes:
             console.print(f"note: {note}", style="yellow", highlight=False)
         with _Display(console, len(planned.expected), pool.workers) as display:
             pipeline.run(planned, database, pool, display.show)
+        rows = pipeline.collect(planned, database)
+        if request.suite.trials:
+            rows += _tuned(console, request, database, pool)
     finally:
         pool.close()
-    rows = pipeline.collect(planned, database)
     _finish(console, rows, output)
+
+
+def _tuned(console: Console, request: Request, database: Store, pool: pipeline.Pool) -> list[Row]:
+    """Search, then the rows of what was found."""
+    networks, studies = planning.tuning(request, database.url)
+    console.print(f"tuning: {request.suite.trials} trials for each method and block, on validation data", highlight=False)
+    with _Display(console, 0, pool.workers) as display:
+        pipeline.run(networks, database, pool, display.show)
+        found = pipeline.search(studies, request.place.cache, pool, display.show)
+    planned = planning.plan(dataclasses.replace(request, tuned=found), database)
+    with _Display(console, len(planned.expected), pool.workers) as display:
+        pipeline.run(planned, database, pool, display.show)
+    return pipeline.collect(planned, database)
 
 
 def status(suite: Suite, *, methods: str, store: str | None, device: str, data_root: Path | None, plugins: tuple[str, ...]) -> None:
@@ -61,7 +79,7 @@ def status(suite: Suite, *, methods: str, store: str | None, device: str, data_r
     console = make_console()
     request = _request(suite, methods, _place(device, data_root, plugins), "weight", "weights", [], [], {})
     database = Store(store or DEFAULT_URL)
-    planned = pipeline.plan(request, database)
+    planned = planning.plan(request, database)
     have = {key: row.status for key, row in database.get(planned.expected).items()}
     console.print(f"suite {suite.name}: {len(have)} of {len(planned.expected)} rows in the store", highlight=False)
     table = Table("method", "done", "failed", "left", box=box.SIMPLE_HEAD)
@@ -88,33 +106,20 @@ def _request(
 ) -> Request:  # fmt: skip
     catalogue.load_plugins(place.plugins)
     chosen = catalogue.select_methods(methods)
-    pipeline.check_granularity(granularity)
-    narrowed = pipeline.narrow(suite, datasets=datasets, architectures_=architectures, **changes)
+    planning.check_granularity(granularity)
+    narrowed = planning.narrow(suite, datasets=datasets, architectures_=architectures, **changes)
     return Request(narrowed, chosen, place, granularity, match, ablations)
 
 
 def _executor(name: str, workers: int | None, device: str, address: str | None) -> "executor.Local | executor.Ray":
-    gpu = device == "cuda"
-    if workers is None and gpu and name == "local":
-        workers = 1
-    return executor.make(name, workers, gpus=gpu, address=address)
+    if workers is None and name == "local":
+        workers = _workers(workers, device)
+    return executor.make(name, workers, gpus=device == "cuda", address=address)
 
 
-def _print_plan(console: Console, request: Request, planned: Plan) -> None:
-    """What would run: rows by block, trainings, what the store has."""
-    jobs = planned.jobs
-    left = sum(len(job.points) for job in jobs)
-    table = Table("data set", "architecture", "rows", "left", "training epochs left", box=box.SIMPLE_HEAD)
-    for dataset, architecture in dict.fromkeys((r.dataset, r.architecture) for r in planned.expected.values()):
-        mine = [j for j in jobs if (j.dataset, j.architecture) == (dataset, architecture)]
-        rows = sum((r.dataset, r.architecture) == (dataset, architecture) for r in planned.expected.values())
-        table.add_row(dataset, architecture, str(rows), str(sum(len(j.points) for j in mine)), str(sum(j.epochs for j in mine)))
-    for note in planned.notes:
-        console.print(f"note: {note}", style="yellow", highlight=False)
-    console.print(table)
-    console.print(f"methods: {', '.join(m.name for m in request.methods)}", highlight=False)
-    rows = len(planned.expected)
-    console.print(f"{rows} rows: {rows - left} in the store, {left} to compute in {len(jobs)} jobs", highlight=False)
+def _workers(asked: int | None, device: str) -> int:
+    """How many jobs run at a time on this machine: one on a GPU, unless more are asked for."""
+    return asked or (1 if device == "cuda" else os.cpu_count() or 1)
 
 
 class _Display:
@@ -152,15 +157,9 @@ class _Display:
         width, share = 24, progress.epochs_done / max(1, progress.epochs)
         bar = "█" * round(width * share) + "░" * (width - round(width * share))
         elapsed = time.monotonic() - self._start
-        left = f"about {_duration(elapsed * (1 - share) / share)} left" if share > 0.02 else "estimating"
+        left = f"about {dryrun.duration(elapsed * (1 - share) / share)} left" if share > 0.02 else "estimating"
         failed = f" · {progress.failed} rows failed" if progress.failed else ""
-        return f"{bar} {progress.done}/{progress.jobs} jobs · {share:.0%} of epochs · {_duration(elapsed)} gone · {left}{failed}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+        return f"{bar} {progress.done}/{progress.jobs} jobs · {share:.0%} of epochs · {dryrun.duration(elapsed)} gone · {left}{failed}"
 
 
 def _finish(console: Console, rows: list[Row], output: Path | None) -> None:
@@ -176,13 +175,19 @@ def _finish(console: Console, rows: list[Row], output: Path | None) -> None:
         console.print(f"{len(failed)} of {len(rows)} rows failed; the next run tries them again", style="red", highlight=False)
     if output is not None:
         results.write_rows(rows, output / "results.csv")
-        results.write_atomically(output / "leaderboard.csv", lambda file: board.to_csv(file, index=False, lineterminator="\n"))
-        console.print(f"wrote {output / 'results.csv'} and {output / 'leaderboard.csv'}", highlight=False)
+        results.write_table(board, output / "leaderboard.csv")
+        written = [output / "results.csv", output / "leaderboard.csv"]
+        gains = tuned.tuned(rows)
+        if len(gains):
+            results.write_table(gains, output / "tuned.csv")
+            written.append(output / "tuned.csv")
+        console.print(f"wrote {', '.join(map(str, written))}", highlight=False)
     sys.stdout.flush()
 
 
 def print_dense(console: Console, rows: list[Row]) -> None:
     """Accuracy of the dense networks: mean and standard deviation over seeds."""
+    rows = [row for row in rows if row.tuning == "default"]
     dense = leaderboard.frame(row for row in rows if not row.criterion and row.finetune_epochs == 0)
     if dense.empty:
         dense = leaderboard.frame(row for row in rows if not row.criterion)

@@ -6,7 +6,10 @@ import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 from bench.spec import COLUMNS, Row
 
@@ -32,6 +35,11 @@ def read_rows(path: Path) -> list[Row]:
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
         return rows
+
+
+def write_table(table: "pd.DataFrame", path: Path) -> None:
+    """Write a table with a header and no index; floats read back exactly."""
+    write_atomically(path, lambda file: table.to_csv(file, index=False, lineterminator="\n"))
 
 
 def write_atomically(path: Path, write: Any) -> None:

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 PROTOCOL_VERSION = "1"  # bumped by anything that changes numbers
 # Controls of a method's mask (Frankle et al. 2021, "Pruning neural networks at initialization: why are we missing the mark?"):
@@ -72,6 +72,8 @@ class Suite(_Strict):
     finetune_epochs: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
     finetune_lr_scale: float = Field(0.1, gt=0, le=1)
     trials: int = Field(0, ge=0)
+    pool: int = Field(4, ge=1)
+    tuning_seed: int = Field(1000, ge=0)
     batch_size: int = Field(128, ge=2)
     optimizer: str = Field("sgd", pattern="^(sgd|adam)$")
     lr_scale: float = Field(1.0, gt=0)
@@ -92,6 +94,12 @@ class Suite(_Strict):
     @classmethod
     def _distinct(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(sorted(set(value)))
+
+    @model_validator(mode="after")
+    def _apart(self) -> "Suite":
+        if self.tuning_seed in self.seeds:
+            raise ValueError(f"tuning_seed {self.tuning_seed} is one of the seeds: tuning and evaluation must not share one")
+        return self
 
     def protocol(self, architecture: str) -> "Protocol":
         """The protocol of this suite for one architecture."""

@@ -36,6 +36,7 @@ class Store:
             parsed = make_url(url)
             if parsed.get_backend_name() == "sqlite" and parsed.database and parsed.database != ":memory:":
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+            self.url = parsed.render_as_string(hide_password=False)
             self._engine = create_engine(parsed)
             _metadata.create_all(self._engine)
         except (ArgumentError, NoSuchModuleError, ImportError, SQLAlchemyError, OSError) as error:

@@ -1,14 +1,16 @@
 """One piece of work for one worker: train a dense network, or prune by one method, and measure at every point asked for.
 
 Runs in worker processes and knows no store of rows: a job comes in, measurements go out. The test split is read in one
-place, `_Bench.measure`, once for a row.
+place, `_Bench.measure`, once for a row, and never by a job that is measured on validation data.
 """
 
 import copy
+import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,13 @@ from torch import nn
 
 import methods
 from bench import architectures, data, evaluate
-from bench.job import Job, Place, Point
+from bench.job import Configured, Job, Place, Point
 from bench.progress import Beat
 from bench.spec import Protocol
 from bench.store import Networks
 from methods import Posterior, Problem, Pruner, Recipe, Schedule, Stage
 
+CALIBRATION = 10  # batches
 Measurement = dict[str, Any]  # columns of a Row, by name
 
 
@@ -31,17 +34,36 @@ def execute(job: Job) -> dict[str, Measurement]:
 
     A job without points only trains a dense network for others; it raises what its training raises.
     """
-    done: dict[str, Measurement] = {}
+    return {point.key: measurement for point, measurement in stream(job)}
+
+
+def stream(job: Job) -> Iterator[tuple[Point, Measurement]]:
+    """As `execute`, each point as it is done."""
+    left = dict.fromkeys(job.points)
     try:
         for point, measurement in _Bench(job).run():
-            done[point.key] = measurement
+            left.pop(point, None)
+            yield point, measurement
     except Exception as error:  # any user's method may raise anything; the others go on
         if not job.points:
             raise
         text = " ".join(f"{type(error).__name__}: {error}".split())
-        for point in job.points:
-            done.setdefault(point.key, {"status": "failed", "error": text})
-    return done
+        yield from ((point, {"status": "failed", "error": text}) for point in left)
+
+
+def seconds_per_epoch(job: Job) -> float:
+    """How long an epoch of ordinary training on the job's block takes, from a few batches, about a second's work."""
+    bench = _Bench(dataclasses.replace(job, training=Configured("map")))
+    batches = data.Batches(bench.dataset.train, job.protocol.batch_size, augment=job.protocol.augment)
+    some = list(islice(iter(batches), CALIBRATION))
+    problem = bench.problem(bench.initial())
+    recipe = Recipe(epochs=1, optimizer=job.protocol.optimizer, lr_scale=1e-6)  # no step may lead it astray
+    times = []
+    for part in (some[:2], some):
+        start = time.perf_counter()
+        methods.fit(problem, bench.training, recipe, batches=part)
+        times.append((time.perf_counter() - start) / len(part))
+    return times[1] * len(batches)
 
 
 class _Bench:
@@ -216,12 +238,13 @@ class _Bench:
         return state
 
     def measure(self, problem: Problem) -> Measurement:
-        """Test quality and size of a network under its mask, after checking that the mask is exact and holds."""
+        """Quality, on the job's split, and size of a network under its mask, after checking that the mask is exact and holds."""
         kept, total = methods.kept_weights(problem.mask)
         wanted = total - methods.count_masked(problem.target, total)
         if kept != wanted or not methods.held(problem.model, problem.mask):
             raise RuntimeError(f"the mask keeps {kept} weights, {wanted} were asked for, or masked weights are not zero")
-        measured = evaluate.quality(evaluate.logits_of(problem.model, self.dataset.test), self.dataset.test.targets)
+        split = self.dataset.test if self.job.split == "test" else self.dataset.validation
+        measured = evaluate.quality(evaluate.logits_of(problem.model, split), split.targets)
         flops = _flops(self.job.architecture, self.dataset.input_shape, self.dataset.classes)
         size = evaluate.size(problem.model, problem.mask, flops)
         collapsed = size.layers_collapsed > 0 or self.dense_off

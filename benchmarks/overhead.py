@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 
 import methods
-from bench import catalogue, data, pipeline, trial
+from bench import catalogue, data, pipeline, planning, trial
 from bench.executor import Inline
-from bench.pipeline import Request
+from bench.job import Place
+from bench.planning import Request
 from bench.spec import Protocol, Suite, load_suite
 from bench.store import Store
-from bench.trial import Place
 
 METHODS = "random,magnitude,obd,snip,random_init"
 
@@ -33,7 +33,7 @@ def harness(suite: Suite, folder: Path) -> float:
     start = time.perf_counter()
     request = Request(suite, catalogue.select_methods(METHODS), Place("cpu", None, folder))
     store = Store(f"sqlite:///{folder}/store.db")
-    made = pipeline.plan(request, store)
+    made = planning.plan(request, store)
     pipeline.run(made, store, Inline())
     rows = pipeline.collect(made, store)
     assert all(row.status in ("ok", "collapsed") for row in rows), [row.error for row in rows if row.error]
@@ -105,7 +105,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"{'architecture':<20}{'bare s':>10}{'harness s':>12}{'ratio':>8}   (medians of {options.repeats})")
     for architecture in ("mlp", "lenet5", "vit_micro_patch4"):
-        suite = pipeline.narrow(
+        suite = planning.narrow(
             load_suite("digits"),
             datasets=["digits"],
             architectures_=[architecture],

@@ -15,13 +15,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Range:
-    """The values one hyperparameter may take: an interval (both ends included) or a list of choices."""
+    """The values one hyperparameter may take: an interval (both ends included) or a list of choices.
+
+    `tuned`: False where another value makes another method, to be named (`spam(prior=layer)`), not found by a search.
+    """
 
     low: float = -math.inf
     high: float = math.inf
     log: bool = False
     integer: bool = False
     choices: tuple[Any, ...] = ()
+    tuned: bool = True
 
     def __contains__(self, value: object) -> bool:
         if self.choices:
@@ -29,6 +33,14 @@ class Range:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return False
         return self.low <= value <= self.high and not (self.integer and not isinstance(value, int))
+
+    def at(self, u: float) -> Any:
+        """The value at the fraction u, in [0, 1), of the range: of its logarithm where it is searched on that scale."""
+        if self.choices:
+            return self.choices[int(u * len(self.choices))]
+        high = self.high + 1 if self.integer else self.high
+        value = self.low * (high / self.low) ** u if self.log else self.low + (high - self.low) * u
+        return min(int(value), int(self.high)) if self.integer else min(value, self.high)
 
     def __str__(self) -> str:
         if self.choices:
@@ -46,9 +58,9 @@ def Int(default: int, low: int, high: int, *, log: bool = False) -> Any:
     return dataclasses.field(default=default, metadata={"range": Range(low, high, log, integer=True)})
 
 
-def Choice(default: Any, *choices: Any) -> Any:
-    """A hyperparameter that takes one of the listed values."""
-    return dataclasses.field(default=default, metadata={"range": Range(choices=choices)})
+def Choice(default: Any, *choices: Any, tuned: bool = True) -> Any:
+    """A hyperparameter that takes one of the listed values; not `tuned` where another value makes another method."""
+    return dataclasses.field(default=default, metadata={"range": Range(choices=choices, tuned=tuned)})
 
 
 def ranges(config: Any) -> dict[str, Range]:

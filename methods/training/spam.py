@@ -46,8 +46,8 @@ class Spam(Training):
     """
 
     weight_decay: float = Float(1e-3, 1e-6, 1e-1, log=True)
-    prior: str = Choice("parameter", *PRIORS)
-    structure: str = Choice("diagonal", *STRUCTURES)
+    prior: str = Choice("parameter", *PRIORS, tuned=False)
+    structure: str = Choice("diagonal", *STRUCTURES, tuned=False)
     curvature: str = Choice("mc", *KINDS)
     burn_in: float = Float(0.05, 0.0, 1.0)
     frequency: int = Int(1, 1, 20, log=True)

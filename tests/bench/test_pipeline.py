@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import methods
-from bench import catalogue, data, pipeline, trial
+from bench import catalogue, data, pipeline, planning, trial
 from bench import leaderboard as bench_leaderboard
 from bench.executor import Inline
 from bench.job import Place
-from bench.pipeline import Request
+from bench.planning import Request
 from bench.spec import Row, Suite, UserError, load_suite
 from bench.store import Store
 
@@ -27,11 +27,11 @@ def suite(tiny: Path) -> Suite:
 
 def request_(suite: Suite, names: str, tmp: Path, ablations: tuple[str, ...] = (), **changes: Any) -> Request:
     place = Place("cpu", None, tmp / "cache")
-    return Request(pipeline.narrow(suite, **changes), catalogue.select_methods(names), place, ablations=ablations)
+    return Request(planning.narrow(suite, **changes), catalogue.select_methods(names), place, ablations=ablations)
 
 
 def go(request: Request, store: Store) -> list[Row]:
-    made = pipeline.plan(request, store)
+    made = planning.plan(request, store)
     pipeline.run(made, store, Inline())
     return pipeline.collect(made, store)
 
@@ -42,7 +42,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_rows_are_the_product_of_the_axes(suite: Suite, tmp_path: Path, store: Store) -> None:
-    made = pipeline.plan(request_(suite, "magnitude,random,snip,spam", tmp_path), store)
+    made = planning.plan(request_(suite, "magnitude,random,snip,spam", tmp_path), store)
     pruned = 4 * 2 * 2 * 2  # methods, sparsities, seeds, fine-tuning lengths
     dense = 2 * 2 * 2  # trainings, seeds, lengths
     assert len(made.expected) == pruned + dense
@@ -90,8 +90,8 @@ def test_a_criterion_of_several_steps_is_scored_in_each_for_each_sparsity(
 
 def test_a_second_run_does_nothing_and_an_extension_only_what_is_new(suite: Suite, tmp_path: Path, store: Store) -> None:
     first = go(request_(suite, "magnitude", tmp_path), store)
-    assert pipeline.plan(request_(suite, "magnitude", tmp_path), store).jobs == []
-    wider = pipeline.plan(request_(suite, "magnitude", tmp_path, sparsities=[0.5, 0.9, 0.99]), store)
+    assert planning.plan(request_(suite, "magnitude", tmp_path), store).jobs == []
+    wider = planning.plan(request_(suite, "magnitude", tmp_path, sparsities=[0.5, 0.9, 0.99]), store)
     assert {p.sparsity for job in wider.jobs for p in job.points} == {0.99}
     assert all(job.criterion for job in wider.jobs), "the dense networks are there"
     assert go(request_(suite, "magnitude", tmp_path), store) == first
@@ -101,7 +101,7 @@ def test_a_lost_network_is_trained_again_when_needed(suite: Suite, tmp_path: Pat
     go(request_(suite, "magnitude", tmp_path), store)
     for file in (tmp_path / "cache" / "networks").iterdir():
         file.unlink()
-    made = pipeline.plan(request_(suite, "magnitude,random", tmp_path), store)
+    made = planning.plan(request_(suite, "magnitude,random", tmp_path), store)
     assert sum(job.criterion is None for job in made.ready) == len(suite.seeds)
     rows = go(request_(suite, "magnitude,random", tmp_path), store)
     assert {row.status for row in rows} <= {"ok", "collapsed"}
@@ -137,7 +137,7 @@ def test_methods_while_training_train_a_network_for_every_sparsity(
 
     monkeypatch.setattr(methods, "fit", watched)
     asked = request_(suite, "magnitude_gradual,spam_online,magnitude_gradual@spam", tmp_path)
-    made = pipeline.plan(asked, store)
+    made = planning.plan(asked, store)
     apart = [job for job in made.jobs if job.criterion]
     assert not made.blocked
     assert len(apart) == 3 * len(suite.sparsities) * len(suite.seeds)
@@ -160,7 +160,7 @@ def test_methods_while_training_train_a_network_for_every_sparsity(
         schedule = methods.get(row.method).schedule
         assert schedule is not None
         assert json.loads(row.hyperparameters)["schedule"] == schedule.as_dict()
-    assert pipeline.plan(asked, store).jobs == []
+    assert planning.plan(asked, store).jobs == []
 
 
 def test_rewinding_says_how_long_it_trained_and_iterative_pruning_divides_what_there_is(
@@ -220,14 +220,14 @@ def test_ablations_keep_what_they_say_and_change_the_rest(
         assert all(not moved[n][~other[n]].any() for n in mask)
     retrained = {"magnitude": (3, 6), "magnitude_iterative": (3, 6), "snip": (3, 3), "magnitude_gradual": (6, 6)}[method]
     assert [r.epochs for r in rows] == [3, *retrained]
-    assert pipeline.plan(asked, store).jobs == []
+    assert planning.plan(asked, store).jobs == []
 
 
 def test_the_schedule_decides_the_key(suite: Suite, tmp_path: Path, store: Store) -> None:
     asked = request_(suite, "magnitude_gradual,magnitude", tmp_path)
     changed = dataclasses.replace(asked.methods[0], schedule=methods.Gradual(every=2))
     one, two, plain = (
-        {key for key, row in pipeline.plan(dataclasses.replace(asked, methods=(m,)), store).expected.items() if row.criterion}
+        {key for key, row in planning.plan(dataclasses.replace(asked, methods=(m,)), store).expected.items() if row.criterion}
         for m in (asked.methods[0], changed, asked.methods[1])
     )
     assert len(one) == len(two) == len(plain) == 8
@@ -283,7 +283,7 @@ def test_a_failing_method_is_rows_with_its_error_and_is_tried_again(
     assert len(mine) == 8
     assert {(r.status, r.error, r.accuracy) for r in mine} == {("failed", "RuntimeError: not today", None)}
     assert {r.status for r in rows if r.method == "magnitude"} <= {"ok", "collapsed"}
-    again = pipeline.plan(request_(suite, "moody,magnitude", tmp_path), store)
+    again = planning.plan(request_(suite, "moody,magnitude", tmp_path), store)
     assert {job.method for job in again.jobs} == {"moody"}
 
 
@@ -315,7 +315,7 @@ def test_declared_unsupported_is_a_row_with_the_reason(suite: Suite, tmp_path: P
 
 
 def test_what_decides_a_result_decides_its_key(suite: Suite, tmp_path: Path, store: Store) -> None:
-    keys = lambda **changes: set(pipeline.plan(request_(suite, "magnitude", tmp_path, **changes), store).expected)  # noqa: E731
+    keys = lambda **changes: set(planning.plan(request_(suite, "magnitude", tmp_path, **changes), store).expected)  # noqa: E731
     base = keys()
     assert keys() == base
     assert not keys(epochs=4) & base
@@ -361,17 +361,17 @@ def test_the_factors_of_a_kronecker_posterior_come_through_the_store(suite: Suit
 def test_narrowing_crosses_and_validates(suite: Suite) -> None:
     digits = load_suite("digits")
     pairs = lambda s: [(b.dataset, a) for b in s.blocks for a in b.architectures]  # noqa: E731
-    assert pairs(pipeline.narrow(digits, datasets=["breast_cancer"])) == [("breast_cancer", "mlp")]
-    assert pairs(pipeline.narrow(digits, architectures_=["resnet18"])) == [("digits", "resnet18"), ("breast_cancer", "resnet18")]
-    assert [a for _, a in pairs(pipeline.narrow(digits, datasets=["mnist"]))] == ["mlp", "lenet5", "vit_micro_patch4"]
+    assert pairs(planning.narrow(digits, datasets=["breast_cancer"])) == [("breast_cancer", "mlp")]
+    assert pairs(planning.narrow(digits, architectures_=["resnet18"])) == [("digits", "resnet18"), ("breast_cancer", "resnet18")]
+    assert [a for _, a in pairs(planning.narrow(digits, datasets=["mnist"]))] == ["mlp", "lenet5", "vit_micro_patch4"]
     for wrong in ({"datasets": ["digit"]}, {"architectures_": ["lenet"]}, {"sparsities": [1.0]}, {"epochs": 0}):
         with pytest.raises(UserError):
-            pipeline.narrow(digits, **wrong)
+            planning.narrow(digits, **wrong)
 
 
 def test_a_pair_that_does_not_fit_is_noted_and_nothing_left_is_an_error(tmp_path: Path, store: Store) -> None:
     digits = load_suite("digits")
-    made = pipeline.plan(request_(digits, "magnitude", tmp_path, architectures_=["lenet5"], seeds=[0]), store)
+    made = planning.plan(request_(digits, "magnitude", tmp_path, architectures_=["lenet5"], seeds=[0]), store)
     assert made.notes == ["lenet5 does not take breast_cancer (inputs of shape 30): left out"]
     with pytest.raises(UserError, match="nothing to run"):
-        pipeline.plan(request_(digits, "magnitude", tmp_path, datasets=["breast_cancer"], architectures_=["lenet5"]), store)
+        planning.plan(request_(digits, "magnitude", tmp_path, datasets=["breast_cancer"], architectures_=["lenet5"]), store)

@@ -1,0 +1,346 @@
+"""From a request to jobs: expand the cells, name each result by the digest of all that decides it, subtract what the store has.
+
+What decides: data, splits, protocol, hyperparameters, seed, the source of the method's files, versions of torch and timm, kind of
+device. So a killed run continues, a repeated run costs nothing, and an edited plug-in is computed anew.
+"""
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import subprocess
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+import methods
+from bench import architectures, data, trial, tune
+from bench.job import Configured, Job, Place, Point
+from bench.spec import DENSE, PROTOCOL_VERSION, Protocol, Row, Suite, UserError, digest, first_fault, unknown
+from bench.store import Networks, Store
+from bench.tune import Chosen, Found, Member, Study
+from methods import Method, Stage
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to run: a suite (already narrowed by the command line), the methods, their controls, the granularity, and where.
+
+    `tuned`: (data set, architecture, method) -> what tuning has found; with it, the rows are those of the tuned methods.
+    """
+
+    suite: Suite
+    methods: tuple[Method, ...]
+    place: Place
+    granularity: str = "weight"
+    match: str = "weights"
+    ablations: tuple[str, ...] = ()
+    tuned: dict[tuple[str, str, str], Found] | None = None
+
+
+@dataclass
+class Plan:
+    """The rows a request is for, in order, and the jobs that are left to do.
+
+    `place`: where its jobs find things.
+    `expected`: key -> row without measurements. `ready`: jobs that can start; `blocked`: network key -> jobs that wait for
+    that dense network. `notes`: what the request named but nothing can be run for.
+    """
+
+    place: Place
+    expected: dict[str, Row] = field(default_factory=dict)
+    ready: list[Job] = field(default_factory=list)
+    blocked: dict[str, list[Job]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All jobs left."""
+        return [*self.ready, *(job for jobs in self.blocked.values() for job in jobs)]
+
+
+def narrow(suite: Suite, *, datasets: Iterable[str] = (), architectures_: Iterable[str] = (), **changes: Any) -> Suite:
+    """The suite with what the command line changes: data sets, architectures, and any other field by name (None = unchanged).
+
+    Data sets or architectures given replace the suite's and are crossed with the others; a data set that is new to the suite
+    gets all its architectures. Raises UserError for unknown names and for values the suite would refuse.
+    """
+    datasets, chosen = list(dict.fromkeys(datasets)), list(dict.fromkeys(architectures_))
+    own = {b.dataset: b.architectures for b in suite.blocks}
+    every = list(dict.fromkeys(a for b in suite.blocks for a in b.architectures))
+    for name in datasets:
+        data.describe(name)
+    for name in chosen:
+        architectures.describe(name)
+    blocks = [{"dataset": d, "architectures": chosen or own.get(d, every)} for d in datasets or own]
+    try:
+        return Suite.model_validate(suite.model_dump() | {"blocks": blocks} | {k: v for k, v in changes.items() if v is not None})
+    except ValidationError as error:
+        raise UserError(first_fault(error, Suite)) from None
+
+
+def plan(request: Request, store: Store) -> Plan:
+    """Expand the request and subtract what the store has. Loads each data set once, for its fingerprint."""
+    made = Plan(request.place)
+    jobs = [job for cell in _cells(request, request.suite.seeds, made.notes) for job in _jobs_of(cell)]
+    if not jobs:
+        raise UserError("nothing to run: " + "; ".join(made.notes))
+    for job in jobs:
+        made.expected |= {point.key: _blank(request, job, point) for point in job.points}
+    _subtract(made, jobs, store)
+    return made
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A block and seed of a request. `common`: what decides every result in it, whatever the method."""
+
+    request: Request
+    dataset: str
+    architecture: str
+    protocol: Protocol
+    seed: int
+    common: dict[str, Any]
+
+    def network(self, training: Configured) -> str:
+        """The key of the dense network of one training configuration."""
+        source = methods.source_hash(methods.lookup("trainings", training.name))
+        return digest({**self.common, "training": training.name, "hyperparameters": training.hyperparameters, "source": source})
+
+    def chosen(self, method: Method) -> Chosen | None:
+        """What tuning has found for a method here: the defaults where this request is not of tuned methods."""
+        if self.request.tuned is None:
+            return Chosen({}, {}, None)
+        found = self.request.tuned.get((self.dataset, self.architecture, method.name))
+        return found.chosen if found else None
+
+    def job(self, training: Configured, **own: Any) -> Job:
+        """A job of this cell."""
+        request = self.request
+        return Job(
+            dataset=self.dataset, architecture=self.architecture, seed=self.seed, training=training, network=self.network(training),
+            granularity=request.granularity, place=request.place, **{"protocol": self.protocol, **own},
+        )  # fmt: skip
+
+
+def _cells(request: Request, seeds: Iterable[int], notes: list[str]) -> Iterator[_Cell]:
+    """Every block and seed; blocks that cannot be are said in the notes."""
+    for dataset, architecture in ((b.dataset, a) for b in request.suite.blocks for a in b.architectures):
+        protocol = request.suite.protocol(architecture)
+        loaded = trial.load_data(dataset, protocol, dataclasses.replace(request.place, device="cpu"))
+        if not architectures.accepts(architecture, loaded.input_shape):
+            shape = "x".join(map(str, loaded.input_shape))
+            notes.append(f"{architecture} does not take {dataset} (inputs of shape {shape}): left out")
+            continue
+        for seed in seeds:
+            yield _Cell(request, dataset, architecture, protocol, seed, _common(request, protocol, loaded.fingerprint, architecture, seed))
+
+
+def _common(request: Request, protocol: Protocol, fingerprint: str, architecture: str, seed: int) -> dict[str, Any]:
+    decides = dataclasses.asdict(protocol)
+    del decides["finetune_lr_scale"]  # no part of a dense network: see `_finetuning`
+    return {
+        "protocol": decides,
+        "version": PROTOCOL_VERSION,
+        "data": fingerprint,
+        "architecture": architecture,
+        "seed": seed,
+        "torch": torch.__version__,
+        "timm": importlib.metadata.version("timm"),
+        "device": torch.device(request.place.device).type,
+    }
+
+
+def _jobs_of(cell: _Cell) -> list[Job]:
+    """All jobs of one block and seed: dense networks, then each method with its controls."""
+    jobs: list[Job] = []
+    dense: dict[str, Job] = {}
+    for method in cell.request.methods:
+        chosen = cell.chosen(method)
+        if chosen is None:
+            continue
+        if cell.request.tuned is None or method.stage is Stage.AFTER:
+            job = _dense_job(cell, method, chosen)
+            dense.setdefault(job.network, job)
+        for ablation in ("none", *cell.request.ablations):
+            jobs.extend(_method_jobs(cell, method, chosen, ablation))
+    return [*dense.values(), *jobs]
+
+
+def _dense_job(cell: _Cell, method: Method, chosen: Chosen) -> Job:
+    training = Configured(method.training, hyperparameters_of(method.make_training(**chosen.training)))
+    plain = hyperparameters_of(methods.make("trainings", method.training, {}))
+    options = ",".join(f"{k}={v}" for k, v in training.hyperparameters.items() if v != plain[k])
+    variant = f"{method.training}({options})" if options else method.training
+    return cell.job(
+        training, method=DENSE if variant == "map" else f"{DENSE}@{variant}", criterion=None, stage=None,
+        points=tuple(
+            Point(0.0, f, digest({"network": cell.network(training), **_finetuning(cell.protocol, f)}))
+            for f in cell.request.suite.finetune_epochs
+        ),
+    )  # fmt: skip
+
+
+def _finetuning(protocol: Protocol, epochs: int) -> dict[str, Any]:
+    """What decides the fine-tuning of a network."""
+    return {"finetune_epochs": epochs, "finetune_lr_scale": protocol.finetune_lr_scale if epochs else None}
+
+
+def _method_jobs(cell: _Cell, method: Method, chosen: Chosen, ablation: str) -> list[Job]:
+    """The jobs of one method on one block and seed: one for all sparsities, or one for each where each is trained apart."""
+    request, protocol = cell.request, cell.protocol
+    training = Configured(method.training, hyperparameters_of(method.make_training(**chosen.training)))
+    criterion = Configured(method.criterion, hyperparameters_of(method.make_criterion(**chosen.criterion)))
+    if chosen.finetune_lr_scale is not None:
+        protocol = dataclasses.replace(protocol, finetune_lr_scale=chosen.finetune_lr_scale)
+    decided = {"network": cell.network(training), **_decided(cell, method, criterion)}
+    if ablation != "none":
+        decided["ablation"] = ablation
+    sparsities = request.suite.sparsities
+    return [
+        cell.job(
+            training, protocol=protocol, method=method.name, criterion=criterion, stage=method.stage, schedule=method.schedule,
+            ablation=ablation,
+            points=tuple(
+                Point(s, f, digest({**decided, "sparsity": s, **_finetuning(protocol, f)}))
+                for s in group
+                for f in request.suite.finetune_epochs
+            ),
+        )
+        for group in ([sparsities] if method.stage is Stage.AFTER else [(s,) for s in sparsities])
+    ]  # fmt: skip
+
+
+def _decided(cell: _Cell, method: Method, criterion: Configured) -> dict[str, Any]:
+    """What decides a method's results beside its dense network."""
+    granularity = cell.request.granularity
+    classes = methods.lookup("criteria", criterion.name), methods.lookup("granularities", granularity)
+    decided = {
+        "method": method.name, "stage": method.stage, "granularity": granularity, "criterion": criterion.name,
+        "hyperparameters": criterion.hyperparameters, "sources": [methods.source_hash(cls) for cls in classes],
+    }  # fmt: skip
+    return decided | ({"schedule": method.schedule.as_dict()} if method.schedule is not None else {})
+
+
+def tuning(request: Request, storage: str) -> tuple[Plan, list[Study]]:
+    """The pool networks to train on the tuning seed, and the study of each method on each block. `storage`: where studies live."""
+    made, studies = Plan(request.place), []
+    trainings: dict[str, Job] = {}
+    for cell in _cells(request, [request.suite.tuning_seed], made.notes):
+        for method in request.methods:
+            members = _pool(cell, method)
+            if method.stage is Stage.AFTER:
+                for m in members:
+                    trainings[m.network] = cell.job(m.training, method=f"{DENSE}@{method.training}", criterion=None, stage=None, points=())
+            studies.append(_study(cell, method, members, storage))
+    networks = Networks(request.place.cache / "networks")
+    made.ready = [job for key, job in trainings.items() if not networks.has(key)]
+    return made, studies
+
+
+def _pool(cell: _Cell, method: Method) -> tuple[Member, ...]:
+    suite = cell.request.suite
+    drawn = tune.pool(method.make_training(), dict(method.training_options), suite.pool, suite.tuning_seed)
+    configured = [Configured(method.training, hyperparameters) for hyperparameters in drawn]
+    return tuple(Member(training, cell.network(training)) for training in configured)
+
+
+def _study(cell: _Cell, method: Method, members: tuple[Member, ...], storage: str) -> Study:
+    suite = cell.request.suite
+    criterion = Configured(method.criterion, hyperparameters_of(method.make_criterion()))
+    space = tune.tunable(methods.lookup("criteria", method.criterion), dict(method.options))
+    points = tuple(Point(s, f, f"{s}/{f}") for s in suite.sparsities for f in suite.finetune_epochs)
+    job = cell.job(
+        members[0].training, method=method.name, criterion=criterion, stage=method.stage, schedule=method.schedule, points=points,
+        split="validation",
+    )  # fmt: skip
+    decided = {
+        **_decided(cell, method, criterion), "pool": [m.network for m in members], "space": {n: str(r) for n, r in space.items()},
+        "points": [p.key for p in points], "finetune_lr_scale": cell.protocol.finetune_lr_scale,
+    }  # fmt: skip
+    key = digest(decided)
+    return Study(key=key, storage=storage, trials=suite.trials, seed=int(key[:12], 16), pool=members, job=job, space=space)
+
+
+def hyperparameters_of(configuration: methods.Configuration) -> dict[str, Any]:
+    """All hyperparameters with their values, the defaults too: what a row records."""
+    return {name: getattr(configuration, name) for name in methods.ranges(configuration)}
+
+
+def _blank(request: Request, job: Job, point: Point) -> Row:
+    """The row of one point before anything is measured: its cell, configuration and provenance."""
+    hyperparameters = {"training": job.training.hyperparameters}
+    if job.criterion is not None:
+        hyperparameters["criterion"] = job.criterion.hyperparameters
+    if job.schedule is not None:
+        hyperparameters["schedule"] = job.schedule.as_dict()
+    if point.finetune_epochs:
+        hyperparameters["finetuning"] = {"lr_scale": job.protocol.finetune_lr_scale}
+    found = (request.tuned or {}).get((job.dataset, job.architecture, job.method))
+    if found is not None:
+        hyperparameters["tuning"] = found.summary
+    return Row(
+        suite=request.suite.name, dataset=job.dataset, architecture=job.architecture, granularity=job.granularity,
+        match=request.match, method=job.method, criterion=job.criterion.name if job.criterion else "",
+        training=job.training.name, stage=job.stage or "", tuning="default" if request.tuned is None else "tuned",
+        ablation=job.ablation, sparsity=point.sparsity,
+        seed=job.seed, epochs=job.training_epochs(point.sparsity), finetune_epochs=point.finetune_epochs, status="missing",
+        hyperparameters=json.dumps(hyperparameters, sort_keys=True), **provenance(job.place.device),
+    )  # fmt: skip
+
+
+@functools.cache
+def provenance(device: str) -> dict[str, Any]:
+    """Versions, commit and device of this run."""
+    kind = torch.device(device).type
+    name = torch.cuda.get_device_name(device) if kind == "cuda" else ""
+    return {
+        "version": importlib.metadata.version("razorbench"),
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "device": f"{kind}: {name}" if name else kind,
+    }
+
+
+def _commit() -> str:
+    """The commit of this source tree, '' where it is no checkout; a '+' marks changes not committed."""
+    here = Path(__file__).resolve().parent.parent
+    git = ["git", "-C", str(here)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return head + ("+" if changed.stdout.strip() else "")
+
+
+def _subtract(made: Plan, jobs: list[Job], store: Store) -> None:
+    """Leave the jobs whose rows are not in the store, each with its missing points only."""
+    have = {key for key, row in store.get(made.expected).items() if row.status != "failed"}
+    networks = Networks(made.place.cache / "networks")
+    left = [dataclasses.replace(j, points=tuple(p for p in j.points if p.key not in have)) for j in jobs]
+    waiting = [j for j in left if j.points and _prunes_dense(j) and not networks.has(j.network)]
+    for job in waiting:
+        made.blocked.setdefault(job.network, []).append(job)
+    for job in left:
+        if job.criterion is None:
+            if job.points or job.network in made.blocked:
+                made.ready.append(job)
+        elif job.points and not (_prunes_dense(job) and job.network in made.blocked):
+            made.ready.append(job)
+    # Dense networks first, for others wait for them; then the longest, so that none is left running alone at the end.
+    made.ready.sort(key=lambda job: (job.criterion is not None, -job.epochs))
+
+
+def _prunes_dense(job: Job) -> bool:
+    return job.criterion is not None and not job.trains_each
+
+
+def check_granularity(name: str) -> None:
+    """UserError where no granularity of that name is registered."""
+    if name not in methods.names("granularities"):
+        raise unknown("granularity", name, methods.names("granularities"))
