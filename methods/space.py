@@ -17,7 +17,8 @@ from typing import Any
 class Range:
     """The values one hyperparameter may take: an interval (both ends included) or a list of choices.
 
-    `tuned`: False where another value makes another method, to be named (`spam(prior=layer)`), not found by a search.
+    `tuned`: False where a search must not choose: another value makes another method, to be named (`spam(prior=layer)`), or
+    only costs more.
     """
 
     low: float = -math.inf
@@ -53,9 +54,9 @@ def Float(default: float, low: float, high: float, *, log: bool = False) -> Any:
     return dataclasses.field(default=default, metadata={"range": Range(low, high, log)})
 
 
-def Int(default: int, low: int, high: int, *, log: bool = False) -> Any:
-    """An integer hyperparameter in [low, high]."""
-    return dataclasses.field(default=default, metadata={"range": Range(low, high, log, integer=True)})
+def Int(default: int, low: int, high: int, *, log: bool = False, tuned: bool = True) -> Any:
+    """An integer hyperparameter in [low, high]; not `tuned` where a search should leave it as it is."""
+    return dataclasses.field(default=default, metadata={"range": Range(low, high, log, integer=True, tuned=tuned)})
 
 
 def Choice(default: Any, *choices: Any, tuned: bool = True) -> Any:

@@ -32,7 +32,7 @@ class Snip(Criterion):
     stages: ClassVar = (Stage.INIT, Stage.AFTER, Stage.DURING)
 
     n_batches: int = Int(1, 1, 10)
-    n_rounds: int = Int(1, 1, 100, log=True)
+    n_rounds: int = Int(1, 1, 100, log=True, tuned=False)
 
     def rounds(self, present: float, target: float) -> tuple[float, ...]:
         """One, or exponential ones: see `methods.schedule.exponential`."""
