@@ -29,14 +29,15 @@ def select_methods(names: str) -> tuple[methods.Method, ...]:
     """The methods of a comma-separated list, each once; `all` is every registered one that is not costly. UserError for a wrong name."""
     chosen: dict[str, methods.Method] = {}
     for name in filter(None, (part.strip() for part in re.split(r",(?![^()]*\))", names))):  # commas in brackets divide options
-        found = [methods.get(n) for n in methods.names()] if name == "all" else [_get(name)]
+        found = [methods.get(n) for n in methods.names()] if name == "all" else [get_method(name)]
         chosen |= {m.name: m for m in found if not (name == "all" and m.costly)}
     if not chosen:
         raise UserError(f"no method named in '{names}'; available: all, {', '.join(methods.names())}")
     return tuple(chosen.values())
 
 
-def _get(name: str) -> methods.Method:
+def get_method(name: str) -> methods.Method:
+    """The method of that name. UserError where there is none."""
     try:
         return methods.get(name)
     except ValueError as error:

@@ -220,3 +220,55 @@ def status(
     chosen = load_suite(suite)
     named = methods if methods is not None else ",".join(chosen.methods)
     report.status(chosen, methods=named, store=store, device=device, data_root=data_root, plugins=tuple(plugin or ()))
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="METHOD", help="A method by name.")],
+    second: Annotated[str, typer.Argument(metavar="METHOD", help="The method to compare it with.")],
+    suite: Annotated[str, typer.Option(help="A suite by name, or a .toml file.")] = "digits",
+    datasets: Annotated[str | None, typer.Option(help="Data sets instead of the suite's, with commas.")] = None,
+    architectures: Annotated[str | None, typer.Option(help="Architectures instead of the suite's.")] = None,
+    sparsities: Annotated[str | None, typer.Option(help="Sparsities instead of the suite's, with commas.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, with commas.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Training epochs.")] = None,
+    finetune_epochs: Annotated[str | None, typer.Option(help="Fine-tuning epochs after the cut, with commas; 0 is one-shot.")] = None,
+    store: Annotated[str | None, typer.Option(help="Database URL of the results; .bench/store.db by default.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    data_root: Annotated[Path | None, typer.Option(help="Where torchvision's data sets lie.")] = None,
+    plugin: Plugins = None,
+) -> None:
+    """Paired difference of two methods with interval and p-value, per data set and architecture, from the store."""
+    from bench.spec import UserError, load_suite, unknown
+
+    chosen = load_suite(suite)
+    if device not in DEVICES:
+        raise unknown("device", device, DEVICES)
+    changes = {
+        "sparsities": _numbers("--sparsities", sparsities, float),
+        "seeds": _numbers("--seeds", seeds, int),
+        "finetune_epochs": _numbers("--finetune-epochs", finetune_epochs, int),
+        "epochs": epochs,
+    }
+
+    from bench import catalogue  # before what takes longer to import: a mistyped name is said sooner
+
+    catalogue.load_plugins(plugin or ())
+    pair = catalogue.get_method(first), catalogue.get_method(second)
+    if pair[0].name == pair[1].name:
+        raise UserError(f"'{first}' and '{second}' are the same method: name two")
+
+    given = {
+        "--suite": suite, "--methods": f"{pair[0].name},{pair[1].name}", "--datasets": datasets, "--architectures": architectures,
+        "--sparsities": sparsities, "--seeds": seeds, "--epochs": epochs, "--finetune-epochs": finetune_epochs, "--store": store,
+        "--device": None if device == "auto" else device, "--data-root": data_root,
+    }  # fmt: skip
+    options = [*((name, value) for name, value in given.items() if value is not None), *(("--plugin", file) for file in plugin or ())]
+
+    from bench import compare as comparison
+
+    comparison.compare(
+        chosen, pair, datasets=_names(datasets), architectures=_names(architectures), changes=changes, device=device, store=store,
+        data_root=data_root, plugins=tuple(plugin or ()),
+        command=["python", "-m", "bench", "run", *(str(part) for option in options for part in option)],
+    )  # fmt: skip

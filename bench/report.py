@@ -13,10 +13,11 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.live import Live
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from bench import catalogue, dryrun, executor, leaderboard, pipeline, planning, results, tuned
+from bench import catalogue, dryrun, executor, leaderboard, pipeline, planning, results, statistics, tuned
 from bench.job import Place
 from bench.pipeline import Progress
 from bench.planning import Request
@@ -40,7 +41,7 @@ def run(
 ) -> None:  # fmt: skip
     """Plan, run and show; see `bench.cli.run` for the arguments."""
     console = make_console()
-    place = _place(device, data_root, plugins)
+    place = make_place(device, data_root, plugins)
     request = _request(suite, methods, place, granularity, match, datasets, architectures, changes, ablations)
     database = Store(store or DEFAULT_URL)
     if dry_run:
@@ -77,7 +78,7 @@ def _tuned(console: Console, request: Request, database: Store, pool: pipeline.P
 def status(suite: Suite, *, methods: str, store: str | None, device: str, data_root: Path | None, plugins: tuple[str, ...]) -> None:
     """Print how many rows of each method are done, failed, left."""
     console = make_console()
-    request = _request(suite, methods, _place(device, data_root, plugins), "weight", "weights", [], [], {})
+    request = _request(suite, methods, make_place(device, data_root, plugins), "weight", "weights", [], [], {})
     database = Store(store or DEFAULT_URL)
     planned = planning.plan(request, database)
     have = {key: row.status for key, row in database.get(planned.expected).items()}
@@ -91,7 +92,8 @@ def status(suite: Suite, *, methods: str, store: str | None, device: str, data_r
     console.print(table)
 
 
-def _place(device: str, data_root: Path | None, plugins: tuple[str, ...]) -> Place:
+def make_place(device: str, data_root: Path | None, plugins: tuple[str, ...]) -> Place:
+    """Where jobs find things. UserError for a GPU or a folder that is not there."""
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU on this machine; use --device cpu or auto")
     if data_root is not None and not data_root.is_dir():
@@ -166,8 +168,8 @@ def _finish(console: Console, rows: list[Row], output: Path | None) -> None:
     """Print dense networks and leaderboard, write the CSVs, name what failed."""
     board = leaderboard.leaderboard(rows)
     print_dense(console, rows)
-    for track, part in board.groupby("track", sort=False):
-        print_board(console, str(track), part)
+    for (track, tuning), part in board.groupby(["track", "tuning"], sort=False):
+        print_board(console, track if tuning == "default" else f"{track}, {tuning}", part)
     failed = [row for row in rows if row.status == "failed"]
     for error in dict.fromkeys(f"{row.method} on {row.dataset}/{row.architecture}: {row.error}" for row in failed):
         console.print(f"failed: {error}", style="red", highlight=False)
@@ -214,15 +216,24 @@ def make_console() -> Console:
     return console if console.is_terminal else Console(width=140)
 
 
-def print_board(console: Console, track: str, board: pd.DataFrame) -> None:
-    """One track's table."""
+def print_board(console: Console, title: str, board: pd.DataFrame) -> None:
+    """One track's table, with the 95 % interval of the area where there is room, and below it what its ranks mean."""
+    table = _board_table(console, title, board, intervals=True)
+    if Measurement.get(console, console.options.update_width(10 * console.width), table).maximum > console.width:
+        table = _board_table(console, title, board, intervals=False)
+    console.print(table)
+    if meaning := _meaning(board[board["rank"].notna()]):
+        console.print(meaning, style="dim", highlight=False)
+
+
+def _board_table(console: Console, title: str, board: pd.DataFrame, *, intervals: bool) -> Table:
     wanted = list(NUMBERS.items())[: None if console.width >= NARROW else -3]
-    shown = {name: title for name, title in wanted if board[name].notna().any()}
-    table = Table(title=track, title_justify="left", box=box.SIMPLE_HEAD)
+    shown = {name: heading for name, heading in wanted if board[name].notna().any()}
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("rank", justify="right")
     table.add_column("method", no_wrap=True)
-    for title, _ in shown.values():
-        table.add_column(title, justify="right")
+    for heading, _ in shown.values():
+        table.add_column(heading, justify="right")
     table.add_column("wins/ties/losses\nagainst magnitude" if console.width >= NARROW else "w/t/l", justify="right")
     remarks = [name for name in ("failed", "collapsed", "unsupported") if board[name].any()]
     for name in remarks:
@@ -233,9 +244,24 @@ def print_board(console: Console, track: str, board: pd.DataFrame) -> None:
     for _, line in board.iterrows():
         rank = "–" if pd.isna(line["rank"]) else str(line["rank"])
         numbers = ["–" if _missing(line[name]) else form.format(line[name]) for name, (_, form) in shown.items()]
+        if intervals and not _missing(line["relative_area_low"]):
+            numbers[0] += f" ±{line['relative_area_high'] - line['relative_area']:.3f}"
         against = "–" if _missing(line["wins"]) else f"{line['wins']:.0f}/{line['ties']:.0f}/{line['losses']:.0f}"
         table.add_row(rank, line["method"], *numbers, against, *(f"{line[name]:.0f}" for name in remarks))
-    console.print(table)
+    return table
+
+
+def _meaning(ranked: pd.DataFrame) -> str:
+    """What shared ranks mean, and what so many seeds and blocks can tell; '' where there is nothing to rank."""
+    if len(ranked) < 2:
+        return ""
+    seeds, blocks = int(ranked["seeds"].min()), int(ranked["blocks"].min())
+    if seeds < 2:
+        return "One seed tells no two methods apart: the order is that of the areas."
+    shared = "Equal ranks are not told apart" if ranked["rank"].duplicated().any() else "All ranks are told apart"
+    gap = statistics.detectable(seeds, blocks, len(ranked))
+    on = f"{seeds} seeds on {blocks} {'block' if blocks == 1 else 'blocks'}"
+    return f"{shared} (paired t, Holm). {on} show a difference of {gap:.1f} standard deviations over seeds with 80 % power."
 
 
 def _missing(value: Any) -> bool:

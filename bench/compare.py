@@ -1,0 +1,125 @@
+"""`compare`: two methods on the same seeds, read from the store: paired differences with interval and p-value. Runs nothing."""
+
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bench import leaderboard, pipeline, planning, report
+from bench.catalogue import WHEN
+from bench.leaderboard import BLOCK
+from bench.planning import Request
+from bench.spec import Row, Suite, UserError
+from bench.statistics import ALPHA, Estimate, estimate
+from bench.store import DEFAULT_URL, Store
+from methods import Method
+
+
+def compare(
+    suite: Suite, pair: tuple[Method, Method], *, datasets: list[str], architectures: list[str], changes: dict[str, Any], device: str,
+    store: str | None, data_root: Path | None, plugins: tuple[str, ...], command: list[str],
+) -> None:  # fmt: skip
+    """Print how two methods differ, for each track that both are in; see `bench.cli.compare`.
+
+    `command` computes the rows. UserError names it where some are not in the store, and says so where the methods share no track.
+    """
+    console = report.make_console()
+    place = report.make_place(device, data_root, plugins)
+    narrowed = planning.narrow(suite, datasets=datasets, architectures_=architectures, **changes)
+    tracks = {f: [leaderboard.track(m.stage, f) for m in pair] for f in narrowed.finetune_epochs}
+    shared = [f for f, (a, b) in tracks.items() if a == b]
+    when = " and ".join(f"'{m.name}' is applied {WHEN[m.stage]}" for m in pair)
+    if not shared:
+        raise UserError(f"{when}: they share the fine-tuned tracks only; add --finetune-epochs with a number above 0")
+    database = Store(store or DEFAULT_URL)
+    planned = planning.plan(Request(narrowed, pair, place), database)
+    wanted = sum(bool(row.criterion) for row in planned.expected.values())
+    rows = [row for row in pipeline.collect(planned, database) if row.criterion]
+    if len(rows) < wanted:
+        raise UserError(f"{wanted - len(rows)} of {wanted} rows are not in the store; this computes them: {shlex.join(command)}")
+    for note in planned.notes:
+        console.print(f"note: {note}", style="yellow", highlight=False)
+    if len(shared) < len(tracks):
+        console.print(f"note: {when}: only the fine-tuned tracks compare them", style="yellow", highlight=False)
+    table = leaderboard.frame(row for row in rows if row.finetune_epochs in shared)
+    for (track, tuning), part in table.groupby(["track", "tuning"], sort=False):
+        _print_track(console, track if tuning == "default" else f"{track}, {tuning}", part, (pair[0].name, pair[1].name))
+    _print_remarks(console, rows)
+
+
+def _print_track(console: Console, title: str, part: pd.DataFrame, pair: tuple[str, str]) -> None:
+    measured = leaderboard.curves(part)
+    if not set(pair) <= set(measured):
+        console.print(f"{title}: {' and '.join(m for m in pair if m not in measured)} unsupported", highlight=False)
+        return
+    first, second = measured[pair[0]].align(measured[pair[1]], join="inner")
+    first, second = first.where(second.notna()), second.where(first.notna())  # what both have is compared
+    areas = pd.DataFrame({"first": leaderboard.areas(first), "second": leaderboard.areas(second)})
+    table = Table(title=f"{title}: area, {pair[0]} less {pair[1]}", title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("data set", "architecture"):
+        table.add_column(heading)
+    for heading in ("seeds", *pair, "difference", "95 % interval", "p"):
+        table.add_column(heading, justify="right")
+    for block, lines in _blocks(areas):
+        found, means = estimate(lines["first"] - lines["second"]), lines.groupby(level=BLOCK).mean().mean()
+        seeds = lines.index.get_level_values("seed").nunique()
+        interval = "–" if math.isnan(found.p) else f"{found.low:+.3f} to {found.high:+.3f}"
+        table.add_row(*block, str(seeds), *(f"{v:.3f}" for v in means), f"{found.mean:+.3f}", interval, _p(found))
+    console.print(table)
+    if first.shape[1] > 1:
+        _print_sparsities(console, first - second)
+    console.print(_verdict(estimate(areas["first"] - areas["second"]), pair), highlight=False)
+
+
+def _print_sparsities(console: Console, differences: pd.DataFrame) -> None:
+    """Difference in accuracy at each sparsity."""
+    table = Table(title="accuracy, difference in points at each sparsity", title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("data set", "architecture"):
+        table.add_column(heading)
+    for sparsity in differences.columns:
+        table.add_column(f"{100 * sparsity:g}%", justify="right")
+    for block, lines in _blocks(differences):
+        table.add_row(*block, *(_points(estimate(lines[sparsity])) for sparsity in differences.columns))
+    console.print(table)
+
+
+def _blocks(lines: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+    """(data set, architecture) and its lines, and all of them where there is more than one."""
+    blocks = [((str(d), str(a)), part) for (d, a), part in lines.groupby(level=BLOCK, sort=False)]
+    return blocks + ([(("all", f"{len(blocks)} blocks"), lines)] if len(blocks) > 1 else [])
+
+
+def _points(found: Estimate) -> str:
+    if math.isnan(found.mean):
+        return "–"
+    return f"{100 * found.mean:+.1f}" + ("" if math.isnan(found.p) else f" ±{100 * (found.high - found.mean):.1f}")
+
+
+def _p(found: Estimate) -> str:
+    return "–" if math.isnan(found.p) else "<0.001" if found.p < 0.001 else f"{found.p:.3f}"
+
+
+def _verdict(found: Estimate, pair: tuple[str, str]) -> str:
+    if math.isnan(found.p):
+        return "One seed tells no two methods apart.\n"
+    better, worse = pair if found.mean > 0 else pair[::-1]
+    said = f"{better} is better than {worse}" if found.p < ALPHA else f"{pair[0]} and {pair[1]} are not told apart"
+    return f"{said}: p of this pair alone; the leaderboard's ranks correct for all pairs.\n"
+
+
+def _print_remarks(console: Console, rows: list[Row]) -> None:
+    """What a reader has to know of these rows: failures count as 0, and one may have trained for longer."""
+    failed = [row.method for row in rows if row.status == "failed"]
+    for method in dict.fromkeys(failed):
+        console.print(f"{method}: {failed.count(method)} failed rows count as accuracy 0", style="red", highlight=False)
+    epochs: dict[str, list[int]] = {}
+    for row in rows:
+        epochs.setdefault(row.method, []).append(row.epochs)
+    if len({tuple(e) for e in epochs.values()}) > 1:
+        trained = ", ".join(f"{method} {sum(e) / len(e):.0f}" for method, e in epochs.items())
+        console.print(f"not the same budget: mean epochs of training {trained}", style="yellow", highlight=False)
