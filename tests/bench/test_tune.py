@@ -205,7 +205,7 @@ def test_hopeless_trainings_are_given_up_and_count_as_trials(
     suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only where a trial trains a network for every sparsity."""
-    asked = request_(suite, "snip", tmp_path, trials=9, pool=1, finetune_epochs=[0])
+    asked = request_(suite, "grasp", tmp_path, trials=9, pool=1, finetune_epochs=[0])
     (study,) = studies_of(asked, store)
     assert study.job.stage is Stage.INIT
     accuracies = iter([0.9] * 5 + [0.1] * 4)
