@@ -54,12 +54,14 @@ def compare(
 
 def _print_track(console: Console, title: str, part: pd.DataFrame, pair: tuple[str, str]) -> None:
     measured = leaderboard.curves(part)
-    if not set(pair) <= set(measured):
-        console.print(f"{title}: {' and '.join(m for m in pair if m not in measured)} unsupported", highlight=False)
-        return
-    first, second = measured[pair[0]].align(measured[pair[1]], join="inner")
+    nothing = pd.DataFrame(index=part.set_index([*BLOCK, "seed"]).index[:0])
+    first, second = (measured.get(name, nothing) for name in pair)
+    first, second = first.align(second, join="inner")
     first, second = first.where(second.notna()), second.where(first.notna())  # what both have is compared
     areas = pd.DataFrame({"first": leaderboard.areas(first), "second": leaderboard.areas(second)})
+    if areas.empty:
+        console.print(f"{title}: the two have no supported row in common\n", highlight=False)
+        return
     table = Table(title=f"{title}: area, {pair[0]} less {pair[1]}", title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("data set", "architecture"):
         table.add_column(heading)

@@ -61,6 +61,41 @@ def test_methods_at_different_stages_meet_when_fine_tuned(tiny: Path, bench: Ben
     assert float(blocks[2][6]) == pytest.approx((float(blocks[0][5]) + float(blocks[1][5])) / 2, abs=1.5e-3), "blocks weigh the same"
 
 
+PLUGIN = '''
+import methods
+from methods import Criterion, Scores
+
+@methods.register("refusing")
+class Refusing(Criterion):
+    """Takes no network."""
+
+    def unsupported(self, problem):
+        return "never"
+
+    def score(self, problem):
+        return Scores({name: w.detach() for name, w in problem.weights.items()})
+
+@methods.register("breaking")
+class Breaking(Criterion):
+    """Takes every network, and breaks."""
+
+    def score(self, problem):
+        raise RuntimeError("broken")
+'''
+
+
+def test_failures_count_as_nothing_kept_and_unsupported_is_said(tiny: Path, bench: Bench) -> None:
+    (tiny / "plugin.py").write_text(PLUGIN)
+    options = ("--suite", "tiny.toml", "--finetune-epochs", "0", "--plugin", "plugin.py")
+    bench("run", *options, "--methods", "magnitude,refusing,breaking", "--workers", "1")
+    code, out, _ = bench("compare", "magnitude", "refusing", *options)
+    assert (code, out) == (0, "one-shot after training: the two have no supported row in common\n\n")
+    code, out, _ = bench("compare", "breaking", "magnitude", *options)
+    assert code == 0
+    assert "breaking: 4 failed rows count as accuracy 0" in out
+    assert next(line for line in out.splitlines() if "breast_cancer" in line).split()[3] == "0.000"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -22,6 +22,7 @@ def sample(values: object) -> pd.Series:
 @pytest.fixture(scope="module", autouse=True)
 def _cheap_collections() -> Iterator[None]:
     """statsmodels collects garbage at every correction, which takes thousands of simulations a minute where torch is loaded."""
+    holm([1.0])  # imports it
     gc.freeze()
     yield
     gc.unfreeze()
