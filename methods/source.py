@@ -1,6 +1,7 @@
 """What source code a method is made of, so that an edited one is another method to every cache."""
 
 import ast
+import functools
 import hashlib
 import inspect
 from collections.abc import Iterator
@@ -27,8 +28,13 @@ def source_hash(cls: type) -> str:
     return digest.hexdigest()
 
 
-def _imported(source: bytes) -> Iterator[Path]:
+@functools.cache  # a plan asks for the same files a thousand times
+def _imported(source: bytes) -> tuple[Path, ...]:
     """The files of this package's modules that are imported by name; the package itself, which imports all, is not followed."""
+    return tuple(_paths(source))
+
+
+def _paths(source: bytes) -> Iterator[Path]:
     for node in ast.walk(ast.parse(source)):
         names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
