@@ -21,7 +21,7 @@ def source_hash(cls: type) -> str:
         path = left.pop()
         if str(path) not in found:
             found[str(path)] = path.read_bytes()
-            left += _imported(found[str(path)])
+            left += _imported(found[str(path)], HERE)
     digest = hashlib.sha256()
     for content in sorted(found.values()):
         digest.update(hashlib.sha256(content).digest())
@@ -29,17 +29,17 @@ def source_hash(cls: type) -> str:
 
 
 @functools.cache  # a plan asks for the same files a thousand times
-def _imported(source: bytes) -> tuple[Path, ...]:
-    """The files of this package's modules that are imported by name; the package itself, which imports all, is not followed."""
-    return tuple(_paths(source))
+def _imported(source: bytes, here: Path) -> tuple[Path, ...]:
+    """The files of the package's modules that are imported by name; the package itself, which imports all, is not followed."""
+    return tuple(_paths(source, here))
 
 
-def _paths(source: bytes) -> Iterator[Path]:
+def _paths(source: bytes, here: Path) -> Iterator[Path]:
     for node in ast.walk(ast.parse(source)):
         names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         for name in names:
             package, _, module = name.partition(".")
-            path = HERE.joinpath(*module.split(".")).with_suffix(".py")
-            if package == HERE.name and module and path.is_file():
+            path = here.joinpath(*module.split(".")).with_suffix(".py")
+            if package == here.name and module and path.is_file():
                 yield path
