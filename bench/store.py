@@ -1,7 +1,7 @@
 """What was computed, kept by content: rows in a database, networks beside it.
 
 Rows live in any database SQLAlchemy speaks to (SQLite by default); one process writes them. Networks are safetensors files,
-written whole or not at all, never pickles. Both are found by the digest of all that decides them (see `bench.pipeline`).
+written whole or not at all, never pickles. Both are found by the digest of all that decides them (see `bench.planning`).
 """
 
 import dataclasses

@@ -258,7 +258,7 @@ class _Bench:
             "flops": size.flops,
             "flops_kept": size.flops_kept,
             "layers_collapsed": size.layers_collapsed,
-            "effective_sparsity": methods.effective_sparsity(problem.model, problem.mask, self.dataset.input_shape),
+            "effective_sparsity": self._effective_sparsity(problem),
             "accuracy": measured.accuracy,
             "top5": measured.top5,
             "nll": measured.nll,
@@ -266,6 +266,12 @@ class _Bench:
             "ece": measured.ece,
             "peak_memory_mb": self._peak_memory(),
         }
+
+    def _effective_sparsity(self, problem: Problem) -> float | None:
+        shape = self.dataset.input_shape
+        if not _has_paths(self.job.architecture, shape, self.dataset.classes):
+            return None
+        return methods.effective_sparsity(problem.model, problem.mask, shape)
 
     def _since(self, start: float) -> float:
         if self.device.type == "cuda":
@@ -297,6 +303,14 @@ def _load(name: str, root: Path | None, cache: Path, validation: float, split_se
 def load_data(name: str, protocol: Protocol, place: Place) -> data.Dataset:
     """The data set as the protocol splits it, on the place's device; kept in this process for the next job."""
     return _load(name, place.data_root, place.cache, protocol.validation, protocol.split_seed, protocol.train_limit, place.device)
+
+
+@lru_cache(maxsize=64)
+def _has_paths(architecture: str, input_shape: tuple[int, ...], classes: int) -> bool:
+    """Asked once for an architecture: to find that a large transformer has none takes seconds."""
+    with torch.random.fork_rng(devices=[]):
+        model = architectures.create(architecture, input_shape, classes)
+    return methods.effective_sparsity(model, methods.full_mask(model), input_shape) is not None
 
 
 @lru_cache(maxsize=64)

@@ -133,9 +133,9 @@ def scores(
 
 def _criterion(method: str, hyperparameters: dict[str, Any]) -> Criterion:
     found = get(method)
-    if found.stage is Stage.DURING:
+    if found.schedule is not None:
         raise ValueError(
-            f"'{method}' prunes while the network trains: call mask, posterior = methods.train_pruned(model, batches, "
+            f"'{method}' cuts by a schedule, while the network trains: call mask, posterior = methods.train_pruned(model, batches, "
             f"method='{method}', sparsity=...); its criterion alone is '{found.criterion}'"
         )
     if found.training != "map":

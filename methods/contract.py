@@ -7,7 +7,7 @@ one with batch norm, an MLP, and an MLP whose weights are all equal, where only 
 import copy
 import dataclasses
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,12 +21,9 @@ from methods.pruning import Pruner, cut, evaluating, faults, held, kept_weights,
 from methods.registry import KINDS, get, lookup, names
 from methods.schedule import Gradual
 from methods.space import ranges
+from methods.specimens import Batches, Breach, ConvNet, mlp, problem_of, tied
 
 SPARSITIES = (0.0, 0.5, 0.9, 0.99)
-
-
-class Breach(Exception):
-    """One broken clause, in one line."""
 
 
 @dataclass(frozen=True)
@@ -86,68 +83,11 @@ def _require(holds: object, message: str) -> None:
         raise Breach(message)
 
 
-# --- problems the contract is asked on -------------------------------------------------------------------------------
-
-
-class _ConvNet(nn.Module):
-    """Conv, batch norm, in-place ReLU, strided conv, linear: 3 x 6 x 6 inputs, 3 classes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 4, 3, padding=1)
-        self.bn = nn.BatchNorm2d(4)
-        self.conv2 = nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False)
-        self.head = nn.Linear(6 * 9, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu_(self.bn(self.conv1(x)))
-        logits: Tensor = self.head(torch.relu(self.conv2(x)).flatten(1))
-        return logits
-
-
-def _mlp() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 36, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
-
-
-def _tied() -> nn.Module:
-    model = _mlp()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.fill_(0.01)
-    return model
-
-
-class _Batches:
-    """Four batches of 16 samples that follow a fixed linear rule; counts how often it is read."""
-
-    def __init__(self, allowed: bool = True) -> None:
-        generator = torch.Generator().manual_seed(1)
-        x = torch.randn(64, 3, 6, 6, generator=generator)
-        y = (x.flatten(1) @ torch.randn(108, 3, generator=generator)).argmax(1)
-        self.data = list(zip(x.split(16), y.split(16), strict=True))
-        self.allowed, self.reads, self.samples, self.input_shape = allowed, 0, 64, (3, 6, 6)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        _require(self.allowed, "declares data_free = True, but reads the batches")
-        self.reads += 1
-        return iter(self.data)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-
-def _problem(make: Callable[[], nn.Module] = _ConvNet, *, seed: int = 0, trained: bool = True) -> Problem:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = make()
-    problem = Problem(model, _Batches(), seed=seed)
-    if trained and make is not _tied:
-        fit(problem, lookup("trainings", "map")(), Recipe(epochs=2))  # type: ignore[arg-type]
-    return problem
+# --- asking -----------------------------------------------------------------------------------------------------------
 
 
 def _supported(criterion: Criterion) -> list[Problem]:
-    problems = [p for p in map(_problem, (_ConvNet, _mlp, _tied)) if criterion.unsupported(p) is None]
+    problems = [p for p in map(problem_of, (ConvNet, mlp, tied)) if criterion.unsupported(p) is None]
     _require(problems, "supports neither a small convolutional network nor an MLP")
     return problems
 
@@ -282,7 +222,7 @@ def _data_free_is_true(entry: type[Criterion]) -> None:
     if not entry.data_free:
         raise _Skip("reads training batches")
     for problem in _supported(entry()):
-        _raw_score(replace(problem, batches=_Batches(allowed=False)), entry())
+        _raw_score(replace(problem, batches=Batches(allowed=False)), entry())
 
 
 _DECLARED: dict[str, Callable[[Any], None]] = {
@@ -307,7 +247,7 @@ _CRITERION: dict[str, Callable[[Any], None]] = {
 
 
 def _fitted(entry: type[Training], *, epochs: int = 6, cut_half: bool = False) -> tuple[Problem, Posterior]:
-    problem = _problem(trained=False)
+    problem = problem_of(trained=False)
     if cut_half:
         problem.mask = cut(problem, lookup("criteria", "magnitude")(), _weight(), 0.5)  # type: ignore[arg-type]
     return problem, fit(problem, entry(), Recipe(epochs=epochs))
@@ -319,13 +259,13 @@ def _loss(problem: Problem) -> float:
 
 
 def _learns(entry: type[Training]) -> None:
-    before = _loss(_problem(trained=False))
+    before = _loss(problem_of(trained=False))
     after = _loss(_fitted(entry)[0])
     _require(after < before, f"the training loss did not fall: {before:.4g} before, {after:.4g} after")
 
 
 def _names_kept(entry: type[Training]) -> None:
-    fresh, (problem, _) = _problem(trained=False), _fitted(entry)
+    fresh, (problem, _) = problem_of(trained=False), _fitted(entry)
     wanted = {n: p.shape for n, p in fresh.model.state_dict().items()}
     _require({n: p.shape for n, p in problem.model.state_dict().items()} == wanted, "parameter names or shapes differ after training")
 
@@ -375,7 +315,7 @@ _TRAINING: dict[str, Callable[[Any], None]] = {
 
 
 def _cuts_inside_the_mask(entry: type[Granularity]) -> None:
-    problem = _problem()
+    problem = problem_of()
     first, second = (score(problem, lookup("criteria", name)()) for name in ("magnitude", "random"))  # type: ignore[arg-type]
     half = entry().cut(problem, first, 0.5)
     inner = entry().cut(replace(problem, mask=half), second, 0.9)
@@ -383,8 +323,8 @@ def _cuts_inside_the_mask(entry: type[Granularity]) -> None:
 
 
 def _cuts_to_the_count(entry: type[Granularity]) -> None:
-    for make in (_ConvNet, _mlp, _tied):
-        problem = _problem(make)
+    for make in (ConvNet, mlp, tied):
+        problem = problem_of(make)
         scores = score(problem, lookup("criteria", "magnitude")())  # type: ignore[arg-type]
         for sparsity in SPARSITIES:
             kept, total = kept_weights(entry().cut(problem, scores, sparsity))

@@ -432,6 +432,7 @@ def test_what_train_pruned_cannot_do_is_one_line(batches: Data, arguments: dict[
 
 @pytest.mark.parametrize("call", [lambda *a: methods.prune(*a, sparsity=0.5), methods.scores])
 def test_prune_and_scores_refuse_what_prunes_while_training(batches: Data, call: Call) -> None:
-    for method in ("magnitude_gradual", "spam_online"):
-        with pytest.raises(ValueError, match=rf"'{method}' prunes while the network trains: call .*train_pruned\(.*'{method}'"):
+    """Iterative pruning too: cut once by `prune`, it would be one-shot under another name."""
+    for method in ("magnitude_gradual", "spam_online", "magnitude_iterative", "imp"):
+        with pytest.raises(ValueError, match=rf"'{method}' cuts by a schedule.*: call .*train_pruned\(.*'{method}'"):
             call(noisy(), batches, method)
