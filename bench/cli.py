@@ -3,12 +3,9 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     name="razorbench",
@@ -94,16 +91,13 @@ def run(
     chosen = load_suite(suite)
     if executor not in executors.EXECUTORS:
         raise unknown("executor", executor, executors.EXECUTORS)
-    if device not in DEVICES:
-        raise unknown("device", device, DEVICES)
+    _check_device(device)
     if match != "weights":
         raise unknown("--match", match, ["weights"])
     ablations = tuple(dict.fromkeys(_names(ablate)))
     for name in ablations:
         if name not in ABLATIONS:
             raise unknown("ablation", name, ABLATIONS)
-    if trials is not None and trials < 0:
-        raise UserError(f"--trials must not be negative, got {trials}")
     changes = {
         "sparsities": _numbers("--sparsities", sparsities, float),
         "seeds": _numbers("--seeds", seeds, int),
@@ -132,6 +126,13 @@ def run(
         granularity=granularity, match=match, ablations=ablations, executor=executor, ray_address=ray_address, workers=workers,
         device=device, store=store, data_root=data_root, plugins=tuple(plugin or ()), output=output, dry_run=dry_run,
     )  # fmt: skip
+
+
+def _check_device(device: str) -> None:
+    from bench.spec import unknown
+
+    if device not in DEVICES:
+        raise unknown("device", device, DEVICES)
 
 
 def _names(text: str | None) -> list[str]:
@@ -231,6 +232,7 @@ def compare(
     architectures: Annotated[str | None, typer.Option(help="Architectures instead of the suite's.")] = None,
     sparsities: Annotated[str | None, typer.Option(help="Sparsities instead of the suite's, with commas.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds, with commas.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Tuning trials of tuned rows; 0 compares the defaults only.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Training epochs.")] = None,
     finetune_epochs: Annotated[str | None, typer.Option(help="Fine-tuning epochs after the cut, with commas; 0 is one-shot.")] = None,
     store: Annotated[str | None, typer.Option(help="Database URL of the results; .bench/store.db by default.")] = None,
@@ -239,16 +241,16 @@ def compare(
     plugin: Plugins = None,
 ) -> None:
     """Paired difference of two methods with interval and p-value, per data set and architecture, from the store."""
-    from bench.spec import UserError, load_suite, unknown
+    from bench.spec import UserError, load_suite
 
     chosen = load_suite(suite)
-    if device not in DEVICES:
-        raise unknown("device", device, DEVICES)
+    _check_device(device)
     changes = {
         "sparsities": _numbers("--sparsities", sparsities, float),
         "seeds": _numbers("--seeds", seeds, int),
         "finetune_epochs": _numbers("--finetune-epochs", finetune_epochs, int),
         "epochs": epochs,
+        "trials": trials,
     }
 
     from bench import catalogue  # before what takes longer to import: a mistyped name is said sooner
@@ -260,8 +262,8 @@ def compare(
 
     given = {
         "--suite": suite, "--methods": f"{pair[0].name},{pair[1].name}", "--datasets": datasets, "--architectures": architectures,
-        "--sparsities": sparsities, "--seeds": seeds, "--epochs": epochs, "--finetune-epochs": finetune_epochs, "--store": store,
-        "--device": None if device == "auto" else device, "--data-root": data_root,
+        "--sparsities": sparsities, "--seeds": seeds, "--trials": trials, "--epochs": epochs, "--finetune-epochs": finetune_epochs,
+        "--store": store, "--device": None if device == "auto" else device, "--data-root": data_root,
     }  # fmt: skip
     options = [*((name, value) for name, value in given.items() if value is not None), *(("--plugin", file) for file in plugin or ())]
 

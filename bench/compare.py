@@ -1,5 +1,6 @@
 """`compare`: two methods on the same seeds, read from the store: paired differences with interval and p-value. Runs nothing."""
 
+import dataclasses
 import math
 import shlex
 from pathlib import Path
@@ -10,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench import leaderboard, pipeline, planning, report
+from bench import leaderboard, pipeline, planning, report, tune
 from bench.catalogue import WHEN
 from bench.leaderboard import BLOCK
 from bench.planning import Request
@@ -42,7 +43,13 @@ def compare(
     rows = [row for row in pipeline.collect(planned, database) if row.criterion]
     if len(rows) < wanted:
         raise UserError(f"{wanted - len(rows)} of {wanted} rows are not in the store; this computes them: {shlex.join(command)}")
-    for note in planned.notes:
+    notes = list(planned.notes)
+    if narrowed.trials:
+        tuned = _tuned(Request(narrowed, pair, place), database)
+        rows += tuned
+        if not tuned:
+            notes.append(f"not tuned by {narrowed.trials} trials; this does it: {shlex.join(command)}")
+    for note in notes:
         console.print(f"note: {note}", style="yellow", highlight=False)
     if len(shared) < len(tracks):
         console.print(f"note: {when}: only the fine-tuned tracks compare them", style="yellow", highlight=False)
@@ -50,6 +57,18 @@ def compare(
     for (track, tuning), part in table.groupby(["track", "tuning"], sort=False):
         _print_track(console, track if tuning == "default" else f"{track}, {tuning}", part, (pair[0].name, pair[1].name))
     _print_remarks(console, rows)
+
+
+def _tuned(request: Request, database: Store) -> list[Row]:
+    """The rows of the tuned methods; none where a search, or a row of what it found, is missing."""
+    studies = planning.tuning(request, database.url)[1]
+    found = {study.cell: tune.found(study) for study in studies}
+    done = {cell: end for cell, end in found.items() if end is not None}
+    if len(done) < len(found):
+        return []
+    planned = planning.plan(dataclasses.replace(request, tuned=done), database)
+    rows = pipeline.collect(planned, database)
+    return [row for row in rows if row.criterion] if len(rows) == len(planned.expected) else []
 
 
 def _print_track(console: Console, title: str, part: pd.DataFrame, pair: tuple[str, str]) -> None:

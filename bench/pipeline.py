@@ -69,7 +69,7 @@ def search(studies: list[Study], cache: Path, pool: Pool, show: Show = lambda _:
         done[study.key] = result
         meter.finish(study, 0)
     meter.tick([])
-    return {(s.job.dataset, s.job.architecture, s.job.method): found for s in studies if (found := done[s.key]) is not None}
+    return {s.cell: found for s in studies if (found := done[s.key]) is not None}
 
 
 class _Meter:

@@ -136,6 +136,8 @@ def _cells(request: Request, seeds: Iterable[int], notes: list[str]) -> Iterator
             shape = "x".join(map(str, loaded.input_shape))
             notes.append(f"{architecture} does not take {dataset} (inputs of shape {shape}): left out")
             continue
+        if protocol.pretrained:  # weights that cannot be had are said before anything runs
+            architectures.create(architecture, loaded.input_shape, loaded.classes, pretrained=True)
         for seed in seeds:
             yield _Cell(request, dataset, architecture, protocol, seed, _common(request, protocol, loaded.fingerprint, architecture, seed))
 

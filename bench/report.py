@@ -170,6 +170,9 @@ def _finish(console: Console, rows: list[Row], output: Path | None) -> None:
     print_dense(console, rows)
     for (track, tuning), part in board.groupby(["track", "tuning"], sort=False):
         print_board(console, track if tuning == "default" else f"{track}, {tuning}", part)
+    gains = tuned.tuned(rows)
+    if len(gains):
+        print_gains(console, gains)
     failed = [row for row in rows if row.status == "failed"]
     for error in dict.fromkeys(f"{row.method} on {row.dataset}/{row.architecture}: {row.error}" for row in failed):
         console.print(f"failed: {error}", style="red", highlight=False)
@@ -179,7 +182,6 @@ def _finish(console: Console, rows: list[Row], output: Path | None) -> None:
         results.write_rows(rows, output / "results.csv")
         results.write_table(board, output / "leaderboard.csv")
         written = [output / "results.csv", output / "leaderboard.csv"]
-        gains = tuned.tuned(rows)
         if len(gains):
             results.write_table(gains, output / "tuned.csv")
             written.append(output / "tuned.csv")
@@ -249,6 +251,25 @@ def _board_table(console: Console, title: str, board: pd.DataFrame, *, intervals
         against = "–" if _missing(line["wins"]) else f"{line['wins']:.0f}/{line['ties']:.0f}/{line['losses']:.0f}"
         table.add_row(rank, line["method"], *numbers, against, *(f"{line[name]:.0f}" for name in remarks))
     return table
+
+
+def print_gains(console: Console, gains: pd.DataFrame) -> None:
+    """What tuning gained each method, on average over blocks, beside what it cost."""
+    table = Table(title="what tuning gained: area on test data, mean over blocks", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("method", no_wrap=True)
+    lengths = sorted(gains["finetune_epochs"].unique())
+    for length in lengths:
+        kind = f"fine-tuned {length}" if length else "one-shot"
+        for heading in (f"{kind}\ndefault", "\ntuned", "\ngain"):
+            table.add_column(heading, justify="right")
+    table.add_column("trials", justify="right")
+    table.add_column("epochs they\ntrained", justify="right")
+    means = gains.groupby(["method", "finetune_epochs"], sort=False)[["area_default", "area_tuned", "gain"]].mean()
+    cost = gains.drop_duplicates(["method", *leaderboard.BLOCK]).groupby("method")[["trials", "tuning_epochs"]].sum()
+    for method in means["gain"].groupby(level=0).mean().sort_values(ascending=False).index:
+        numbers = [form.format(v) for f in lengths for v, form in zip(means.loc[(method, f)], ("{:.3f}", "{:.3f}", "{:+.3f}"), strict=True)]
+        table.add_row(str(method), *numbers, *(f"{cost.loc[method, name]:.0f}" for name in ("trials", "tuning_epochs")))
+    console.print(table)
 
 
 def _meaning(ranked: pd.DataFrame) -> str:

@@ -37,7 +37,7 @@ _DESCRIPTIONS = {
     "cifar10": "60,000 photographs, 32x32 colour, 10 classes",
     "cifar100": "60,000 photographs, 32x32 colour, 100 classes",
     "svhn": "99,289 house-number digits, 32x32 colour, 10 classes",
-    "folder:PATH": "your images: PATH/train/ and PATH/test/, one sub-folder per class",
+    "folder:PATH": "your images: PATH/train/ and PATH/test/, one sub-folder per class; PATH may lie in --data-root",
     "tar:PATH": "your images: PATH/train.tar and PATH/test.tar, one folder per class",
 }
 # What torchvision, timm's readers and Pillow raise on files that are missing, cut short or something else.
@@ -72,7 +72,12 @@ def read(name: str, root: Path | None, cache: Path | None) -> Raw:
     if name in _TORCHVISION:
         return _read_torchvision(name, root)
     scheme, colon, path = name.partition(":")
-    return _read_images(name, scheme, Path(path).expanduser(), cache) if colon else _read_sklearn(name)
+    return _read_images(name, scheme, _located(Path(path).expanduser(), root), cache) if colon else _read_sklearn(name)
+
+
+def _located(path: Path, root: Path | None) -> Path:
+    """A folder as it was named, or else the one of that name in `root`."""
+    return path if root is None or path.exists() else root / path
 
 
 def _read_sklearn(name: str) -> Raw:

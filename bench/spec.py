@@ -81,6 +81,7 @@ class Suite(_Strict):
     validation: float = Field(0.15, gt=0, lt=1)
     split_seed: int = Field(0, ge=0)
     train_limit: int | None = Field(None, ge=10)
+    pretrained: bool = False
     architecture: dict[str, Settings] = {}
 
     @field_validator("augment")
@@ -114,6 +115,7 @@ class Suite(_Strict):
             validation=self.validation,
             split_seed=self.split_seed,
             train_limit=self.train_limit,
+            pretrained=self.pretrained,
         )
 
 
@@ -150,7 +152,7 @@ def first_fault(error: ValidationError, model: type[BaseModel]) -> str:
 
 @dataclass(frozen=True)
 class Protocol:
-    """All that is the same for every method of a block."""
+    """All that is the same for every method of a block. `pretrained`: training starts from timm's weights, not from random ones."""
 
     epochs: int
     batch_size: int
@@ -161,6 +163,7 @@ class Protocol:
     validation: float
     split_seed: int
     train_limit: int | None = None
+    pretrained: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -215,10 +215,11 @@ class _Bench:
         return Problem(model, batches, seed=self.job.seed, posterior=posterior)
 
     def initial(self, purpose: str = "initial weights") -> nn.Module:
-        """The initial network of this seed, the same for every method."""
+        """The network that training starts from: of this seed, and the same for every method; always random where weights are to be new."""
+        pretrained = self.job.protocol.pretrained and purpose == "initial weights"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(methods.derive(self.job.seed, purpose))
-            model = architectures.create(self.job.architecture, self.dataset.input_shape, self.dataset.classes)
+            model = architectures.create(self.job.architecture, self.dataset.input_shape, self.dataset.classes, pretrained)
         # Channels last is faster for convolutional networks, slower where one convolution only cuts patches.
         convolutional = sum(isinstance(m, nn.Conv2d) for m in model.modules()) > 1
         if convolutional:

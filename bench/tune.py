@@ -10,6 +10,7 @@ it. Its k-th trial is drawn by a sampler seeded with k, so that a study that was
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -86,6 +87,16 @@ class Study:
         return f"tuning {self.job.method} · {self.job.dataset}/{self.job.architecture}"
 
     @property
+    def name(self) -> str:
+        """Under which Optuna keeps it."""
+        return f"{self.job.method}-{self.job.dataset}-{self.job.architecture}-{self.key[:16]}"
+
+    @property
+    def cell(self) -> tuple[str, str, str]:
+        """Its data set, architecture and method."""
+        return self.job.dataset, self.job.architecture, self.job.method
+
+    @property
     def epochs(self) -> int:
         """Training epochs in it at most."""
         return self.trials * self.job.epochs
@@ -155,8 +166,13 @@ def search(study: Study) -> Found:
 
 
 def found(study: Study) -> Found | None:
-    """The end of a study that has all its trials; None for one that has not."""
-    opened = _open(study)
+    """The end of a study that has all its trials; None for one that has not. Leaves the store as it is."""
+    import optuna
+
+    try:
+        opened = optuna.load_study(study_name=study.name, storage=_database(study.storage))
+    except KeyError:
+        return None
     return _found(study, opened) if len(_finished(opened)) >= study.trials else None
 
 
@@ -191,15 +207,22 @@ def _accuracies(job: Job) -> Iterator[list[float]]:
         yield measured
 
 
-def _open(study: Study) -> "optuna.Study":
+@functools.cache
+def _database(url: str) -> "optuna.storages.RDBStorage":
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # Two workers that write to one SQLite file wait for each other.
-    options = {"connect_args": {"timeout": 60}} if study.storage.startswith("sqlite") else {}
+    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    return optuna.storages.RDBStorage(url, engine_kwargs=options)
+
+
+def _open(study: Study) -> "optuna.Study":
+    import optuna
+
     return optuna.create_study(
-        study_name=f"{study.job.method}-{study.job.dataset}-{study.job.architecture}-{study.key[:16]}",
-        storage=optuna.storages.RDBStorage(study.storage, engine_kwargs=options),
+        study_name=study.name,
+        storage=_database(study.storage),
         direction="maximize",
         load_if_exists=True,
         pruner=optuna.pruners.MedianPruner(n_startup_trials=PATIENCE),

@@ -41,11 +41,11 @@ class KfacObs(Criterion):
     stages: ClassVar = (Stage.AFTER, Stage.DURING)
 
     curvature: str = Choice("mc", *KINDS)
-    samples: int = Int(4096, 256, 65536, log=True)
+    samples: int = Int(4096, 256, 65536, log=True, tuned=False)
     sharing: str = Choice("expand", *SHARING)
     damping: float = Float(1e-3, 1e-8, 1e-1, log=True)
     update: str = Choice("joint", "joint", "summed", "none")
-    steps: int = Int(1, 1, 20)
+    steps: int = Int(1, 1, 20, tuned=False)
     scope: str = Choice("global", *SCOPES)
 
     def rounds(self, present: float, target: float) -> tuple[float, ...]:

@@ -27,8 +27,8 @@ class Obd(Criterion):
     stages: ClassVar = (Stage.AFTER, Stage.INIT, Stage.DURING)
 
     curvature: str = Choice("ef", *KINDS)
-    draws: int = Int(1, 1, 16, log=True)
-    samples: int = Int(4096, 256, 65536, log=True)
+    draws: int = Int(1, 1, 16, log=True, tuned=False)
+    samples: int = Int(4096, 256, 65536, log=True, tuned=False)
     scope: str = Choice("global", *SCOPES)
 
     def score(self, problem: Problem) -> Scores:

@@ -37,8 +37,8 @@ class Opd(Criterion):
 
     form: str = Choice("exact", "exact", "eigenbasis")
     curvature: str = Choice("mc", *KINDS)
-    draws: int = Int(1, 1, 16, log=True)
-    samples: int = Int(4096, 256, 65536, log=True)
+    draws: int = Int(1, 1, 16, log=True, tuned=False)
+    samples: int = Int(4096, 256, 65536, log=True, tuned=False)
     precision: float = Float(1.0, 1e-2, 1e3, log=True)
     scope: str = Choice("global", *SCOPES)
 

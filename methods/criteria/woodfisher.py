@@ -55,11 +55,11 @@ class WoodFisher(Criterion):
     stages: ClassVar = (Stage.AFTER, Stage.DURING)
 
     damping: float = Float(1e-3, 1e-6, 1e-1, log=True)
-    samples: int = Int(4096, 256, 65536, log=True)
+    samples: int = Int(4096, 256, 65536, log=True, tuned=False)
     mini_batch: int = Int(1, 1, 128, log=True)
     block: int = Int(0, 0, 8192, tuned=False)
     update: str = Choice("joint", "joint", "summed", "none")
-    steps: int = Int(1, 1, 20)
+    steps: int = Int(1, 1, 20, tuned=False)
     scope: str = Choice("global", *SCOPES)
 
     def rounds(self, present: float, target: float) -> tuple[float, ...]:

@@ -65,7 +65,7 @@ def test_run_prints_a_leaderboard_and_writes_the_contract_columns(tiny: Path, be
         (["run", "--epochs", "0"], "epochs: Input should be greater than or equal to 1"),
         (["run", "--epochs", "many"], "--epochs"),
         (["run", "--granularity", "wieght"], "did you mean 'weight'"),
-        (["run", "--trials", "-1"], "--trials must not be negative, got -1"),
+        (["run", "--trials", "-1"], "trials: Input should be greater than or equal to 0, got -1"),
         (["run", "--seeds", "1000", "--methods", "random"], "tuning_seed 1000 is one of the seeds"),
         (["run", "--match", "latency"], "unknown --match 'latency'"),
         (["run", "--executor", "lokal"], "did you mean 'local'"),

@@ -46,6 +46,28 @@ def test_it_names_the_missing_run_and_then_prints_the_paired_test(tiny: Path, be
     assert "One seed tells no two methods apart" in out
 
 
+def test_tuned_rows_are_compared_apart_once_they_are_there(tiny: Path, bench: Bench) -> None:
+    options = ("--suite", "tiny.toml", "--finetune-epochs", "0")
+    bench("run", *options, "--methods", "magnitude,random", "--workers", "1")
+    code, out, _ = bench("compare", "magnitude", "random", *options, "--trials", "2")
+    command = "python -m bench run --suite tiny.toml --methods magnitude,random --trials 2 --finetune-epochs 0"
+    assert code == 0
+    assert f"note: not tuned by 2 trials; this does it: {command}" in " ".join(out.split())
+    assert "tuned: area" not in out
+    bench(*command.split()[3:], "--workers", "1", "--output", "out")
+    code, out, _ = bench("compare", "magnitude", "random", *options, "--trials", "2")
+    assert code == 0
+    assert "note:" not in out
+    rows = pd.read_csv("out/results.csv").query("criterion == criterion")
+    for tuning, title in (("default", "one-shot after training: area"), ("tuned", "one-shot after training, tuned: area")):
+        mine = rows[rows["tuning"] == tuning]
+        areas = [
+            area(part["sparsity"].tolist(), part["accuracy"].tolist()) for _, part in mine[mine["method"] == "magnitude"].groupby("seed")
+        ]
+        line = next(line for line in out.partition(title)[2].splitlines() if "breast_cancer" in line).split()
+        assert line[3] == f"{sum(areas) / len(areas):.3f}"
+
+
 def test_methods_at_different_stages_meet_when_fine_tuned(tiny: Path, bench: Bench) -> None:
     code, _, err = bench("compare", "magnitude", "snip", "--suite", "tiny.toml", "--finetune-epochs", "0")
     assert code == 2

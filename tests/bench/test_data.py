@@ -289,6 +289,13 @@ def test_images_are_decoded_once(tmp_path: Path, kind: str, monkeypatch: pytest.
     assert stored in cache.iterdir()
 
 
+def test_a_folder_may_lie_in_the_data_root(tmp_path: Path) -> None:
+    tree(tmp_path / "mine")
+    assert len(load("folder:mine", tmp_path).train) > 0
+    with pytest.raises(UserError, match=r"folder:yours.*train is missing"):
+        load("folder:yours", tmp_path)
+
+
 @pytest.mark.parametrize("damage", ["cut", "byte", "empty", "other"])
 def test_a_damaged_cache_is_built_again(tmp_path: Path, damage: str) -> None:
     from safetensors.torch import save_file

@@ -375,3 +375,35 @@ def test_a_pair_that_does_not_fit_is_noted_and_nothing_left_is_an_error(tmp_path
     assert made.notes == ["lenet5 does not take breast_cancer (inputs of shape 30): left out"]
     with pytest.raises(UserError, match="nothing to run"):
         planning.plan(request_(digits, "magnitude", tmp_path, datasets=["breast_cancer"], architectures_=["lenet5"]), store)
+
+
+def test_a_pretrained_suite_starts_from_weights_and_reinit_from_none(
+    suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    create = trial.architectures.create
+
+    def known(name: str, shape: tuple[int, ...], classes: int, pretrained: bool = False) -> torch.nn.Module:
+        asked.append(pretrained)
+        model = create(name, shape, classes)
+        if pretrained:
+            with torch.no_grad():
+                next(model.parameters()).fill_(0.25)
+        return model
+
+    monkeypatch.setattr(trial.architectures, "create", known)
+    request = request_(suite, "magnitude", tmp_path, ablations=("reinit",), pretrained=True, seeds=[0], finetune_epochs=[0])
+    made = planning.plan(request, store)
+    assert asked.count(True) == 1, "what cannot be had is said while planning"
+    bench = trial._Bench(made.ready[0])
+    assert (next(bench.initial().parameters()) == 0.25).all()
+    assert not (next(bench.initial("new initial weights").parameters()) == 0.25).any()
+    pipeline.run(made, store, Inline())
+    assert all(row.status == "ok" for row in pipeline.collect(made, store))
+    plain = planning.plan(request_(suite, "magnitude", tmp_path, seeds=[0], finetune_epochs=[0]), store)
+    assert not plain.expected.keys() & made.expected.keys()
+
+
+def test_a_classic_network_has_no_pretrained_weights(suite: Suite, tmp_path: Path, store: Store) -> None:
+    with pytest.raises(UserError, match=r"'mlp' has no pretrained weights"):
+        planning.plan(request_(suite, "magnitude", tmp_path, pretrained=True), store)
