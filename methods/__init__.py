@@ -17,6 +17,7 @@ from methods.contract import check
 from methods.interface import (
     Batches,
     Configuration,
+    Cost,
     Criterion,
     Granularity,
     Mask,
@@ -53,7 +54,7 @@ from methods.source import source_hash
 from methods.space import Choice, Float, Int, Range, ranges
 
 __all__ = [
-    "Batches", "Choice", "Configuration", "Criterion", "Float", "Gradual", "Granularity", "Int", "Iterative", "Lap", "Mask",
+    "Batches", "Choice", "Configuration", "Cost", "Criterion", "Float", "Gradual", "Granularity", "Int", "Iterative", "Lap", "Mask",
     "Method", "Posterior", "Problem", "Pruner", "Range", "Recipe", "Rewinding", "Schedule", "Scores", "Stage", "Training",
     "UnknownName", "Values", "apply_mask", "check", "count_masked", "criteria", "cut", "define", "derive",
     "effective_sparsity", "fit", "full_mask", "get", "granularity", "held", "kept_weights", "load_plugin", "lookup", "make",
