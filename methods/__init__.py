@@ -12,7 +12,7 @@
 """
 
 from methods import criteria, granularity, named, training
-from methods.api import prune, scores, train, train_pruned
+from methods.api import compact, prune, scores, train, train_pruned
 from methods.contract import check
 from methods.interface import (
     Batches,
@@ -56,7 +56,7 @@ from methods.space import Choice, Float, Int, Range, ranges
 __all__ = [
     "Batches", "Choice", "Configuration", "Cost", "Criterion", "Float", "Gradual", "Granularity", "Int", "Iterative", "Lap", "Mask",
     "Method", "Posterior", "Problem", "Pruner", "Range", "Recipe", "Rewinding", "Schedule", "Scores", "Stage", "Training",
-    "UnknownName", "Values", "apply_mask", "check", "count_masked", "criteria", "cut", "define", "derive",
+    "UnknownName", "Values", "apply_mask", "check", "compact", "count_masked", "criteria", "cut", "define", "derive",
     "effective_sparsity", "fit", "full_mask", "get", "granularity", "held", "kept_weights", "load_plugin", "lookup", "make",
     "named", "names", "nearest", "prunable", "prune", "ranges", "register", "score", "scored_once", "scores", "shuffled",
     "source_hash", "sparsity_of", "train", "train_pruned", "training", "unknown",
