@@ -12,11 +12,12 @@
 """
 
 from methods import criteria, granularity, named, training
-from methods.api import prune, scores, train, train_pruned
+from methods.api import compact, prune, scores, train, train_pruned
 from methods.contract import check
 from methods.interface import (
     Batches,
     Configuration,
+    Cost,
     Criterion,
     Granularity,
     Mask,
@@ -53,9 +54,9 @@ from methods.source import source_hash
 from methods.space import Choice, Float, Int, Range, ranges
 
 __all__ = [
-    "Batches", "Choice", "Configuration", "Criterion", "Float", "Gradual", "Granularity", "Int", "Iterative", "Lap", "Mask",
+    "Batches", "Choice", "Configuration", "Cost", "Criterion", "Float", "Gradual", "Granularity", "Int", "Iterative", "Lap", "Mask",
     "Method", "Posterior", "Problem", "Pruner", "Range", "Recipe", "Rewinding", "Schedule", "Scores", "Stage", "Training",
-    "UnknownName", "Values", "apply_mask", "check", "count_masked", "criteria", "cut", "define", "derive",
+    "UnknownName", "Values", "apply_mask", "check", "compact", "count_masked", "criteria", "cut", "define", "derive",
     "effective_sparsity", "fit", "full_mask", "get", "granularity", "held", "kept_weights", "load_plugin", "lookup", "make",
     "named", "names", "nearest", "prunable", "prune", "ranges", "register", "score", "scored_once", "scores", "shuffled",
     "source_hash", "sparsity_of", "train", "train_pruned", "training", "unknown",

@@ -1,4 +1,4 @@
-"""The calls for anybody's own code: `train`, `prune`, `train_pruned`, `scores`."""
+"""The calls for anybody's own code: `train`, `prune`, `compact`, `train_pruned`, `scores`."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -56,13 +56,44 @@ def prune(
 ) -> Mask:
     """Prune the model in place and return the mask (weight name -> bool tensor, True = kept).
 
-    Exactly round(sparsity · prunable weights) weights are masked and set to zero; a method that compensates adjusts the
-    others. `batches` may be left out for methods that need no data; `mask` cuts further into an earlier mask. Nothing is
-    trained here: a method with a training of its own is refused, with what to call instead. Raises ValueError naming what is wrong.
+    Exactly round(sparsity · prunable weights) weights are masked and set to zero, or with granularity "channel" the nearest to it
+    that whole channels make: `compact` then removes them. A method that compensates adjusts the others. `batches` may be
+    left out for methods that need no data (channels are found from the inputs' shape, and need them); `mask` cuts further into an
+    earlier mask. Nothing is trained here: a method with a training of its own is refused, with what to call instead. Raises
+    ValueError naming what is wrong.
     """
     criterion = _criterion(method, hyperparameters)
     problem = _problem(model, batches, criterion, loss, seed, mask, posterior)
     return cut(problem, criterion, make("granularities", granularity, {}), sparsity)
+
+
+def compact(
+    model: nn.Module,
+    mask: Mask,
+    batches: Batches | None = None,
+    *,
+    input_shape: tuple[int, ...] | None = None,
+    granularity: str = "channel",
+) -> nn.Module:
+    """A plain, physically smaller copy of a model without the channels that a mask removes; the model is left as it is.
+
+        mask = methods.prune(model, batches, method="obd", sparsity=0.5, granularity="channel")
+        small = methods.compact(model, mask, batches)
+
+    `input_shape` is that of one input, without the batch: read off `batches` where not given. The smaller model computes what
+    the masked one does, unless a LayerNorm averages over removed channels. Raises ValueError where the mask is not one of whole
+    channels, and where the network cannot be traced.
+    """
+    chosen = make("granularities", granularity, {})
+    if not chosen.compacts:
+        raise ValueError(f"granularity '{granularity}' leaves networks as large as they are: there is nothing to remove")
+    if batches is not None:
+        _check_reiterable(batches)
+    problem = Problem(model, batches if batches is not None else (), mask=dict(mask))
+    if input_shape is not None:
+        problem.input_shape = tuple(input_shape)
+    small: nn.Module = chosen.compact(problem).model
+    return small
 
 
 def train_pruned(

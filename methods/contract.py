@@ -13,17 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from methods.granularity_contract import GRANULARITY, SPARSITIES
 from methods.interface import Configuration, Criterion, Granularity, Posterior, Problem, Scores, Stage, Training, count_masked
 from methods.loop import Recipe, fit
-from methods.pruning import Pruner, cut, evaluating, faults, held, kept_weights, score
+from methods.pruning import Pruner, cut, evaluating, faults, held, kept_weights
 from methods.registry import KINDS, get, lookup, names
 from methods.schedule import Gradual
 from methods.space import ranges
 from methods.specimens import Batches, Breach, ConvNet, mlp, problem_of, tied
-
-SPARSITIES = (0.0, 0.5, 0.9, 0.99)
+from methods.specimens import Skip as _Skip
+from methods.specimens import require as _require
+from methods.specimens import same as _same
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def check(entry: str | type[Configuration]) -> list[Finding]:
     elif issubclass(entry, Training):
         clauses = _DECLARED | _TRAINING
     elif issubclass(entry, Granularity):
-        clauses = _DECLARED | _GRANULARITY
+        clauses = _DECLARED | GRANULARITY
     else:
         raise TypeError(f"{entry!r} is neither a Criterion nor a Training nor a Granularity")
     return [_ask(entry, clause, question) for clause, question in clauses.items()]
@@ -59,10 +61,6 @@ def check(entry: str | type[Configuration]) -> list[Finding]:
 def entries(name: str) -> list[type[Configuration]]:
     """The registered classes that a name stands for: of each kind that has it, or the criterion of a named method."""
     return [lookup(kind, name) for kind in KINDS if name in names(kind)] or [lookup("criteria", get(name).criterion)]
-
-
-class _Skip(Exception):
-    pass
 
 
 def _ask(entry: type[Configuration], clause: str, question: Callable[[Any], None]) -> Finding:
@@ -78,11 +76,6 @@ def _ask(entry: type[Configuration], clause: str, question: Callable[[Any], None
     return Finding(name, clause)
 
 
-def _require(holds: object, message: str) -> None:
-    if not holds:
-        raise Breach(message)
-
-
 # --- asking -----------------------------------------------------------------------------------------------------------
 
 
@@ -95,10 +88,6 @@ def _supported(criterion: Criterion) -> list[Problem]:
 def _raw_score(problem: Problem, criterion: Criterion) -> Scores:
     with evaluating(problem.model):
         return criterion.score(problem)
-
-
-def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
 
 # --- clauses for every kind ------------------------------------------------------------------------------------------
@@ -308,30 +297,4 @@ _TRAINING: dict[str, Callable[[Any], None]] = {
     "same seed, same network": _training_repeats,
     "posterior finite, non-negative, of the right names": _posterior_is_sound,
     "penalty finite and non-negative": _penalty_is_sound,
-}
-
-
-# --- clauses for a granularity ---------------------------------------------------------------------------------------
-
-
-def _cuts_inside_the_mask(entry: type[Granularity]) -> None:
-    problem = problem_of()
-    first, second = (score(problem, lookup("criteria", name)()) for name in ("magnitude", "random"))  # type: ignore[arg-type]
-    half = entry().cut(problem, first, 0.5)
-    inner = entry().cut(replace(problem, mask=half), second, 0.9)
-    _require(all(not (inner[n] & ~half[n]).any() for n in half), "a second cut revived masked weights")
-
-
-def _cuts_to_the_count(entry: type[Granularity]) -> None:
-    for make in (ConvNet, mlp, tied):
-        problem = problem_of(make)
-        scores = score(problem, lookup("criteria", "magnitude")())  # type: ignore[arg-type]
-        for sparsity in SPARSITIES:
-            kept, total = kept_weights(entry().cut(problem, scores, sparsity))
-            _require(kept == total - count_masked(sparsity, total), f"at sparsity {sparsity} kept {kept} of {total} weights")
-
-
-_GRANULARITY: dict[str, Callable[[Any], None]] = {
-    "exact counts, also with total ties": _cuts_to_the_count,
-    "a later cut lies inside the earlier mask": _cuts_inside_the_mask,
 }

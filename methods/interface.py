@@ -25,6 +25,7 @@ Values = dict[str, Tensor]
 Mask = dict[str, Tensor]
 Batches = Iterable[tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
+Cost = Callable[[nn.Module], float]  # what a physically smaller network costs: FLOPs, parameters, milliseconds
 
 
 class Stage(StrEnum):
@@ -232,11 +233,35 @@ class Training(Configuration):
 
 @dataclass(frozen=True, kw_only=True)
 class Granularity(Configuration):
-    """What is removed: turns scores into a mask."""
+    """What is removed: turns scores into a mask.
 
-    def cut(self, problem: Problem, scores: Scores, sparsity: float) -> Mask:
+    `compacts`: whether what it cuts can be removed physically. Only then it may be given a `cost`, and `sparsity` is the share
+    of the DENSE network's cost to remove, instead of the share of its prunable weights; otherwise a cost raises ValueError.
+    """
+
+    compacts: ClassVar[bool] = False
+
+    def cut(self, problem: Problem, scores: Scores, sparsity: float, cost: Cost | None = None) -> Mask:
         """The mask at this sparsity: a subset of `problem.mask`. Raises ValueError where it cannot be reached."""
         raise NotImplementedError
+
+    def check(self, problem: Problem, sparsity: float, cost: Cost | None = None) -> None:
+        """Raise RuntimeError where `problem.mask` is not what is promised at this sparsity: exactly round(s·n) masked weights."""
+        self.refuse(cost)
+        masked = sum(int((~m).sum()) for m in problem.mask.values())
+        total = sum(m.numel() for m in problem.mask.values())
+        wanted = count_masked(sparsity, total)
+        if masked != wanted:
+            raise RuntimeError(f"the mask keeps {total - masked} weights, {total - wanted} were asked for")
+
+    def compact(self, problem: Problem) -> Problem:
+        """The problem with what is masked removed physically, where that can be done; otherwise the problem itself."""
+        return problem
+
+    def refuse(self, cost: Cost | None) -> None:
+        """Raise ValueError where a cost is given to a granularity that cannot make networks smaller."""
+        if cost is not None and not self.compacts:
+            raise ValueError(f"granularity '{self.name}' leaves networks as large as they are: it cannot cut to a cost")
 
 
 def count_batches(batches: Batches) -> int:

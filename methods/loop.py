@@ -171,7 +171,8 @@ class _Run:
         # Curvature from before fine-tuning belongs to weights that have moved since.
         stale = self.previous is not None and self.moved
         posterior = replace(self.state, curvature={}, factors={}) if stale else self.state
-        mask = cut(replace(self.problem, posterior=posterior), self.pruner.criterion, self.pruner.granularity, sparsity)
+        pruner = self.pruner
+        mask = cut(replace(self.problem, posterior=posterior), pruner.criterion, pruner.granularity, sparsity, cost=pruner.cost)
         self.cuts_left -= 1
         if persistent or not self.cuts_left:
             self.problem.mask, self.masked = mask, _masked(self.problem.model, mask)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from methods.interface import Criterion, Granularity, Mask, Problem, Scores, apply_mask, count_masked, prunable
+from methods.interface import Cost, Criterion, Granularity, Mask, Problem, Scores, apply_mask, count_masked, prunable
 from methods.schedule import Lap, Schedule
 
 
@@ -82,19 +82,28 @@ def scored_once(criterion: Criterion) -> bool:
     return criterion.nested and len(criterion.rounds(0.0, 0.99)) == 1
 
 
-def cut(problem: Problem, criterion: Criterion, granularity: Granularity, sparsity: float, scores: Scores | None = None) -> Mask:
+def cut(
+    problem: Problem,
+    criterion: Criterion,
+    granularity: Granularity,
+    sparsity: float,
+    scores: Scores | None = None,
+    cost: Cost | None = None,
+) -> Mask:
     """Prune the problem's model in place to the sparsity, and return the mask.
 
     `scores`: those of a nested criterion, already computed. Otherwise the criterion scores in each of its rounds, with the mask
-    of the one before applied. Masked weights are zero afterwards, kept ones as they were, or as `compensate` sets them.
+    of the one before applied. `cost`: what the sparsity is a share of, in place of the prunable weights, for a granularity that
+    makes networks smaller; the targets of the rounds are such shares too. Masked weights are zero afterwards, kept ones as they
+    were, or as `compensate` sets them.
     """
-    rounds = (sparsity,) if scores is not None else criterion.rounds(sparsity_of(problem.mask), sparsity)
+    rounds = (sparsity,) if scores is not None else criterion.rounds(_present(problem, granularity, cost), sparsity)
     present = problem
     apply_mask(problem.model, problem.mask)
     for target in rounds:
         present = replace(present, target=target)
         found = scores if scores is not None else score(present, criterion)
-        mask = granularity.cut(present, found, target)
+        mask = granularity.cut(present, found, target, cost)
         with evaluating(present.model):
             criterion.compensate(present, mask, found.state)
         apply_mask(present.model, mask)
@@ -102,14 +111,23 @@ def cut(problem: Problem, criterion: Criterion, granularity: Granularity, sparsi
     return present.mask
 
 
+def _present(problem: Problem, granularity: Granularity, cost: Cost | None) -> float:
+    """The share removed by the present mask: of the prunable weights, or of the dense network's cost."""
+    if cost is None or all(bool(m.all()) for m in problem.mask.values()):
+        return sparsity_of(problem.mask)
+    granularity.refuse(cost)
+    return 1.0 - cost(granularity.compact(replace(problem, posterior=None)).model) / cost(problem.model)
+
+
 @dataclass(frozen=True)
 class Pruner:
-    """What `methods.fit` cuts with while it trains, when, and down to which sparsity."""
+    """What `methods.fit` cuts with while it trains, when, and down to which sparsity: a share of the weights, or of `cost`."""
 
     criterion: Criterion
     granularity: Granularity
     schedule: Schedule
     sparsity: float
+    cost: Cost | None = None
 
     def laps(self, problem: Problem, epochs: int) -> tuple[Lap, ...]:
         """The laps of the schedule, without cuts that ask for no more than the present mask.

@@ -14,6 +14,21 @@ class Breach(Exception):
     """One broken clause of the contract, in one line."""
 
 
+class Skip(Exception):
+    """Why a clause is not asked of an entry."""
+
+
+def require(holds: object, message: str) -> None:
+    """Raise Breach with the message unless it holds."""
+    if not holds:
+        raise Breach(message)
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Whether two sets of named tensors are equal, to the bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
 class ConvNet(nn.Module):
     """Conv, batch norm, in-place ReLU, strided conv, linear: 3 x 6 x 6 inputs, 3 classes."""
 

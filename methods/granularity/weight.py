@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from methods.interface import Granularity, Mask, Problem, Scores, count_masked
+from methods.interface import Cost, Granularity, Mask, Problem, Scores, count_masked
 from methods.registry import register
 
 
@@ -18,8 +18,9 @@ class Weight(Granularity):
     nested. Time O(n): a selection, not a sort.
     """
 
-    def cut(self, problem: Problem, scores: Scores, sparsity: float) -> Mask:
+    def cut(self, problem: Problem, scores: Scores, sparsity: float, cost: Cost | None = None) -> Mask:
         """See `Granularity.cut`. Raises ValueError where fewer weights are alive than must be kept."""
+        self.refuse(cost)
         names = list(problem.mask)
         alive = torch.cat([problem.mask[n].flatten() for n in names])
         flat = torch.cat([scores.values[n].detach().flatten().to(problem.mask[n].device, torch.float64) for n in names])

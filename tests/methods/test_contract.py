@@ -11,7 +11,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import methods
-from methods import Criterion, Float, Granularity, Mask, Posterior, Problem, Scores, Stage, count_masked, registry
+from methods import Cost, Criterion, Float, Granularity, Mask, Posterior, Problem, Scores, Stage, count_masked, registry
+from methods.granularity.channel import Channel
+from methods.granularity.weight import Weight
 from methods.registry import KINDS
 from methods.training.map import Map
 
@@ -37,7 +39,11 @@ REPEATS = "same seed, same network"
 POSTERIOR = "posterior finite, non-negative, of the right names"
 PENALTY = "penalty finite and non-negative"
 
+PROMISE = "cuts what it promises, also with total ties"
 INSIDE = "a later cut lies inside the earlier mask"
+CHECKS = "check refuses what was not asked for"
+COST = "a cost refused, or reached"
+COMPACTS = "the smaller network computes the same"
 
 
 def broken(entry: Any) -> dict[str, str]:
@@ -560,7 +566,8 @@ def test_a_wrong_training_is_caught_by_the_clause_it_breaks(wrong: type[Map], cl
 class Threshold(Granularity):
     """Removes `score <= threshold`: every tie with the threshold goes."""
 
-    def cut(self, problem: Problem, scores: Scores, sparsity: float) -> Mask:
+    def cut(self, problem: Problem, scores: Scores, sparsity: float, cost: Cost | None = None) -> Mask:
+        self.refuse(cost)
         flat = torch.cat([(s * problem.mask[n]).flatten() for n, s in scores.values.items()])
         k = count_masked(sparsity, flat.numel())
         threshold = flat.kthvalue(k).values if k else -torch.inf
@@ -568,10 +575,55 @@ class Threshold(Granularity):
 
 
 @configuration
+class Credulous(Weight):
+    """Its check takes any mask."""
+
+    def check(self, problem: Problem, sparsity: float, cost: Cost | None = None) -> None:
+        pass
+
+
+@configuration
+class DeafToCost(Weight):
+    """A cost is taken for the number of weights, and no network gets smaller."""
+
+    def refuse(self, cost: Cost | None) -> None:
+        pass
+
+
+@configuration
+class CutsLess(Channel):
+    """Channels, but for half of the sparsity."""
+
+    def cut(self, problem: Problem, scores: Scores, sparsity: float, cost: Cost | None = None) -> Mask:
+        return super().cut(problem, scores, sparsity / 2, cost)
+
+
+@configuration
+class RemovesOthers(Channel):
+    """The smaller network keeps the first channels, not the ones the mask keeps."""
+
+    def compact(self, problem: Problem) -> Problem:
+        smaller = super().compact(problem)
+        for name, p in smaller.model.named_parameters():
+            whole = problem.model.get_parameter(name)
+            p.data = whole.data[tuple(slice(n) for n in p.shape)].clone()
+        return smaller
+
+
+@configuration
+class RemovesNothing(Channel):
+    """The masked network is called the smaller one."""
+
+    def compact(self, problem: Problem) -> Problem:
+        return problem
+
+
+@configuration
 class TurnsAround(Granularity):
     """Exact, but a second cut keeps what the first one removed."""
 
-    def cut(self, problem: Problem, scores: Scores, sparsity: float) -> Mask:
+    def cut(self, problem: Problem, scores: Scores, sparsity: float, cost: Cost | None = None) -> Mask:
+        self.refuse(cost)
         first = all(bool(m.all()) for m in problem.mask.values())
         values = {n: s if first else (~problem.mask[n]).float() for n, s in scores.values.items()}
         return methods.make("granularities", "weight", {}).cut(Problem(problem.model, ()), Scores(values), sparsity)
@@ -581,21 +633,36 @@ class TurnsAround(Granularity):
 class IgnoresTheMask(Granularity):
     """Exact, but blind to what was removed before: other scores would revive it."""
 
-    def cut(self, problem: Problem, scores: Scores, sparsity: float) -> Mask:
+    def cut(self, problem: Problem, scores: Scores, sparsity: float, cost: Cost | None = None) -> Mask:
+        self.refuse(cost)
         return methods.make("granularities", "weight", {}).cut(Problem(problem.model, ()), scores, sparsity)
 
 
 def test_a_threshold_cut_is_caught_where_scores_are_equal() -> None:
     errors = broken(Threshold)
-    assert "at sparsity 0.5 kept 0 of" in errors[COUNTS]
-    assert INSIDE not in errors
+    assert "at sparsity 0.5, the mask keeps 0 weights" in errors[PROMISE]
+    assert {INSIDE, CHECKS, COST, COMPACTS}.isdisjoint(errors)
 
 
 @pytest.mark.parametrize("wrong", [TurnsAround, IgnoresTheMask])
 def test_a_cut_that_revives_masked_weights_is_caught(wrong: type[Granularity]) -> None:
     errors = broken(wrong)
-    assert COUNTS not in errors
+    assert PROMISE not in errors
     assert "a second cut revived masked weights" in errors[INSIDE]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "clause", "message"),
+    [
+        (Credulous, CHECKS, "check accepts a mask that removes 0.00 in place of 0.5"),
+        (DeafToCost, COST, "takes a cost, though its networks stay as large as they are"),
+        (CutsLess, PROMISE, "at sparsity 0.5, the mask removes the share 0.2"),
+        (RemovesOthers, COMPACTS, "the outputs of the masked and of the smaller network are"),
+        (RemovesNothing, COMPACTS, "the smaller network has 486 weights"),
+    ],
+)
+def test_every_way_to_cut_or_remove_wrongly_is_caught(wrong: type[Granularity], clause: str, message: str) -> None:
+    assert message in broken(wrong)[clause]
 
 
 # --- what may be checked ---------------------------------------------------------------------------------------------
@@ -609,7 +676,7 @@ def test_a_name_of_several_kinds_is_checked_as_each_of_them() -> None:
     finally:
         registry._restore(before)
     assert {SOUND, INSIDE} <= set(clauses)
-    assert {f.clause for f in methods.check("weight")} == {DECLARED, DOCUMENTED, COUNTS, INSIDE}
+    assert {f.clause for f in methods.check("weight")} == {DECLARED, DOCUMENTED, PROMISE, INSIDE, CHECKS, COST, COMPACTS}
 
 
 def test_every_method_can_be_checked_by_its_name() -> None:
