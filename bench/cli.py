@@ -65,8 +65,10 @@ def run(
     architectures: Annotated[str | None, typer.Option(help="Architectures instead of the suite's: ours or any timm name.")] = None,
     sparsities: Annotated[str | None, typer.Option(help="Fractions of weights to remove, in [0, 1), with commas.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds, with commas.")] = None,
-    granularity: Annotated[str, typer.Option(help="What is removed.")] = "weight",
-    match: Annotated[str, typer.Option(help="What equal sparsity means.")] = "weights",
+    granularity: Annotated[str, typer.Option(help="What is removed: weight, channel, 2:4 or any n:m.")] = "weight",
+    match: Annotated[
+        str, typer.Option(help="What sparsities are shares of: weights, or for channels parameters, flops, latency.")
+    ] = "weights",
     ablate: Annotated[
         str,
         typer.Option(help="Controls beside each method, with commas: shuffle permutes its mask in each layer, reinit draws new weights."),
@@ -92,8 +94,6 @@ def run(
     if executor not in executors.EXECUTORS:
         raise unknown("executor", executor, executors.EXECUTORS)
     _check_device(device)
-    if match != "weights":
-        raise unknown("--match", match, ["weights"])
     ablations = tuple(dict.fromkeys(_names(ablate)))
     for name in ablations:
         if name not in ABLATIONS:

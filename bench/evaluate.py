@@ -1,5 +1,10 @@
 """What a network is worth and what it costs: accuracy, calibration, parameters, FLOPs."""
 
+import contextlib
+import copy
+import statistics
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,11 +13,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.data import Split
-from methods import Mask, prunable
+from methods import Cost, Mask, prunable
+from methods.granularity.nm import semi_structured
 from methods.pruning import evaluating
 
 BATCH = 500
 ECE_BINS = 15
+LATENCY_BATCHES = (1, 128)  # a row has the first; `export` says both
+MATCHES = ("weights", "parameters", "flops", "latency")  # what equal sparsity may mean
 
 
 @dataclass(frozen=True)
@@ -69,42 +77,101 @@ def switched_off(logits: Tensor) -> bool:
 
 
 @dataclass(frozen=True)
-class Size:
-    """Parameters and FLOPs for one input, of the dense network and of what a mask keeps of them."""
+class Dense:
+    """Counts of a network before anything is removed; `flops` for one input, `layers`: weight name -> FLOPs of its layer."""
 
     prunable: int
-    kept: int
     parameters: int
-    parameters_kept: int
     flops: int
-    flops_kept: int
-    layers_collapsed: int
+    layers: dict[str, int]
 
 
-def layer_flops(model: nn.Module, input_shape: tuple[int, ...], device: torch.device) -> tuple[int, dict[str, int]]:
+def dense(model: nn.Module, input_shape: tuple[int, ...]) -> Dense:
+    """Counts of a whole network."""
+    flops, layers = layer_flops(model, input_shape)
+    return Dense(sum(p.numel() for p in prunable(model).values()), parameters(model), flops, layers)
+
+
+def parameters(model: nn.Module) -> int:
+    """How many numbers it has to learn."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def layer_flops(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, dict[str, int]]:
     """(all FLOPs, weight name -> FLOPs of its layer) for one input: a multiply and an add count as two."""
     counter = FlopCounterMode(display=False)
     with evaluating(model), torch.no_grad(), counter:
-        model(torch.zeros(1, *input_shape, device=device))
+        model(torch.zeros(1, *input_shape, device=next(model.parameters()).device))
     # The counter names a module by its path below the root's class name.
     by_module = {path.partition(".")[2]: sum(ops.values()) for path, ops in counter.get_flop_counts().items()}
     layers = {name: int(by_module.get(name.removesuffix(".weight"), 0)) for name in prunable(model)}
     return int(counter.get_total_flops()), layers
 
 
+@dataclass(frozen=True)
+class Size:
+    """What is left of a network: parameters, FLOPs for one input, and layers without a weight."""
+
+    parameters_kept: int
+    flops_kept: int
+    layers_collapsed: int
+
+
 def size(model: nn.Module, mask: Mask, flops: tuple[int, dict[str, int]]) -> Size:
-    """Counts of a masked network; `flops` from `layer_flops`. A layer's FLOPs shrink with its share of kept weights."""
+    """Counts of a masked network; `flops`: those of the model from `layer_flops`. A layer's shrink with its share of kept weights."""
     kept = {n: int(m.sum()) for n, m in mask.items()}
     total, layers = flops
-    parameters = sum(p.numel() for p in model.parameters())
-    weights = sum(m.numel() for m in mask.values())
     saved = sum(layers[n] * (mask[n].numel() - k) / mask[n].numel() for n, k in kept.items())
     return Size(
-        prunable=weights,
-        kept=sum(kept.values()),
-        parameters=parameters,
-        parameters_kept=parameters - weights + sum(kept.values()),
-        flops=total,
+        parameters_kept=parameters(model) - sum(mask[n].numel() - k for n, k in kept.items()),
         flops_kept=round(total - saved),
         layers_collapsed=sum(k == 0 for k in kept.values()),
     )
+
+
+@torch.no_grad()
+def latency(models: Sequence[nn.Module], inputs: Tensor, mask: Mask | None = None, seconds: float = 0.3) -> list[float]:
+    """Milliseconds of one forward pass of each model on these inputs: the median of many, in turns, so that all see the same machine.
+
+    About `seconds` of measuring after a warm-up, at least 10 passes each. On a GPU, networks with a 2:4 `mask` are timed
+    in half precision, the last model with its Linear weights in torch's semi-structured form where it takes them; a sparse
+    pattern is worth nothing to other devices, and the last model is then as fast as a dense one.
+    """
+    prepared = [copy.deepcopy(model).eval() for model in models]
+    if inputs.device.type == "cuda" and mask is not None and not all(bool(m.all()) for m in mask.values()):
+        prepared, inputs = [model.half() for model in prepared], inputs.half()
+        with contextlib.suppress(RuntimeError, NotImplementedError):  # no kernel for this GPU
+            semi_structured(prepared[-1], mask)
+    times: list[list[float]] = [[] for _ in prepared]
+    for _ in range(3):
+        for model in prepared:
+            _milliseconds(model, inputs)
+    start = time.perf_counter()
+    while len(times[0]) < 10 or (time.perf_counter() - start < seconds and len(times[0]) < 200):
+        for model, measured in zip(prepared, times, strict=True):
+            measured.append(_milliseconds(model, inputs))
+    return [statistics.median(measured) for measured in times]
+
+
+def _milliseconds(model: nn.Module, inputs: Tensor) -> float:
+    start = time.perf_counter()
+    model(inputs)
+    if inputs.device.type == "cuda":
+        torch.cuda.synchronize(inputs.device)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def cost(match: str, input_shape: tuple[int, ...]) -> Cost | None:
+    """What sparsities are shares of: None for prunable weights, else the parameters, FLOPs or milliseconds of a network."""
+    if match == "weights":
+        return None
+
+    def measured(model: nn.Module) -> float:
+        if match == "parameters":
+            return float(parameters(model))
+        if match == "flops":
+            return float(layer_flops(model, input_shape)[0])
+        device = next(model.parameters()).device
+        return latency([model], torch.zeros(LATENCY_BATCHES[0], *input_shape, device=device), seconds=0.05)[0]
+
+    return measured

@@ -39,8 +39,9 @@ class Job:
     """One method (or the dense network, where `criterion` is None) on one block and seed, at the points still to do.
 
     `network`: the key of the dense network, saved by a dense job and loaded by one that prunes after training. `schedule`: when
-    to cut, where that is more than once. `ablation`: a control in place of the method's own network, see
-    `bench.spec.ABLATIONS`. `split`: which data it is measured on, "test", or "validation" while tuning.
+    to cut, where that is more than once. `match`: what sparsities are shares of, see `bench.evaluate.cost`. `ablation`: a control
+    in place of the method's own network, see `bench.spec.ABLATIONS`. `split`: which data it is measured on, "test", or
+    "validation" while tuning.
     """
 
     method: str
@@ -56,6 +57,7 @@ class Job:
     points: tuple[Point, ...]
     place: Place
     schedule: Schedule | None = None
+    match: str = "weights"
     ablation: str = "none"
     split: str = "test"
 

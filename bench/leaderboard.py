@@ -34,17 +34,19 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
     table = pd.DataFrame([[getattr(row, name) for name in ROW_COLUMNS] for row in rows], columns=list(ROW_COLUMNS))
     ablated = table["ablation"] != "none"
     table.loc[ablated, "method"] += " (" + table["ablation"] + ")"
-    table["track"] = [track(s, f) for s, f in zip(table["stage"], table["finetune_epochs"], strict=True)]
+    kinds = zip(table["stage"], table["finetune_epochs"], table["granularity"], table["match"], strict=True)
+    table["track"] = [track(*kind) for kind in kinds]
     return table
 
 
-def track(stage: str, finetune_epochs: int) -> str:
-    """The track of a row; '' for a dense reference, which has no stage."""
+def track(stage: str, finetune_epochs: int, granularity: str = "weight", match: str = "weights") -> str:
+    """The track of a row: what is not compared has another one. '' for a dense reference, which has no stage."""
     if not stage:
         return ""
-    if finetune_epochs:
-        return f"fine-tuned {finetune_epochs} epochs"
-    return ONE_SHOT[stage]
+    name = f"fine-tuned {finetune_epochs} epochs" if finetune_epochs else ONE_SHOT[stage]
+    if granularity != "weight":
+        name += f", {granularity}"
+    return name if match == "weights" else f"{name}, equal {match}"
 
 
 def leaderboard(rows: Iterable[Row]) -> pd.DataFrame:
@@ -64,7 +66,7 @@ def leaderboard(rows: Iterable[Row]) -> pd.DataFrame:
     if not boards:
         return pd.DataFrame(columns=list(COLUMNS))
     order = {name: place for place, name in enumerate(ONE_SHOT.values())}
-    boards.sort(key=lambda b: (order.get(b["track"].iloc[0], len(order)), b["track"].iloc[0], b["tuning"].iloc[0]))
+    boards.sort(key=lambda b: (order.get(b["track"].iloc[0].partition(",")[0], len(order)), b["track"].iloc[0], b["tuning"].iloc[0]))
     return pd.concat(boards, ignore_index=True)
 
 

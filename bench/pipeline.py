@@ -109,11 +109,13 @@ def _rows(made: Plan, job: Job, result: Any) -> dict[str, Row]:
 def collect(made: Plan, store: Store) -> list[Row]:
     """Every row there is of a plan, in the plan's order, each with the accuracy of its own dense network beside it.
 
-    Rows are shared between suites, and between defaults and what tuning chose: both names are those of the plan.
+    Rows are shared between suites, between defaults and what tuning chose, and dense ones between granularities: these names are
+    those of the plan.
     """
     found = store.get(made.expected)
+    named = ("suite", "method", "tuning", "granularity", "match", "hyperparameters")
     rows = [
-        dataclasses.replace(found[key], suite=blank.suite, method=blank.method, tuning=blank.tuning, hyperparameters=blank.hyperparameters)
+        dataclasses.replace(found[key], **{name: getattr(blank, name) for name in named})
         for key, blank in made.expected.items()
         if key in found
     ]

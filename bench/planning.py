@@ -18,7 +18,8 @@ import torch
 from pydantic import ValidationError
 
 import methods
-from bench import architectures, data, trial, tune
+from bench import architectures, data, tune, workbench
+from bench.evaluate import MATCHES
 from bench.job import Configured, Job, Place, Point
 from bench.spec import DENSE, PROTOCOL_VERSION, Protocol, Row, Suite, UserError, digest, first_fault, unknown
 from bench.store import Networks, Store
@@ -123,7 +124,7 @@ class _Cell:
         request = self.request
         return Job(
             dataset=self.dataset, architecture=self.architecture, seed=self.seed, training=training, network=self.network(training),
-            granularity=request.granularity, place=request.place, **{"protocol": self.protocol, **own},
+            granularity=request.granularity, match=request.match, place=request.place, **{"protocol": self.protocol, **own},
         )  # fmt: skip
 
 
@@ -131,7 +132,7 @@ def _cells(request: Request, seeds: Iterable[int], notes: list[str]) -> Iterator
     """Every block and seed; blocks that cannot be are said in the notes."""
     for dataset, architecture in ((b.dataset, a) for b in request.suite.blocks for a in b.architectures):
         protocol = request.suite.protocol(architecture)
-        loaded = trial.load_data(dataset, protocol, dataclasses.replace(request.place, device="cpu"))
+        loaded = workbench.load_data(dataset, protocol, dataclasses.replace(request.place, device="cpu"))
         if not architectures.accepts(architecture, loaded.input_shape):
             shape = "x".join(map(str, loaded.input_shape))
             notes.append(f"{architecture} does not take {dataset} (inputs of shape {shape}): left out")
@@ -220,9 +221,9 @@ def _method_jobs(cell: _Cell, method: Method, chosen: Chosen, ablation: str) -> 
 def _decided(cell: _Cell, method: Method, criterion: Configured) -> dict[str, Any]:
     """What decides a method's results beside its dense network."""
     granularity = cell.request.granularity
-    classes = methods.lookup("criteria", criterion.name), methods.lookup("granularities", granularity)
+    classes = methods.lookup("criteria", criterion.name), type(methods.get_granularity(granularity))
     decided = {
-        "method": method.name, "stage": method.stage, "granularity": granularity, "criterion": criterion.name,
+        "method": method.name, "stage": method.stage, "granularity": granularity, "match": cell.request.match, "criterion": criterion.name,
         "hyperparameters": criterion.hyperparameters, "sources": [methods.source_hash(cls) for cls in classes],
     }  # fmt: skip
     return decided | ({"schedule": method.schedule.as_dict()} if method.schedule is not None else {})
@@ -342,7 +343,16 @@ def _prunes_dense(job: Job) -> bool:
     return job.criterion is not None and not job.trains_each
 
 
-def check_granularity(name: str) -> None:
-    """UserError where no granularity of that name is registered."""
-    if name not in methods.names("granularities"):
-        raise unknown("granularity", name, methods.names("granularities"))
+def check_what_is_removed(granularity: str, match: str, ablations: Iterable[str]) -> methods.Granularity:
+    """The granularity of that name. UserError where there is none, or match or controls do not go with it."""
+    try:
+        found = methods.get_granularity(granularity)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if match not in MATCHES:
+        raise unknown("--match", match, MATCHES)
+    if match != "weights" and not found.compacts:
+        raise UserError(f"--match {match} needs networks that become smaller: --granularity channel, not '{granularity}'")
+    if "shuffle" in ablations and (found.compacts or found.fixed_sparsity is not None):
+        raise UserError(f"--ablate shuffle permutes single weights: it goes with --granularity weight, not '{granularity}'")
+    return found

@@ -108,7 +108,11 @@ def _request(
 ) -> Request:  # fmt: skip
     catalogue.load_plugins(place.plugins)
     chosen = catalogue.select_methods(methods)
-    planning.check_granularity(granularity)
+    only = planning.check_what_is_removed(granularity, match, ablations).fixed_sparsity
+    if only is not None:
+        if changes.get("sparsities") not in (None, [only]):
+            raise UserError(f"--sparsities does not apply: granularity '{granularity}' has the sparsity {only:g}")
+        changes = {**changes, "sparsities": [only]}
     narrowed = planning.narrow(suite, datasets=datasets, architectures_=architectures, **changes)
     return Request(narrowed, chosen, place, granularity, match, ablations)
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 import methods
-from bench import catalogue, data, pipeline, planning, trial
+from bench import catalogue, data, pipeline, planning, workbench
 from bench.executor import Inline
 from bench.job import Place
 from bench.planning import Request
@@ -61,7 +61,7 @@ def train(model: torch.nn.Module, split: data.Split, protocol: Protocol, epochs:
 
 def network(architecture: str, shape: tuple[int, ...]) -> torch.nn.Module:
     """An initial network in the memory layout the harness gives it."""
-    model = trial.architectures.create(architecture, shape, 10)
+    model = workbench.architectures.create(architecture, shape, 10)
     convolutional = sum(isinstance(m, torch.nn.Conv2d) for m in model.modules()) > 1
     return model.to(memory_format=torch.channels_last) if convolutional else model
 
@@ -71,7 +71,7 @@ def bare(suite: Suite, folder: Path) -> float:
     (block,) = suite.blocks
     (architecture,) = block.architectures
     protocol = suite.protocol(architecture)
-    split = trial.load_data(block.dataset, protocol, Place("cpu", None, folder)).train
+    split = workbench.load_data(block.dataset, protocol, Place("cpu", None, folder)).train
     batches = data.Batches(split, protocol.batch_size, shuffle=False)
     shape = tuple(split.inputs.shape[1:])
     start = time.perf_counter()

@@ -41,6 +41,7 @@ from methods.registry import (
     UnknownName,
     define,
     get,
+    get_granularity,
     load_plugin,
     lookup,
     make,
@@ -54,10 +55,10 @@ from methods.source import source_hash
 from methods.space import Choice, Float, Int, Range, ranges
 
 __all__ = [
-    "Batches", "Choice", "Configuration", "Cost", "Criterion", "Float", "Gradual", "Granularity", "Int", "Iterative", "Lap", "Mask",
-    "Method", "Posterior", "Problem", "Pruner", "Range", "Recipe", "Rewinding", "Schedule", "Scores", "Stage", "Training",
-    "UnknownName", "Values", "apply_mask", "check", "compact", "count_masked", "criteria", "cut", "define", "derive",
-    "effective_sparsity", "fit", "full_mask", "get", "granularity", "held", "kept_weights", "load_plugin", "lookup", "make",
-    "named", "names", "nearest", "prunable", "prune", "ranges", "register", "score", "scored_once", "scores", "shuffled",
-    "source_hash", "sparsity_of", "train", "train_pruned", "training", "unknown",
+    "Batches", "Choice", "Configuration", "Cost", "Criterion", "Float", "Gradual", "Granularity", "Int", "Iterative", "Lap",
+    "Mask", "Method", "Posterior", "Problem", "Pruner", "Range", "Recipe", "Rewinding", "Schedule", "Scores", "Stage",
+    "Training", "UnknownName", "Values", "apply_mask", "check", "compact", "count_masked", "criteria", "cut", "define",
+    "derive", "effective_sparsity", "fit", "full_mask", "get", "get_granularity", "granularity", "held", "kept_weights",
+    "load_plugin", "lookup", "make", "named", "names", "nearest", "prunable", "prune", "ranges", "register", "score",
+    "scored_once", "scores", "shuffled", "source_hash", "sparsity_of", "train", "train_pruned", "training", "unknown",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from torch import nn
 from methods.interface import Batches, Criterion, Loss, Mask, Posterior, Problem, Stage, Training
 from methods.loop import Recipe, fit
 from methods.pruning import Pruner, cut, score
-from methods.registry import get, make, names
+from methods.registry import get, get_granularity, make, names
 from methods.schedule import Schedule
 
 
@@ -46,7 +46,7 @@ def prune(
     batches: Batches | None = None,
     method: str = "magnitude",
     *,
-    sparsity: float,
+    sparsity: float | None = None,
     granularity: str = "weight",
     loss: Loss = F.cross_entropy,
     seed: int = 0,
@@ -56,15 +56,19 @@ def prune(
 ) -> Mask:
     """Prune the model in place and return the mask (weight name -> bool tensor, True = kept).
 
-    Exactly round(sparsity · prunable weights) weights are masked and set to zero, or with granularity "channel" the nearest to it
-    that whole channels make: `compact` then removes them. A method that compensates adjusts the others. `batches` may be
-    left out for methods that need no data (channels are found from the inputs' shape, and need them); `mask` cuts further into an
-    earlier mask. Nothing is trained here: a method with a training of its own is refused, with what to call instead. Raises
-    ValueError naming what is wrong.
+    Exactly round(sparsity · prunable weights) weights are masked and set to zero; with granularity "channel" it is the nearest to
+    that which whole channels make, and `compact` then removes them; a pattern ("2:4") has a sparsity of its own. A method that
+    compensates adjusts the others. `batches` may be left out for methods that need no data (channels are found from the inputs'
+    shape, and need them); `mask` cuts further into an earlier mask. Nothing is trained here: a method with a training of its own
+    is refused, with what to call instead. Raises ValueError naming what is wrong.
     """
     criterion = _criterion(method, hyperparameters)
     problem = _problem(model, batches, criterion, loss, seed, mask, posterior)
-    return cut(problem, criterion, make("granularities", granularity, {}), sparsity)
+    chosen = get_granularity(granularity)
+    share = chosen.fixed_sparsity if sparsity is None else sparsity
+    if share is None:
+        raise ValueError("say how much to remove: sparsity=0.9 is nine weights in ten")
+    return cut(problem, criterion, chosen, share)
 
 
 def compact(
@@ -84,7 +88,7 @@ def compact(
     the masked one does, unless a LayerNorm averages over removed channels. Raises ValueError where the mask is not one of whole
     channels, and where the network cannot be traced.
     """
-    chosen = make("granularities", granularity, {})
+    chosen = get_granularity(granularity)
     if not chosen.compacts:
         raise ValueError(f"granularity '{granularity}' leaves networks as large as they are: there is nothing to remove")
     if batches is not None:
@@ -135,7 +139,7 @@ def train_pruned(
         raise ValueError(f"'{method}' prunes a trained network: call posterior = methods.train(...) first, and give posterior=posterior")
     criterion, training = found.make_criterion(**(options or {})), found.make_training(**hyperparameters)
     problem = _problem(model, batches, criterion, loss, seed, mask, None)
-    pruner = Pruner(criterion, make("granularities", granularity, {}), found.schedule, sparsity)
+    pruner = Pruner(criterion, get_granularity(granularity), found.schedule, sparsity)
     state = fit(problem, training, Recipe(epochs=epochs, optimizer=optimizer), previous=posterior, pruner=pruner)
     return problem.mask, state
 

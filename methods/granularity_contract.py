@@ -19,8 +19,10 @@ SPARSITIES = (0.0, 0.5, 0.9, 0.99)
 def _cuts_inside_the_mask(entry: type[Granularity]) -> None:
     problem = problem_of()
     first, second = (score(problem, lookup("criteria", name)()) for name in ("magnitude", "random"))  # type: ignore[arg-type]
-    half = entry().cut(problem, first, 0.5)
-    inner = entry().cut(replace(problem, mask=half), second, 0.9)
+    only = entry().fixed_sparsity
+    outer, deeper = (0.5, 0.9) if only is None else (only / 2, only)
+    half = entry().cut(problem, first, outer)
+    inner = entry().cut(replace(problem, mask=half), second, deeper)
     require(all(not (inner[n] & ~half[n]).any() for n in half), "a second cut revived masked weights")
 
 

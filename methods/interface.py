@@ -241,6 +241,15 @@ class Granularity(Configuration):
 
     compacts: ClassVar[bool] = False
 
+    @property
+    def fixed_sparsity(self) -> float | None:
+        """The one sparsity there is, where the granularity decides it; None where any may be asked for."""
+        return None
+
+    def unsupported(self, problem: Problem) -> str | None:
+        """Why nothing of this kind can be removed from this network, or None where it can. Asked before anything runs."""
+        return None
+
     def cut(self, problem: Problem, scores: Scores, sparsity: float, cost: Cost | None = None) -> Mask:
         """The mask at this sparsity: a subset of `problem.mask`. Raises ValueError where it cannot be reached."""
         raise NotImplementedError

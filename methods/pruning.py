@@ -97,6 +97,9 @@ def cut(
     makes networks smaller; the targets of the rounds are such shares too. Masked weights are zero afterwards, kept ones as they
     were, or as `compensate` sets them.
     """
+    reason = granularity.unsupported(problem)
+    if reason is not None:
+        raise ValueError(f"granularity '{granularity.name}' does not support this network: {reason}")
     rounds = (sparsity,) if scores is not None else criterion.rounds(_present(problem, granularity, cost), sparsity)
     present = problem
     apply_mask(problem.model, problem.mask)

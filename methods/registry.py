@@ -223,6 +223,19 @@ def make(kind: str, name: str, hyperparameters: Mapping[str, Any]) -> Any:
     return cls(**hyperparameters)
 
 
+def get_granularity(name: str) -> Granularity:
+    """The granularity of that name: a registered one, with options in brackets (`channel(ranking=layer)`), or any pattern n:m.
+
+    Raises ValueError naming what is wrong.
+    """
+    plain, options = _bracketed(name)
+    n, colon, m = plain.partition(":")
+    if colon and n.isdecimal() and m.isdecimal():
+        plain, options = "2:4", {"n": int(n), "m": int(m), **options}
+    made: Granularity = make("granularities", plain, options)
+    return made
+
+
 def load_entry_points() -> None:
     """Import, once, the modules that installed packages offer under the entry-point group `razorbench.methods`."""
     if ENTRY_POINTS in _loaded:

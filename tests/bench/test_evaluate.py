@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bench.data import Split
-from bench.evaluate import layer_flops, logits_of, quality, size, switched_off
+from bench.evaluate import cost, dense, latency, layer_flops, logits_of, quality, size, switched_off
 from methods import full_mask
 
 
@@ -54,7 +54,7 @@ def test_logits_are_those_of_eval_mode_in_order() -> None:
 
 def test_flops_and_sizes_by_hand() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 4 * 4, 5))
-    total, layers = flops = layer_flops(model, (1, 4, 4), torch.device("cpu"))
+    total, layers = flops = layer_flops(model, (1, 4, 4))
     conv, linear = 2 * (4 * 4) * 2 * 9, 2 * 32 * 5  # a multiply and an add for each weight and position
     assert layers == {"0.weight": conv, "3.weight": linear}
     assert total == conv + linear
@@ -62,9 +62,29 @@ def test_flops_and_sizes_by_hand() -> None:
     mask["3.weight"][:4] = False
     mask["0.weight"][0] = False
     s = size(model, mask, flops)
-    assert (s.prunable, s.kept) == (18 + 160, 9 + 32)
-    assert (s.parameters, s.parameters_kept) == (18 + 2 + 160 + 5, 9 + 2 + 32 + 5)
+    whole = dense(model, (1, 4, 4))
+    assert (whole.prunable, whole.parameters, whole.flops) == (18 + 160, 18 + 2 + 160 + 5, total)
+    assert s.parameters_kept == 9 + 2 + 32 + 5
     assert s.flops_kept == conv // 2 + linear // 5
     assert s.layers_collapsed == 0
     mask["0.weight"][:] = False
     assert size(model, mask, flops).layers_collapsed == 1
+
+
+def test_costs_to_match_are_those_of_the_network() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 5))
+    assert cost("weights", (1, 4, 4)) is None
+    named = {match: cost(match, (1, 4, 4)) for match in ("parameters", "flops", "latency")}
+    assert all(named.values())
+    found = {match: measure(model) for match, measure in named.items() if measure is not None}
+    assert (found["parameters"], found["flops"]) == (16 * 5 + 5, 2 * 16 * 5)
+    assert found["latency"] > 0
+
+
+def test_latency_leaves_models_alone_and_knows_a_larger_one() -> None:
+    small, large = nn.Linear(8, 8), nn.Sequential(*(nn.Linear(512, 512) for _ in range(20)))
+    wide = nn.Sequential(nn.ConstantPad1d((0, 504), 0.0), large).train()
+    times = latency([small, wide], torch.randn(4, 8), seconds=0.05)
+    assert len(times) == 2
+    assert 0 < times[0] < times[1]
+    assert wide.training

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import methods
-from bench import catalogue, data, pipeline, planning, trial
+from bench import catalogue, data, pipeline, planning, trial, workbench
 from bench import leaderboard as bench_leaderboard
 from bench.executor import Inline
 from bench.job import Place
@@ -198,7 +198,7 @@ def test_ablations_keep_what_they_say_and_change_the_rest(
 ) -> None:
     """Measured networks: the same share of each layer; shuffled masks are others, new weights are not those of the method."""
     seen: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = []
-    measure = trial._Bench.measure
+    measure = trial._Trial.measure
 
     def watched(self: Any, problem: methods.Problem) -> Any:
         if self.job.criterion is not None:
@@ -206,7 +206,7 @@ def test_ablations_keep_what_they_say_and_change_the_rest(
             seen.append((self.job.ablation, self.job.seed, problem.mask, weights))
         return measure(self, problem)
 
-    monkeypatch.setattr(trial._Bench, "measure", watched)
+    monkeypatch.setattr(trial._Trial, "measure", watched)
     asked = request_(suite, method, tmp_path, ablations=("shuffle", "reinit"), sparsities=[0.9], finetune_epochs=[0], seeds=[0])
     rows = [r for r in go(asked, store) if r.criterion]
     assert [(r.ablation, r.status, r.error) for r in rows] == [("none", "ok", ""), ("shuffle", "ok", ""), ("reinit", "ok", "")]
@@ -262,7 +262,7 @@ def test_test_data_are_read_for_measuring_only(suite: Suite, tmp_path: Path, sto
         raise AssertionError("the test split was read")
 
     monkeypatch.setattr(data.Dataset, "test", property(closed))
-    monkeypatch.setattr(trial._Bench, "measure", lambda self, problem: {"status": "ok", "accuracy": 0.5})
+    monkeypatch.setattr(trial._Trial, "measure", lambda self, problem: {"status": "ok", "accuracy": 0.5})
     rows = go(request_(suite, "magnitude,snip,obd,spam,spam_online", tmp_path / "again"), Store("sqlite://"))
     assert {row.status for row in rows} == {"ok"}
 
@@ -381,7 +381,7 @@ def test_a_pretrained_suite_starts_from_weights_and_reinit_from_none(
     suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[bool] = []
-    create = trial.architectures.create
+    create = workbench.architectures.create
 
     def known(name: str, shape: tuple[int, ...], classes: int, pretrained: bool = False) -> torch.nn.Module:
         asked.append(pretrained)
@@ -391,11 +391,11 @@ def test_a_pretrained_suite_starts_from_weights_and_reinit_from_none(
                 next(model.parameters()).fill_(0.25)
         return model
 
-    monkeypatch.setattr(trial.architectures, "create", known)
+    monkeypatch.setattr(workbench.architectures, "create", known)
     request = request_(suite, "magnitude", tmp_path, ablations=("reinit",), pretrained=True, seeds=[0], finetune_epochs=[0])
     made = planning.plan(request, store)
     assert asked.count(True) == 1, "what cannot be had is said while planning"
-    bench = trial._Bench(made.ready[0])
+    bench = trial._Trial(made.ready[0])
     assert (next(bench.initial().parameters()) == 0.25).all()
     assert not (next(bench.initial("new initial weights").parameters()) == 0.25).any()
     pipeline.run(made, store, Inline())
