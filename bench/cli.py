@@ -18,6 +18,8 @@ app = typer.Typer(
 Plugins = Annotated[list[str] | None, typer.Option("--plugin", metavar="FILE", help="A Python file that registers methods; repeatable.")]
 LISTS = ("methods", "criteria", "trainings", "granularities", "architectures", "datasets", "suites")
 INTERRUPTED = 130
+GRANULARITY = "What is removed: weight, channel, 2:4 or any n:m."
+MATCH = "What sparsities are shares of: weights, or for channels parameters, flops or latency."
 DEVICES = ("auto", "cpu", "cuda")
 # The base of typer's usage errors: click's, or that of the copy of click inside newer releases of typer.
 UsageFault: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
@@ -65,10 +67,8 @@ def run(
     architectures: Annotated[str | None, typer.Option(help="Architectures instead of the suite's: ours or any timm name.")] = None,
     sparsities: Annotated[str | None, typer.Option(help="Fractions of weights to remove, in [0, 1), with commas.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds, with commas.")] = None,
-    granularity: Annotated[str, typer.Option(help="What is removed: weight, channel, 2:4 or any n:m.")] = "weight",
-    match: Annotated[
-        str, typer.Option(help="What sparsities are shares of: weights, or for channels parameters, flops, latency.")
-    ] = "weights",
+    granularity: Annotated[str | None, typer.Option(help=GRANULARITY, show_default="the suite's, mostly weight")] = None,
+    match: Annotated[str | None, typer.Option(help=MATCH, show_default="the suite's, mostly weights")] = None,
     ablate: Annotated[
         str,
         typer.Option(help="Controls beside each method, with commas: shuffle permutes its mask in each layer, reinit draws new weights."),
@@ -104,6 +104,8 @@ def run(
         "finetune_epochs": _numbers("--finetune-epochs", finetune_epochs, int),
         "epochs": epochs,
         "trials": trials,
+        "granularity": granularity,
+        "match": match,
     }
     if workers is not None and workers < 1:
         raise UserError(f"--workers must be at least 1, got {workers}")
@@ -123,7 +125,7 @@ def run(
 
     report.run(
         chosen, methods=methods, datasets=_names(datasets), architectures=_names(architectures), changes=changes,
-        granularity=granularity, match=match, ablations=ablations, executor=executor, ray_address=ray_address, workers=workers,
+        ablations=ablations, executor=executor, ray_address=ray_address, workers=workers,
         device=device, store=store, data_root=data_root, plugins=tuple(plugin or ()), output=output, dry_run=dry_run,
     )  # fmt: skip
 
@@ -230,6 +232,8 @@ def compare(
     suite: Annotated[str, typer.Option(help="A suite by name, or a .toml file.")] = "digits",
     datasets: Annotated[str | None, typer.Option(help="Data sets instead of the suite's, with commas.")] = None,
     architectures: Annotated[str | None, typer.Option(help="Architectures instead of the suite's.")] = None,
+    granularity: Annotated[str | None, typer.Option(help=GRANULARITY, show_default="the suite's")] = None,
+    match: Annotated[str | None, typer.Option(help=MATCH, show_default="the suite's")] = None,
     sparsities: Annotated[str | None, typer.Option(help="Sparsities instead of the suite's, with commas.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds, with commas.")] = None,
     trials: Annotated[int | None, typer.Option(help="Tuning trials of tuned rows; 0 compares the defaults only.")] = None,
@@ -251,6 +255,8 @@ def compare(
         "finetune_epochs": _numbers("--finetune-epochs", finetune_epochs, int),
         "epochs": epochs,
         "trials": trials,
+        "granularity": granularity,
+        "match": match,
     }
 
     from bench import catalogue  # before what takes longer to import: a mistyped name is said sooner
@@ -262,8 +268,9 @@ def compare(
 
     given = {
         "--suite": suite, "--methods": f"{pair[0].name},{pair[1].name}", "--datasets": datasets, "--architectures": architectures,
-        "--sparsities": sparsities, "--seeds": seeds, "--trials": trials, "--epochs": epochs, "--finetune-epochs": finetune_epochs,
-        "--store": store, "--device": None if device == "auto" else device, "--data-root": data_root,
+        "--granularity": granularity, "--match": match, "--sparsities": sparsities, "--seeds": seeds, "--trials": trials,
+        "--epochs": epochs, "--finetune-epochs": finetune_epochs, "--store": store, "--device": None if device == "auto" else device,
+        "--data-root": data_root,
     }  # fmt: skip
     options = [*((name, value) for name, value in given.items() if value is not None), *(("--plugin", file) for file in plugin or ())]
 

@@ -32,6 +32,7 @@ def compare(
     console = report.make_console()
     place = report.make_place(device, data_root, plugins)
     narrowed = planning.narrow(suite, datasets=datasets, architectures_=architectures, **changes)
+    narrowed = planning.what_is_removed(narrowed, sparsities=changes.get("sparsities"))
     tracks = {f: [leaderboard.track(m.stage, f) for m in pair] for f in narrowed.finetune_epochs}
     shared = [f for f, (a, b) in tracks.items() if a == b]
     when = " and ".join(f"'{m.name}' is applied {WHEN[m.stage]}" for m in pair)

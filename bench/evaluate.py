@@ -19,7 +19,7 @@ from methods.pruning import evaluating
 
 BATCH = 500
 ECE_BINS = 15
-LATENCY_BATCHES = (1, 128)  # a row has the first; `export` says both
+LATENCY_BATCHES = (1, 128)  # `export` says both; a row has the last, for one input may cost a small network nothing but overhead
 MATCHES = ("weights", "parameters", "flops", "latency")  # what equal sparsity may mean
 
 
@@ -161,17 +161,19 @@ def _milliseconds(model: nn.Module, inputs: Tensor) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def cost(match: str, input_shape: tuple[int, ...]) -> Cost | None:
-    """What sparsities are shares of: None for prunable weights, else the parameters, FLOPs or milliseconds of a network."""
-    if match == "weights":
-        return None
+def cost(match: str, whole: nn.Module, input_shape: tuple[int, ...]) -> Cost:
+    """What sparsities are shares of, where not of prunable weights: the parameters or FLOPs of a network, or its latency.
+
+    Latency is that of a batch, relative to the `whole` network's in the same moments: what slows the machine slows both.
+    """
 
     def measured(model: nn.Module) -> float:
         if match == "parameters":
             return float(parameters(model))
         if match == "flops":
             return float(layer_flops(model, input_shape)[0])
-        device = next(model.parameters()).device
-        return latency([model], torch.zeros(LATENCY_BATCHES[0], *input_shape, device=device), seconds=0.05)[0]
+        inputs = torch.zeros(LATENCY_BATCHES[-1], *input_shape, device=next(model.parameters()).device)
+        own, dense = latency([model, whole], inputs, seconds=0.1)
+        return own / dense
 
     return measured

@@ -29,7 +29,7 @@ from methods import Method, Stage
 
 @dataclass(frozen=True)
 class Request:
-    """What to run: a suite (already narrowed by the command line), the methods, their controls, the granularity, and where.
+    """What to run: a suite (already narrowed by the command line), the methods, their controls, and where.
 
     `tuned`: (data set, architecture, method) -> what tuning has found; with it, the rows are those of the tuned methods.
     """
@@ -37,8 +37,6 @@ class Request:
     suite: Suite
     methods: tuple[Method, ...]
     place: Place
-    granularity: str = "weight"
-    match: str = "weights"
     ablations: tuple[str, ...] = ()
     tuned: dict[tuple[str, str, str], Found] | None = None
 
@@ -124,7 +122,7 @@ class _Cell:
         request = self.request
         return Job(
             dataset=self.dataset, architecture=self.architecture, seed=self.seed, training=training, network=self.network(training),
-            granularity=request.granularity, match=request.match, place=request.place, **{"protocol": self.protocol, **own},
+            granularity=request.suite.granularity, match=request.suite.match, place=request.place, **{"protocol": self.protocol, **own},
         )  # fmt: skip
 
 
@@ -220,10 +218,10 @@ def _method_jobs(cell: _Cell, method: Method, chosen: Chosen, ablation: str) -> 
 
 def _decided(cell: _Cell, method: Method, criterion: Configured) -> dict[str, Any]:
     """What decides a method's results beside its dense network."""
-    granularity = cell.request.granularity
-    classes = methods.lookup("criteria", criterion.name), type(methods.get_granularity(granularity))
+    suite = cell.request.suite
+    classes = methods.lookup("criteria", criterion.name), type(methods.get_granularity(suite.granularity))
     decided = {
-        "method": method.name, "stage": method.stage, "granularity": granularity, "match": cell.request.match, "criterion": criterion.name,
+        "method": method.name, "stage": method.stage, "granularity": suite.granularity, "match": suite.match, "criterion": criterion.name,
         "hyperparameters": criterion.hyperparameters, "sources": [methods.source_hash(cls) for cls in classes],
     }  # fmt: skip
     return decided | ({"schedule": method.schedule.as_dict()} if method.schedule is not None else {})
@@ -288,7 +286,7 @@ def _blank(request: Request, job: Job, point: Point) -> Row:
         hyperparameters["tuning"] = found.summary
     return Row(
         suite=request.suite.name, dataset=job.dataset, architecture=job.architecture, granularity=job.granularity,
-        match=request.match, method=job.method, criterion=job.criterion.name if job.criterion else "",
+        match=request.suite.match, method=job.method, criterion=job.criterion.name if job.criterion else "",
         training=job.training.name, stage=job.stage or "", tuning="default" if request.tuned is None else "tuned",
         ablation=job.ablation, sparsity=point.sparsity,
         seed=job.seed, epochs=job.training_epochs(point.sparsity), finetune_epochs=point.finetune_epochs, status="missing",
@@ -343,16 +341,24 @@ def _prunes_dense(job: Job) -> bool:
     return job.criterion is not None and not job.trains_each
 
 
-def check_what_is_removed(granularity: str, match: str, ablations: Iterable[str]) -> methods.Granularity:
-    """The granularity of that name. UserError where there is none, or match or controls do not go with it."""
+def what_is_removed(suite: Suite, ablations: Iterable[str] = (), sparsities: Iterable[float] | None = None) -> Suite:
+    """The suite at the one sparsity that its granularity has, where it has only one; otherwise as it is.
+
+    UserError where there is no such granularity, or its match, the controls or the `sparsities` asked for do not go with it.
+    """
     try:
-        found = methods.get_granularity(granularity)
+        found = methods.get_granularity(suite.granularity)
     except ValueError as error:
         raise UserError(str(error)) from None
-    if match not in MATCHES:
-        raise unknown("--match", match, MATCHES)
-    if match != "weights" and not found.compacts:
-        raise UserError(f"--match {match} needs networks that become smaller: --granularity channel, not '{granularity}'")
-    if "shuffle" in ablations and (found.compacts or found.fixed_sparsity is not None):
-        raise UserError(f"--ablate shuffle permutes single weights: it goes with --granularity weight, not '{granularity}'")
-    return found
+    if suite.match not in MATCHES:
+        raise unknown("--match", suite.match, MATCHES)
+    if suite.match != "weights" and not found.compacts:
+        raise UserError(f"--match {suite.match} needs networks that become smaller: --granularity channel, not '{suite.granularity}'")
+    only = found.fixed_sparsity
+    if "shuffle" in ablations and (found.compacts or only is not None):
+        raise UserError(f"--ablate shuffle permutes single weights: it goes with --granularity weight, not '{suite.granularity}'")
+    if only is None:
+        return suite
+    if sparsities is not None and list(sparsities) != [only]:
+        raise UserError(f"--sparsities does not apply: granularity '{suite.granularity}' has the sparsity {only:g}")
+    return suite.model_copy(update={"sparsities": (only,)})

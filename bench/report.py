@@ -35,14 +35,14 @@ NARROW = 100  # characters below which the last three are left out
 
 
 def run(
-    suite: Suite, *, methods: str, datasets: list[str], architectures: list[str], changes: dict[str, Any], granularity: str, match: str,
+    suite: Suite, *, methods: str, datasets: list[str], architectures: list[str], changes: dict[str, Any],
     ablations: tuple[str, ...], executor: str, ray_address: str | None, workers: int | None, device: str, store: str | None,
     data_root: Path | None, plugins: tuple[str, ...], output: Path | None, dry_run: bool,
 ) -> None:  # fmt: skip
     """Plan, run and show; see `bench.cli.run` for the arguments."""
     console = make_console()
     place = make_place(device, data_root, plugins)
-    request = _request(suite, methods, place, granularity, match, datasets, architectures, changes, ablations)
+    request = _request(suite, methods, place, datasets, architectures, changes, ablations)
     database = Store(store or DEFAULT_URL)
     if dry_run:
         dryrun.show(console, request, database, _workers(workers, place.device))
@@ -78,7 +78,7 @@ def _tuned(console: Console, request: Request, database: Store, pool: pipeline.P
 def status(suite: Suite, *, methods: str, store: str | None, device: str, data_root: Path | None, plugins: tuple[str, ...]) -> None:
     """Print how many rows of each method are done, failed, left."""
     console = make_console()
-    request = _request(suite, methods, make_place(device, data_root, plugins), "weight", "weights", [], [], {})
+    request = _request(suite, methods, make_place(device, data_root, plugins), [], [], {})
     database = Store(store or DEFAULT_URL)
     planned = planning.plan(request, database)
     have = {key: row.status for key, row in database.get(planned.expected).items()}
@@ -103,18 +103,13 @@ def make_place(device: str, data_root: Path | None, plugins: tuple[str, ...]) ->
 
 
 def _request(
-    suite: Suite, methods: str, place: Place, granularity: str, match: str, datasets: list[str], architectures: list[str],
-    changes: dict[str, Any], ablations: tuple[str, ...] = (),
+    suite: Suite, methods: str, place: Place, datasets: list[str], architectures: list[str], changes: dict[str, Any],
+    ablations: tuple[str, ...] = (),
 ) -> Request:  # fmt: skip
     catalogue.load_plugins(place.plugins)
     chosen = catalogue.select_methods(methods)
-    only = planning.check_what_is_removed(granularity, match, ablations).fixed_sparsity
-    if only is not None:
-        if changes.get("sparsities") not in (None, [only]):
-            raise UserError(f"--sparsities does not apply: granularity '{granularity}' has the sparsity {only:g}")
-        changes = {**changes, "sparsities": [only]}
     narrowed = planning.narrow(suite, datasets=datasets, architectures_=architectures, **changes)
-    return Request(narrowed, chosen, place, granularity, match, ablations)
+    return Request(planning.what_is_removed(narrowed, ablations, changes.get("sparsities")), chosen, place, ablations)
 
 
 def _executor(name: str, workers: int | None, device: str, address: str | None) -> "executor.Local | executor.Ray":

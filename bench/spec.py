@@ -65,6 +65,8 @@ class Suite(_Strict):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     description: str
     blocks: tuple[Block, ...] = Field(min_length=1)
+    granularity: str = "weight"
+    match: str = "weights"
     sparsities: tuple[Sparsity, ...] = Field(min_length=1)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
     methods: tuple[str, ...] = ("all",)

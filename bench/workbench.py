@@ -35,7 +35,7 @@ class Workbench:
         self.dataset = load_data(job.dataset, job.protocol, job.place)
         self.training = methods.make("trainings", job.training.name, job.training.hyperparameters)
         self.granularity = methods.get_granularity(job.granularity)
-        self.cost = evaluate.cost(job.match, self.dataset.input_shape)
+        self.cost = None if job.match == "weights" else evaluate.cost(job.match, self.initial(), self.dataset.input_shape)
         self.latencies: dict[str, float] = {}
         self.networks = Networks(job.place.cache / "networks")
         self.beat = Beat(job.place.cache / "progress")
@@ -82,7 +82,7 @@ class Workbench:
         small = self.granularity.compact(cut)
         self.latencies = {}
         if self.granularity.compacts or self.granularity.fixed_sparsity is not None:
-            inputs = self.dataset.validation.inputs[: evaluate.LATENCY_BATCHES[0]]
+            inputs = self.dataset.train.inputs[: evaluate.LATENCY_BATCHES[-1]]
             dense, pruned = evaluate.latency([self.initial(), small.model], inputs, mask=small.mask)
             self.latencies = {"latency_ms": pruned, "dense_latency_ms": dense}
         return small
