@@ -405,6 +405,19 @@ def test_the_smaller_network_computes_the_same(make: Callable[[], Problem], spar
     assert sparsity == 0 or not torch.allclose(dense, outputs(small), atol=1e-3)
 
 
+def test_what_is_left_keeps_its_order() -> None:
+    problem = problem_of(lambda: nn.Sequential(nn.Linear(6, 300), nn.LayerNorm(300), nn.PReLU(300), nn.Linear(300, 3)))
+    for p in problem.model.parameters():
+        p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    mask = CHANNEL.cut(problem, squares(problem), 0.97)
+    rows = mask["0.weight"].any(1)
+    assert 3 < int(rows.sum()) < 15
+    small, dense = CHANNEL.compact(replace(problem, mask=mask)).model.state_dict(), problem.model.state_dict()
+    for name in ("0.weight", "0.bias", "1.weight", "1.bias", "2.weight"):
+        assert torch.equal(small[name], dense[name][rows])
+    assert torch.equal(small["3.weight"], dense["3.weight"][:, rows])
+
+
 def test_the_smaller_network_is_a_plain_module_of_its_own() -> None:
     problem = residual()
     problem.model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
