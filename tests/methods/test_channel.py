@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import methods
-from methods import Mask, Posterior, Problem, Scores, kept_weights, sparsity_of
+from methods import Mask, Posterior, Problem, Scores, kept_weights, sparsity_of, specimens
 from methods.coupling import Coupling
 from methods.granularity.channel import Channel, coupling_of
 from methods.pruning import Pruner
@@ -373,6 +373,17 @@ def test_a_share_of_a_cost_is_reached_to_the_nearest_unit() -> None:
         CHANNEL.check(replace(problem, mask=mask), 0.5, parameters)
     with pytest.raises(ValueError, match="granularity 'weight' leaves networks as large as they are"):
         WEIGHT.cut(problem, squares(problem), 0.5, parameters)
+
+
+@pytest.mark.parametrize("name", methods.names("criteria"))
+def test_every_criterion_cuts_channels_that_can_be_removed(name: str) -> None:
+    problem = specimens.problem_of()
+    criterion = methods.make("criteria", name, {})
+    problem.mask = methods.cut(problem, criterion, CHANNEL, 0.5)
+    CHANNEL.check(problem, 0.5)
+    assert methods.held(problem.model, problem.mask)
+    problem.model.eval()
+    torch.testing.assert_close(outputs(CHANNEL.compact(problem)), outputs(problem), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["obd", "synflow"])
