@@ -90,9 +90,9 @@ class Channel(Granularity):
             low, high = (low, middle) if share(after(middle)) >= sparsity else (middle + 1, high)
         count = min((c for c in (low - 1, low) if c >= 0), key=lambda c: abs(share(after(c)) - sparsity))
         kept, reached = after(count), share(after(count))
-        if not share.near(reached, sparsity):
-            if reached < sparsity:
-                raise ValueError(f"sparsity {sparsity} cannot be reached without emptying a layer: {reached:.4g} is the largest that can")
+        if count == len(order) and reached < sparsity and not share.near(reached, sparsity):
+            raise ValueError(f"sparsity {sparsity} cannot be reached without emptying a layer: {reached:.4g} is the largest that can")
+        if count == 0 and reached > sparsity and not share.near(reached, sparsity):
             raise ValueError(f"sparsity {sparsity} is below that of the present mask, {reached:.4g}")
         return coupling.mask(kept, problem.device)
 

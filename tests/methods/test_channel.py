@@ -375,6 +375,16 @@ def test_a_share_of_a_cost_is_reached_to_the_nearest_unit() -> None:
         WEIGHT.cut(problem, squares(problem), 0.5, parameters)
 
 
+def test_a_measured_cost_may_be_noisy() -> None:
+    problem, noise = residual_wide(), torch.Generator().manual_seed(0)
+
+    def milliseconds(model: nn.Module) -> float:
+        return parameters(model) * (1 + 0.1 * float(torch.rand((), generator=noise)))
+
+    mask = CHANNEL.cut(problem, squares(problem), 0.6, milliseconds)
+    assert 0.4 < sparsity_of(mask) < 0.8
+
+
 @pytest.mark.parametrize("name", methods.names("criteria"))
 def test_every_criterion_cuts_channels_that_can_be_removed(name: str) -> None:
     problem = specimens.problem_of()
