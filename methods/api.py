@@ -126,7 +126,8 @@ def train_pruned(
     other whose criterion may be applied there needs a `schedule`; one given replaces the method's own. Exactly
     round(sparsity · prunable weights) weights are masked and zero in the end. `mask`: those it masks stay at zero from the
     start; `posterior`: prune a trained network while it is fine-tuned. `options` are the criterion's hyperparameters; further
-    ones are the training's, as in `train`, and so are the other arguments; `batches` are read for scoring too. Raises
+    ones are the training's, as in `train`, and so are the other arguments; `batches` are read for scoring too. With granularity
+    "channel" as many weights are masked as whole channels make. Raises
     ValueError naming what is wrong.
     """
     found = get(method)

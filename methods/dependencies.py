@@ -226,8 +226,18 @@ def _dimension(trace: _Trace, node: Any, side: str) -> tuple[int, bool]:
 def _axis(trace: _Trace, node: Any, side: str, units: Tensor) -> Axis:
     pruner = trace.graph.get_pruner_of_module(node.module)
     function = pruner.prune_in_channels if side == "columns" else pruner.prune_out_channels
-    is_parameter = isinstance(node.module, nn.Parameter)
-    return Axis(trace.names[id(node.module)], side, units, node.pruning_dim if is_parameter else 0, _remover(function, node.pruning_dim))
+    dim = node.pruning_dim if isinstance(node.module, nn.Parameter) else 0
+    remove = _shrink_layer_norm if isinstance(node.module, nn.LayerNorm) else _remover(function, node.pruning_dim)
+    return Axis(trace.names[id(node.module)], side, units, dim, remove)
+
+
+def _shrink_layer_norm(norm: nn.LayerNorm, indices: list[int]) -> None:
+    """Take channels off a LayerNorm over one dimension. The library (1.6.1) shuffles those that are left: it reads them off a set."""
+    left = torch.ones(norm.normalized_shape[0], dtype=torch.bool)
+    left[indices] = False
+    norm.normalized_shape = (int(left.sum()),)
+    for name, p in list(norm.named_parameters(recurse=False)):
+        setattr(norm, name, nn.Parameter(p[left.to(p.device)]))
 
 
 def _remover(function: Any, dim: int) -> Callable[[Any, list[int]], Any]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import methods
-from methods import Mask, Posterior, Problem, Scores, kept_weights, sparsity_of
+from methods import Mask, Posterior, Problem, Scores, kept_weights, sparsity_of, specimens
 from methods.coupling import Coupling
 from methods.granularity.channel import Channel, coupling_of
 from methods.pruning import Pruner
@@ -375,6 +375,27 @@ def test_a_share_of_a_cost_is_reached_to_the_nearest_unit() -> None:
         WEIGHT.cut(problem, squares(problem), 0.5, parameters)
 
 
+def test_a_measured_cost_may_be_noisy() -> None:
+    problem, noise = residual_wide(), torch.Generator().manual_seed(0)
+
+    def milliseconds(model: nn.Module) -> float:
+        return parameters(model) * (1 + 0.1 * float(torch.rand((), generator=noise)))
+
+    mask = CHANNEL.cut(problem, squares(problem), 0.6, milliseconds)
+    assert 0.4 < sparsity_of(mask) < 0.8
+
+
+@pytest.mark.parametrize("name", methods.names("criteria"))
+def test_every_criterion_cuts_channels_that_can_be_removed(name: str) -> None:
+    problem = specimens.problem_of()
+    criterion = methods.make("criteria", name, {})
+    problem.mask = methods.cut(problem, criterion, CHANNEL, 0.5)
+    CHANNEL.check(problem, 0.5)
+    assert methods.held(problem.model, problem.mask)
+    problem.model.eval()
+    torch.testing.assert_close(outputs(CHANNEL.compact(problem)), outputs(problem), rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("name", ["obd", "synflow"])
 def test_criteria_cut_to_a_cost_in_all_their_rounds(name: str) -> None:
     problem = problem_of(lambda: nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 3)))
@@ -403,6 +424,19 @@ def test_the_smaller_network_computes_the_same(make: Callable[[], Problem], spar
     torch.testing.assert_close(outputs(small), outputs(masked(problem, mask)), rtol=0, atol=1e-12)
     assert torch.equal(dense, outputs(problem))
     assert sparsity == 0 or not torch.allclose(dense, outputs(small), atol=1e-3)
+
+
+def test_what_is_left_keeps_its_order() -> None:
+    problem = problem_of(lambda: nn.Sequential(nn.Linear(6, 300), nn.LayerNorm(300), nn.PReLU(300), nn.Linear(300, 3)))
+    for p in problem.model.parameters():
+        p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    mask = CHANNEL.cut(problem, squares(problem), 0.97)
+    rows = mask["0.weight"].any(1)
+    assert 3 < int(rows.sum()) < 15
+    small, dense = CHANNEL.compact(replace(problem, mask=mask)).model.state_dict(), problem.model.state_dict()
+    for name in ("0.weight", "0.bias", "1.weight", "1.bias", "2.weight"):
+        assert torch.equal(small[name], dense[name][rows])
+    assert torch.equal(small["3.weight"], dense["3.weight"][:, rows])
 
 
 def test_the_smaller_network_is_a_plain_module_of_its_own() -> None:
