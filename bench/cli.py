@@ -281,3 +281,48 @@ def compare(
         data_root=data_root, plugins=tuple(plugin or ()),
         command=["python", "-m", "bench", "run", *(str(part) for option in options for part in option)],
     )  # fmt: skip
+
+
+@app.command()
+def export(
+    method: Annotated[str, typer.Option(help="A method by name; options in brackets.")],
+    sparsity: Annotated[float | None, typer.Option(help="Fraction to remove, in [0, 1); a pattern n:m has its own.")] = None,
+    suite: Annotated[str, typer.Option(help="The suite whose settings to train with, or a .toml file.")] = "digits",
+    dataset: Annotated[str | None, typer.Option(help="The data set.", show_default="the suite's first")] = None,
+    architecture: Annotated[str | None, typer.Option(help="Ours or any timm name.", show_default="the suite's first")] = None,
+    granularity: Annotated[str | None, typer.Option(help=GRANULARITY, show_default="the suite's")] = None,
+    match: Annotated[str | None, typer.Option(help=MATCH, show_default="the suite's")] = None,
+    seed: Annotated[int | None, typer.Option(help="The seed.", show_default="the suite's first")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Training epochs.")] = None,
+    finetune_epochs: Annotated[int, typer.Option(help="Fine-tuning epochs after the cut.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    data_root: Annotated[Path | None, typer.Option(help="Where torchvision's data sets lie.")] = None,
+    plugin: Plugins = None,
+    output: Annotated[Path | None, typer.Option(help="The folder to write.", show_default="one under exported/")] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also write model.onnx.")] = False,
+) -> None:
+    """Write one pruned network: safetensors, a card in JSON, and ONNX if asked for. `bench.export.load(folder)` opens it."""
+    from bench.spec import load_suite
+
+    chosen = load_suite(suite)
+    _check_device(device)
+    changes = {
+        "sparsities": None if sparsity is None else [sparsity],
+        "seeds": [chosen.seeds[0] if seed is None else seed],
+        "finetune_epochs": [finetune_epochs],
+        "epochs": epochs,
+        "granularity": granularity,
+        "match": match,
+    }
+
+    from bench import catalogue  # before what takes longer to import: a mistyped name is said sooner
+
+    catalogue.load_plugins(plugin or ())
+    found = catalogue.get_method(method)
+
+    from bench import export as exporting
+
+    exporting.run(
+        chosen, found, dataset=dataset, architecture=architecture, changes=changes, device=device, data_root=data_root,
+        plugins=tuple(plugin or ()), output=output, onnx=onnx,
+    )  # fmt: skip

@@ -46,6 +46,7 @@ class Split:
 class Dataset:
     """Three splits of one dataset; an example has `input_shape`, (features,) or (channels, height, width).
 
+    `mean` and `std`, of the raw values, are what the inputs were standardised by, (features,) or (channels, 1, 1).
     `fingerprint` is a SHA-256 (hex) over the shapes and bytes of all six tensors. The held-out examples are
     read through the property `test` only, so that a test can put one that raises in its place.
     """
@@ -57,6 +58,8 @@ class Dataset:
     validation: Split
     held_out: Split
     fingerprint: str
+    mean: Tensor
+    std: Tensor
 
     @property
     def test(self) -> Split:
@@ -109,7 +112,7 @@ def load(
         split(raw.test_inputs, raw.test_targets),
     )
     fingerprint = sources.digest(tensor for part in splits for tensor in (part.inputs, part.targets))
-    return Dataset(name, classes, tuple(train.shape[1:]), *splits, fingerprint)
+    return Dataset(name, classes, tuple(train.shape[1:]), *splits, fingerprint, mean, std)
 
 
 class Batches:

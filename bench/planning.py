@@ -85,12 +85,22 @@ def narrow(suite: Suite, *, datasets: Iterable[str] = (), architectures_: Iterab
 def plan(request: Request, store: Store) -> Plan:
     """Expand the request and subtract what the store has. Loads each data set once, for its fingerprint."""
     made = Plan(request.place)
-    jobs = [job for cell in _cells(request, request.suite.seeds, made.notes) for job in _jobs_of(cell)]
-    if not jobs:
-        raise UserError("nothing to run: " + "; ".join(made.notes))
-    for job in jobs:
-        made.expected |= {point.key: _blank(request, job, point) for point in job.points}
-    _subtract(made, jobs, store)
+    every = jobs(request, made.notes)
+    for job in every:
+        made.expected |= {point.key: blank(request, job, point) for point in job.points}
+    _subtract(made, every, store)
+    return made
+
+
+def jobs(request: Request, notes: list[str] | None = None) -> list[Job]:
+    """All jobs of a request, dense networks before what prunes them, whatever the store has.
+
+    `notes`: takes in what nothing can be run for. UserError where that is everything.
+    """
+    notes = notes if notes is not None else []
+    made = [job for cell in _cells(request, request.suite.seeds, notes) for job in _jobs_of(cell)]
+    if not made:
+        raise UserError("nothing to run: " + "; ".join(notes))
     return made
 
 
@@ -272,7 +282,7 @@ def hyperparameters_of(configuration: methods.Configuration) -> dict[str, Any]:
     return {name: getattr(configuration, name) for name in methods.ranges(configuration)}
 
 
-def _blank(request: Request, job: Job, point: Point) -> Row:
+def blank(request: Request, job: Job, point: Point) -> Row:
     """The row of one point before anything is measured: its cell, configuration and provenance."""
     hyperparameters = {"training": job.training.hyperparameters}
     if job.criterion is not None:

@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from torch import nn
@@ -17,7 +17,7 @@ import methods
 from bench import data, evaluate
 from bench.job import Configured, Job, Point
 from bench.workbench import Measurement, Workbench, posterior_to
-from methods import Problem, Pruner, Recipe, Schedule, Stage
+from methods import Mask, Problem, Pruner, Recipe, Schedule, Stage
 
 CALIBRATION = 10  # batches
 
@@ -30,11 +30,11 @@ def execute(job: Job) -> dict[str, Measurement]:
     return {point.key: measurement for point, measurement in stream(job)}
 
 
-def stream(job: Job) -> Iterator[tuple[Point, Measurement]]:
-    """As `execute`, each point as it is done."""
+def stream(job: Job, bench: "_Trial | None" = None) -> Iterator[tuple[Point, Measurement]]:
+    """As `execute`, each point as it is done. `bench`: where to do it, a new one where not given."""
     left = dict.fromkeys(job.points)
     try:
-        for point, measurement in _Trial(job).run():
+        for point, measurement in (bench or _Trial(job)).run():
             left.pop(point, None)
             yield point, measurement
     except Exception as error:  # any user's method may raise anything; the others go on
@@ -42,6 +42,28 @@ def stream(job: Job) -> Iterator[tuple[Point, Measurement]]:
             raise
         text = " ".join(f"{type(error).__name__}: {error}".split())
         yield from ((point, {"status": "failed", "error": text}) for point in left)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A pruned network: `model` under `mask`, or smaller, and then `kept` is the mask of the `whole` network that it is left of."""
+
+    model: nn.Module
+    mask: Mask
+    kept: Mask | None
+    whole: nn.Module
+    measured: Measurement
+
+
+def network(job: Job) -> Made:
+    """The network of a job with one point, and its measurement."""
+    bench = _Trial(job)
+    measured = {point.key: measurement for point, measurement in stream(job, bench)}
+    whole = bench.initial()
+    found = bench.measured
+    if found is None:
+        return Made(whole, methods.full_mask(whole), None, whole, measured[job.points[0].key])
+    return Made(found.model, found.mask, bench.cut_mask if bench.granularity.compacts else None, whole, measured[job.points[0].key])
 
 
 def seconds_per_epoch(job: Job) -> float:

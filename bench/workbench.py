@@ -37,6 +37,8 @@ class Workbench:
         self.granularity = methods.get_granularity(job.granularity)
         self.cost = None if job.match == "weights" else evaluate.cost(job.match, self.initial(), self.dataset.input_shape)
         self.latencies: dict[str, float] = {}
+        self.cut_mask: methods.Mask = {}
+        self.measured: Problem | None = None  # the last network that was measured
         self.networks = Networks(job.place.cache / "networks")
         self.beat = Beat(job.place.cache / "progress")
         self.train_seconds = 0.0
@@ -80,6 +82,7 @@ class Workbench:
         if self.job.match != "latency":  # no two timings agree
             self.granularity.check(cut, cut.target, self.cost)
         small = self.granularity.compact(cut)
+        self.cut_mask = cut.mask
         self.latencies = {}
         if self.granularity.compacts or self.granularity.fixed_sparsity is not None:
             inputs = self.dataset.train.inputs[: evaluate.LATENCY_BATCHES[-1]]
@@ -91,6 +94,7 @@ class Workbench:
         """Quality, on the job's split, and size of a network, after checking that its masked weights are zero."""
         if not methods.held(problem.model, problem.mask):
             raise RuntimeError("masked weights are not zero")
+        self.measured = problem
         split = self.dataset.test if self.job.split == "test" else self.dataset.validation
         measured = evaluate.quality(evaluate.logits_of(problem.model, split), split.targets)
         dense = _dense(self.job.architecture, self.dataset.input_shape, self.dataset.classes)

@@ -1,0 +1,211 @@
+"""`export`: one pruned network as files that anybody can open, and `load`, which opens them without unpickling anything.
+
+    from bench.export import load
+    model, card = load("exported/magnitude-0.9")      # a plain torch module in eval mode, and what the card says
+
+A folder holds `model.safetensors` (the state dict under the network's own names), `mask.safetensors` (what is masked, or which rows and
+columns of the whole network are left of a smaller one) and `card.json`: how to build it, how it was made, what it scores and costs.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import methods
+from bench import architectures, evaluate, planning, report, trial
+from bench.job import Job
+from bench.planning import Request
+from bench.spec import Suite, UserError
+from bench.store import Networks
+from bench.workbench import load_data
+from methods import Mask, Method
+
+FORMAT = "razorbench.network.v1"
+FILES = ("model.safetensors", "mask.safetensors", "card.json")
+
+
+def run(
+    suite: Suite, method: Method, *, dataset: str | None, architecture: str | None, changes: dict[str, Any], device: str,
+    data_root: Path | None, plugins: tuple[str, ...], output: Path | None, onnx: bool,
+) -> None:  # fmt: skip
+    """Export one network and say what it is; see `bench.cli.export`. The suite's first data set and architecture unless named."""
+    console = report.make_console()
+    dataset = dataset or suite.blocks[0].dataset
+    own = next((b.architectures for b in suite.blocks if b.dataset == dataset), suite.blocks[0].architectures)
+    narrowed = planning.narrow(suite, datasets=[dataset], architectures_=[architecture or own[0]], **changes)
+    narrowed = planning.what_is_removed(narrowed, sparsities=changes["sparsities"])
+    if len(narrowed.sparsities) > 1:
+        raise UserError("say how much to remove: --sparsity 0.9 is nine weights in ten")
+    request = Request(narrowed, (method,), report.make_place(device, data_root, plugins))
+    asked = "".join(c if c.isalnum() or c in "._" else "-" for c in f"{method.name}-{narrowed.granularity}-{narrowed.sparsities[0]:g}")
+    folder = output or Path("exported") / f"{dataset.replace(':', '-').replace('/', '-')}-{narrowed.blocks[0].architectures[0]}-{asked}"
+    console.print(f"{method.name} on {dataset}/{narrowed.blocks[0].architectures[0]}, seed {narrowed.seeds[0]}: training what is not there")
+    card = export(request, folder, onnx=onnx)
+    row, latency = card["row"], card["latency_ms"]
+    fast = ", ".join(f"batch {b.removeprefix('batch_')}: {t['pruned']:.3g} ms, dense {t['dense']:.3g}" for b, t in latency.items())
+    console.print(f"accuracy {row['accuracy']:.2%}, {row['sparsity_reached']:.2%} of the prunable weights removed ({row['status']})")
+    console.print(f"{row['parameters_kept']} of {row['parameters']} parameters, {row['flops_kept']} of {row['flops']} FLOPs; {fast}")
+    console.print(f"wrote {folder}: {card['file_bytes']} bytes; the dense network has {card['dense_bytes']}", highlight=False)
+
+
+def export(request: Request, folder: Path, *, onnx: bool = False) -> dict[str, Any]:
+    """Make the one network that a request is for (one method, block, seed, sparsity and length of fine-tuning), and write it.
+
+    Trains what is not kept from earlier runs. The card, as written. Raises UserError where the folder is there already, where the
+    method declines the network or fails, and where there is no ONNX exporter; nothing is left behind then.
+    """
+    if folder.exists():
+        raise UserError(f"'{folder}' is there already; name another with --output")
+    if onnx:
+        _check_onnx()
+    job = _job(request)
+    found = trial.network(job)
+    if found.measured["status"] in ("failed", "unsupported"):
+        raise UserError(f"{job.label}: {found.measured['error']}")
+    row = planning.blank(request, job, job.points[0])
+    card = _card(dataclasses.asdict(dataclasses.replace(row, **found.measured)), job, found)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
+    try:
+        _write(scratch, card, found, onnx)
+        scratch.chmod(0o755)
+        for file in scratch.iterdir():
+            file.chmod(0o644)
+        os.replace(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return card
+
+
+def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The exported network of a folder, in eval mode on the CPU, and its card.
+
+    Raises ValueError where the folder holds no exported network, or other weights than the card says. Reads JSON and safetensors only.
+    """
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    try:
+        card = json.loads((folder / "card.json").read_text())
+        if card["format"] != FORMAT:
+            raise ValueError(f"its format is {card['format']!r}, not {FORMAT!r}")
+        if hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() != card["sha256"]:
+            raise ValueError("model.safetensors is not the file that the card is for")
+        state, kept = load_file(folder / "model.safetensors"), load_file(folder / "mask.safetensors")
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"'{folder}' holds no exported network: {error}") from None
+    shape, classes = tuple(card["architecture"]["input_shape"]), card["architecture"]["classes"]
+    with torch.random.fork_rng(devices=[]):
+        model = architectures.create(card["architecture"]["name"], shape, classes)
+    if card["compact"]:
+        mask = {name.removeprefix("rows."): _outer(kept, name.removeprefix("rows."), model) for name in kept if name.startswith("rows.")}
+        model = methods.compact(model, mask, input_shape=shape, granularity=card["granularity"])
+    model.load_state_dict(state)
+    return model.eval(), card
+
+
+def _job(request: Request) -> Job:
+    """The method's job, its dense network trained where it prunes one that is not there."""
+    jobs = planning.jobs(request)
+    job = next(job for job in jobs if job.criterion is not None)
+    if not job.trains_each and not Networks(job.place.cache / "networks").has(job.network):
+        dense = next(j for j in jobs if j.criterion is None and j.network == job.network)
+        try:
+            trial.execute(dataclasses.replace(dense, points=()))
+        except Exception as error:  # a plug-in's training may raise anything
+            raise UserError(f"{dense.label}: {' '.join(str(error).split())}") from error
+    return job
+
+
+def _card(row: dict[str, Any], job: Job, found: trial.Made) -> dict[str, Any]:
+    """All that is to be said of a network but the digest of its file."""
+    data = load_data(job.dataset, job.protocol, job.place)
+    drop = ("hyperparameters", "latency_ms", "dense_latency_ms")
+    latencies = {}
+    for batch in evaluate.LATENCY_BATCHES:
+        dense, pruned = evaluate.latency([found.whole, found.model], data.train.inputs[:batch], found.mask)
+        latencies[f"batch_{batch}"] = {"dense": dense, "pruned": pruned}
+    return {
+        "format": FORMAT,
+        "architecture": {"name": job.architecture, "input_shape": list(data.input_shape), "classes": data.classes},
+        "inputs": {
+            "standardised": "(x - mean) / std of raw values",
+            "mean": data.mean.flatten().tolist(),
+            "std": data.std.flatten().tolist(),
+        },
+        "method": job.method,
+        "granularity": job.granularity,
+        "compact": found.kept is not None,
+        "hyperparameters": json.loads(row["hyperparameters"]),
+        "protocol": dataclasses.asdict(job.protocol),
+        "row": {name: value for name, value in row.items() if name not in drop},
+        "latency_ms": latencies,
+    }
+
+
+def _write(folder: Path, card: dict[str, Any], found: trial.Made, onnx: bool) -> None:
+    from safetensors.torch import save_file
+
+    model = found.model.cpu().eval()
+    state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors")
+    save_file(_rows_and_columns(found.kept) if found.kept is not None else _plain(found.mask), folder / "mask.safetensors")
+    weights = (folder / "model.safetensors").read_bytes()
+    card |= {"sha256": hashlib.sha256(weights).hexdigest(), "file_bytes": len(weights), "dense_bytes": _bytes(found.whole)}
+    if onnx:
+        card["onnx"] = "model.onnx"
+        _write_onnx(model, tuple(card["architecture"]["input_shape"]), folder / "model.onnx")
+    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(value.numel() * value.element_size() for value in model.state_dict().values())
+
+
+def _plain(mask: Mask) -> dict[str, Tensor]:
+    return {name: m.cpu().contiguous() for name, m in mask.items()}
+
+
+def _rows_and_columns(mask: Mask) -> dict[str, Tensor]:
+    """What whole channels leave of each weight: rows that have a weight left, and columns."""
+    kept = {f"rows.{name}": m.flatten(1).any(1).cpu() for name, m in mask.items()}
+    return kept | {f"columns.{name}": m.transpose(0, 1).flatten(1).any(1).cpu() for name, m in mask.items()}
+
+
+def _outer(kept: dict[str, Tensor], name: str, model: nn.Module) -> Tensor:
+    """The mask of one weight from its rows and columns."""
+    shape = model.get_parameter(name).shape
+    plane = kept[f"rows.{name}"][:, None] & kept[f"columns.{name}"][None, :]
+    return plane.view(*plane.shape, *(1 for _ in shape[2:])).expand(shape)
+
+
+def _check_onnx() -> None:
+    try:
+        importlib.import_module("onnxscript")
+    except ImportError:
+        raise UserError("--onnx needs the packages onnx and onnxscript: pip install 'razorbench[onnx]'") from None
+
+
+def _write_onnx(model: nn.Module, input_shape: tuple[int, ...], path: Path) -> None:
+    """The network as ONNX, for batches of any size. UserError where torch cannot express it."""
+    batch = torch.export.Dim("batch")
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(None):
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                model, (torch.zeros(2, *input_shape),), path, dynamo=True, dynamic_shapes=({0: batch},), external_data=False,
+                input_names=["inputs"], output_names=["logits"], verbose=False,
+            )  # fmt: skip
+    except Exception as error:  # the exporter raises its own and torch.export's errors
+        raise UserError(f"torch cannot export this network to ONNX: {next(iter(str(error).splitlines()), type(error).__name__)}") from error

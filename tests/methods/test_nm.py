@@ -1,0 +1,136 @@
+"""n:m patterns against the groups written out by hand."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import methods
+from methods import Problem, Scores, get_granularity
+from methods.granularity.nm import Pattern
+
+
+def problem_of(*layers: nn.Module) -> Problem:
+    torch.manual_seed(0)
+    return Problem(nn.Sequential(*layers), [])
+
+
+def magnitudes(problem: Problem) -> Scores:
+    return Scores({n: w.detach().abs() for n, w in problem.weights.items()})
+
+
+def test_the_two_best_of_four_inputs_stay() -> None:
+    problem = problem_of(nn.Linear(8, 1, bias=False))
+    scores = {"0.weight": torch.tensor([[1.0, 4.0, 3.0, 2.0, 9.0, 8.0, 7.0, 6.0]])}
+    mask = Pattern().cut(problem, Scores(scores), 0.5)
+    assert mask["0.weight"].tolist() == [[False, True, True, False, True, True, False, False]]
+
+
+def test_a_convolution_has_groups_of_input_channels_at_each_place() -> None:
+    problem = problem_of(nn.Conv2d(8, 3, 2))
+    scores = magnitudes(problem)
+    mask = Pattern().cut(problem, scores, 0.5)["0.weight"]
+    for out in range(3):
+        for row in range(2):
+            for column in range(2):
+                for group in (slice(0, 4), slice(4, 8)):
+                    values, kept = scores.values["0.weight"][out, group, row, column], mask[out, group, row, column]
+                    assert kept.sum() == 2
+                    assert values[kept].min() > values[~kept].max()
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (4, 8), (1, 2), (3, 4)])
+def test_any_pattern_by_name(n: int, m: int) -> None:
+    granularity = get_granularity(f"{n}:{m}")
+    assert granularity.fixed_sparsity == 1 - n / m
+    problem = problem_of(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    mask = granularity.cut(problem, magnitudes(problem), 1 - n / m)
+    assert all((kept.reshape(-1, m).sum(1) == n).all() for kept in mask.values())
+    problem.mask = mask
+    granularity.check(problem, 1 - n / m)
+
+
+@pytest.mark.parametrize("name", ["4:2", "2:2", "0:4", "2:64", "a:b", "2:4:8"])
+def test_what_is_no_pattern_is_said(name: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        get_granularity(name)
+
+
+def test_layers_that_do_not_fit_stay_dense_and_none_that_fits_is_unsupported() -> None:
+    problem = problem_of(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    mask = Pattern().cut(problem, magnitudes(problem), 0.5)
+    assert mask["0.weight"].all()
+    assert mask["2.weight"].float().mean() == 0.5
+    odd = problem_of(nn.Linear(6, 3))
+    assert Pattern().unsupported(odd) == "no layer has a number of inputs that 4 divides"
+    with pytest.raises(ValueError, match="does not support this network"):
+        methods.prune(odd.model, method="magnitude", granularity="2:4")
+
+
+def test_rounds_lead_to_the_pattern_inside_each_other() -> None:
+    """Down to a sparsity below its own, what the pattern will remove goes in the order of scores over all layers."""
+    problem = problem_of(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+    scores = magnitudes(problem)
+    last = Pattern().cut(problem, scores, 0.5)
+    previous = problem.mask
+    for sparsity in (0.1, 0.25, 0.4, 0.5):
+        problem.mask = previous
+        mask = Pattern().cut(problem, scores, sparsity)
+        removed = torch.cat([(~m).flatten() for m in mask.values()])
+        assert removed.sum() == round(sparsity * removed.numel())
+        assert all(not (mask[n] & ~previous[n]).any() for n in mask)
+        assert all(not (~mask[n] & last[n]).any() for n in mask), "nothing goes that the pattern keeps"
+        values = torch.cat([scores.values[n].flatten() for n in mask])
+        doomed = torch.cat([(~last[n]).flatten() for n in mask])
+        assert sparsity == 0.5 or values[removed].max() <= values[doomed & ~removed].min()
+        previous = mask
+        problem.mask = mask
+        Pattern().check(problem, sparsity)
+
+
+def test_ties_are_drawn_by_the_seed_and_nested() -> None:
+    def cut(seed: int, sparsity: float) -> Tensor:
+        problem = problem_of(nn.Linear(64, 16))
+        problem.seed = seed
+        return Pattern().cut(problem, Scores({"0.weight": torch.zeros(16, 64)}), sparsity)["0.weight"]
+
+    assert torch.equal(cut(0, 0.5), cut(0, 0.5))
+    assert not torch.equal(cut(0, 0.5), cut(1, 0.5))
+    assert not (cut(0, 0.5) & ~cut(0, 0.25)).any()
+    per_place = cut(0, 0.5).view(-1, 4).float().mean(0)
+    assert ((per_place - 0.5).abs() < 0.2).all(), "no place is preferred"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda m: m["0.weight"].fill_(True), "were asked for"),
+        (lambda m: m["0.weight"][0, :4].fill_(False), "keeps 0 of 4"),
+        (lambda m: m["2.weight"][0].fill_(False), "does not divide"),
+    ],
+)
+def test_a_mask_that_breaks_the_pattern_is_found(spoil: Any, said: str) -> None:
+    problem = problem_of(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+    problem.mask = Pattern().cut(problem, magnitudes(problem), 0.5)
+    Pattern().check(problem, 0.5)
+    spoil(problem.mask)
+    with pytest.raises(RuntimeError, match=said):
+        Pattern().check(problem, 0.5)
+
+
+def test_a_sparsity_that_is_not_the_patterns_and_a_mask_beyond_it_are_refused() -> None:
+    problem = problem_of(nn.Linear(8, 4))
+    with pytest.raises(ValueError, match=r"2:4 has the sparsity 0\.5, not 0\.9"):
+        Pattern().cut(problem, magnitudes(problem), 0.9)
+    problem.mask["0.weight"][0, :3] = False
+    with pytest.raises(ValueError, match="goes further than 2:4"):
+        Pattern().cut(problem, magnitudes(problem), 0.5)
+
+
+def test_prune_needs_no_sparsity_for_a_pattern_and_one_otherwise() -> None:
+    model = nn.Linear(8, 4)
+    assert methods.prune(model, method="magnitude", granularity="2:4")["weight"].float().mean() == 0.5
+    assert (model.weight == 0).sum() == 16
+    with pytest.raises(ValueError, match="say how much to remove"):
+        methods.prune(nn.Linear(8, 4), method="magnitude")
