@@ -70,7 +70,8 @@ def _board(part: pd.DataFrame) -> Table:
         column = columns[2]
         ends = f"{low:.{decimals}f}", f"{high:.{decimals}f}"
         columns[2] = Column(column.title, column.group, column.hint, kind=column.kind, axis=ends, mark=dense)
-    return Table(columns, [_board_line(line, scale) for _, line in part.iterrows()], ordered=2)
+    falling = area["relative_area"].dropna().is_monotonic_decreasing  # lines come by area, and nearly always so relative to dense too
+    return Table(columns, [_board_line(line, scale) for _, line in part.iterrows()], ordered=2 if falling else None)
 
 
 def _lowest(area: pd.DataFrame) -> float:
