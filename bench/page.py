@@ -25,6 +25,7 @@ TEMPLATES = resources.files("bench") / "templates"
 TEXTS = (
     "dataset", "architecture", "granularity", "match", "method", "criterion", "training", "stage", "tuning", "ablation", "status", "error",
 )  # fmt: skip
+STAGES = {stage: track.removeprefix("one-shot ") for stage, track in leaderboard.ONE_SHOT.items()}
 POLICY = "default-src 'none'; style-src '{style}'; script-src '{script}'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
@@ -49,6 +50,7 @@ def page(
         style=markupsafe.Markup(style),
         script=markupsafe.Markup(script),
         boards=boards,
+        columns=pagetables.BOARD_COLUMNS,
         tracks=list(dict.fromkeys(b.track for b in boards)),
         tunings=list(dict.fromkeys(b.tuning for b in boards)),
         plots=_placed(plots, boards),
@@ -116,14 +118,15 @@ def _facts(rows: pd.DataFrame) -> list[tuple[str, str]]:
 def _recipes(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """Each method with its distinct settings and the blocks where it ran with them."""
     recipes = []
-    for method, own in rows.groupby("plain", sort=True):
+    for method, own in sorted(rows.groupby("plain"), key=lambda one: (not any(one[1]["criterion"]), one[0])):  # the dense ones last
         settings = []
         for (tuning, text), part in own.groupby(["tuning", own["hyperparameters"].map(cells.words)], sort=True):
             blocks = sorted({f"{d} / {a}" for d, a in zip(part["dataset"], part["architecture"], strict=True)})
             everywhere = len(blocks) == len(own[["dataset", "architecture"]].drop_duplicates())
             where = "every block" if everywhere and len(blocks) > 1 else ", ".join(blocks)
             settings.append({"tuning": tuning, "where": where, "pairs": _pairs(text)})
-        parts = [" + ".join(sorted(set(own[name]) - {""})) for name in ("criterion", "training", "stage")]
+        parts = [f"{name} {value}" for name in ("criterion", "training") for value in sorted(set(own[name]) - {""})]
+        parts += [STAGES.get(stage, stage) for stage in sorted(set(own["stage"]))]
         recipes.append({"method": method, "is": " · ".join(filter(None, parts)), "settings": settings})
     return recipes
 
@@ -151,8 +154,8 @@ def _provenance(rows: pd.DataFrame) -> list[tuple[str, list[tuple[str, str]]]]:
     """What the rows were made with: (name, [(value, how many rows)])."""
     named = {
         "Protocol": "protocol", "razorbench": "version", "Commit": "commit", "torch": "torch", "Device": "device", "Seeds": "seed",
-        "Data sets": "dataset", "Architectures": "architecture", "Granularity": "granularity", "Match": "match", "Epochs": "epochs",
-        "Fine-tuning epochs": "finetune_epochs",
+        "Sparsities": "sparsity", "Data sets": "dataset", "Architectures": "architecture", "Granularity": "granularity",
+        "Match": "match", "Epochs": "epochs", "Fine-tuning epochs": "finetune_epochs",
     }  # fmt: skip
     found = []
     for title, name in named.items():
@@ -189,6 +192,6 @@ def _commands(suite: str, rows: pd.DataFrame, gains: pd.DataFrame) -> list[tuple
     }  # fmt: skip
     said = [f"--{name} {shlex.quote(value)}" for name, value in options.items() if value]
     return [
-        ("Run it all again", "python -m bench run " + " ".join(said)),
+        ("Run it all again", "python -m bench run " + " \\\n    ".join(["", *said]).lstrip()),
         ("Re-run a sample of these rows and compare", f"python -m bench verify leaderboards/{shlex.quote(suite)} --sample 20"),
     ]

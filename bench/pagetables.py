@@ -41,9 +41,9 @@ BOARD_COLUMNS = (
     Column("Failed", "Rows", "rows that ended in an error; counted as accuracy 0", first="descending"),
     Column("Collapsed", "Rows", "rows with a layer that lost every weight; counted as measured"),
     Column("Unsup.", "Rows", "rows that the method declined beforehand; left out of means and ranks"),
-    Column("All", "Rows"),
+    Column("All", "Rows", "a row is a sparsity of a seed of a block"),
     Column("Blocks", "Measured on", "data sets with an architecture"),
-    Column("Seeds", "Measured on"),
+    Column("Seeds", "Measured on", "each with an initial network and batches of its own, the same for every method"),
     Column("Epochs", first="ascending", hint="epochs of training and fine-tuning"),
 )  # fmt: skip
 
@@ -123,7 +123,7 @@ def meaning(ranked: pd.DataFrame) -> str:
     """What the ranks of one board say, and how small a difference its seeds can show; '' where there is nothing to rank."""
     if len(ranked) < 2:
         return ""
-    seeds, blocks = int(ranked["seeds"].min()), int(ranked["blocks"].min())
+    seeds, blocks = map(int, ranked[["seeds", "blocks"]].value_counts().index[0])  # of most methods: some fail, some decline a block
     if seeds < 2:
         return "One seed tells no two methods apart: lines are in the order of their areas, and all ranks are 1."
     gap = statistics.detectable(seeds, blocks, len(ranked))

@@ -54,6 +54,13 @@
     });
   }
 
+  // A table that goes on to the right fades out there: some systems hide scroll bars.
+  function fading(box) {
+    const look = () => box.classList.toggle("more", box.scrollLeft + box.clientWidth < box.scrollWidth - 4);
+    box.addEventListener("scroll", look, { passive: true });
+    new ResizeObserver(look).observe(box);
+  }
+
   function filter(tools) {
     const wanted = (tools.elements.method.value || "").trim().toLowerCase().split(/\s+/);
     const named = (node) => wanted.every((word) => node.dataset.method.toLowerCase().includes(word));
@@ -90,6 +97,7 @@
     const tools = document.getElementById("tools");
     theme();
     document.querySelectorAll("table[id]").forEach(sortable);
+    document.querySelectorAll(".scroll").forEach(fading);
     for (const box of document.querySelectorAll("[data-filters]")) {
       box.hidden = false;
       box.addEventListener("change", () => filter(tools));

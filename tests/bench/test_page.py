@@ -3,6 +3,7 @@
 import html
 import html.parser
 import re
+import shlex
 import urllib.parse
 from collections.abc import Callable
 from typing import Any
@@ -87,8 +88,13 @@ def test_hostile_texts_stay_texts() -> None:
 
 def test_names_are_quoted_for_the_shell() -> None:
     source = html.unescape(made(rows_of(["magnitude", "spam(prior=unit,lr=1)", "$(reboot)"])))
-    assert "--methods 'magnitude,spam(prior=unit,lr=1),$(reboot)' --datasets breast_cancer,digits" in source
-    assert "--seeds 0,1,2 --epochs 4 --finetune-epochs 0 --output out" in source
+    words = shlex.split(source.split("python -m bench run")[1].split("</code>")[0].replace("\\\n", ""))
+    said = dict(zip(words[::2], words[1::2], strict=True))
+    assert said["--methods"] == "magnitude,spam(prior=unit,lr=1),$(reboot)"
+    assert said == {
+        "--suite": "tiny", "--methods": said["--methods"], "--datasets": "breast_cancer,digits", "--architectures": "mlp",
+        "--sparsities": "0.9,0.95,0.99", "--seeds": "0,1,2", "--epochs": "4", "--finetune-epochs": "0", "--output": "out",
+    }  # fmt: skip
 
 
 def test_the_same_input_gives_the_same_bytes() -> None:
