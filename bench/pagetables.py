@@ -1,5 +1,6 @@
 """The tables of a leaderboard's page as plain values: each track's board and blocks, what tuning gained, what went wrong."""
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ import pandas as pd
 from bench import leaderboard, statistics, tuned
 from bench.cells import MISSING, Bar, Cell, Column, Line, Table, axis, exact, missing, number, percent, text, words
 
-OUTSIDE = 0.25  # the share of methods that the axis may leave out, with an arrow
+OUTSIDE = 0.2  # the share of methods that the axis may leave out, with an arrow
 BLOCK = ["dataset", "architecture", "granularity", "match"]
 
 
@@ -75,10 +76,10 @@ def _board(part: pd.DataFrame) -> Table:
 
 
 def _lowest(area: pd.DataFrame) -> float:
-    """Where the axis begins: at the lowest interval, unless a few methods far below would squeeze the others into a third of it."""
+    """Where the axis begins: at the lowest interval, unless a few methods far below would squeeze the others into half of it."""
     highest, lows = float(np.nanmax(area)), area.min(axis="columns").dropna()
     lowest, most = float(lows.min()), float(lows.quantile(OUTSIDE))
-    return most if highest - most < (highest - lowest) / 3 else lowest
+    return most if highest - most < (highest - lowest) / 2 else lowest
 
 
 def _board_line(line: "pd.Series[Any]", scale: tuple[float, float] | None) -> Line:
@@ -216,7 +217,8 @@ def gains(table: pd.DataFrame) -> Table | None:
         cells = [text(line["method"], "method"), *(text(line[name]) for name in kinds), number(line["finetune_epochs"], "{:.0f}")]
         for name, *_ in GAIN_COLUMNS:
             sign = ("gain" if line[name] > 0 else "loss" if line[name] < 0 else "number") if name == "gain" else "number"
-            cells.append(number(line[name], form.get(name, "{:.3f}"), kind=sign))
+            said = number(line[name], form.get(name, "{:.3f}"), kind=sign)
+            cells.append(dataclasses.replace(said, text=said.text.replace("-", "−")))
         cells += [number(line["seeds"], "{:.0f}"), text(line["hyperparameters"], "json")]
         lines.append(Line(words(line["method"]), cells, words(line["dataset"]), words(line["architecture"])))
     return Table(columns, lines)

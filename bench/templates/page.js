@@ -25,11 +25,9 @@
   }
 
   // Missing values come last in both directions; equal ones stay as they were.
-  function compare(a, b, sign) {
+  function compare(a, b, sign, words) {
     if (a === "" || b === "") return (a === "") - (b === "");
-    const x = Number(a), y = Number(b);
-    if (!Number.isNaN(x) && !Number.isNaN(y)) return sign * (x - y);
-    return sign * a.localeCompare(b, "en", { numeric: true });
+    return sign * (words ? a.localeCompare(b, "en", { numeric: true }) : Number(a) - Number(b));
   }
 
   function sort(table, heading, place) {
@@ -39,8 +37,8 @@
     for (const th of table.querySelectorAll("th[aria-sort]")) th.removeAttribute("aria-sort");
     heading.setAttribute("aria-sort", now);
     const sign = now === "ascending" ? 1 : -1;
-    const body = table.tBodies[0];
-    const lines = [...body.rows].sort((a, b) => compare(a.cells[place].dataset.value, b.cells[place].dataset.value, sign));
+    const body = table.tBodies[0], words = heading.classList.contains("text");
+    const lines = [...body.rows].sort((a, b) => compare(a.cells[place].dataset.value, b.cells[place].dataset.value, sign, words));
     body.append(...lines);
   }
 
