@@ -272,3 +272,102 @@ def compare(
         data_root=data_root, plugins=tuple(plugin or ()),
         command=["python", "-m", "bench", "run", *(str(part) for option in options for part in option)],
     )  # fmt: skip
+
+
+@app.command()
+def publish(
+    suite: Annotated[str, typer.Option(help="A suite by name, or a .toml file.")] = "digits",
+    methods: Annotated[str | None, typer.Option(help="'all', or names with commas.", show_default="the suite's")] = None,
+    datasets: Annotated[str | None, typer.Option(help="Data sets instead of the suite's, with commas.")] = None,
+    architectures: Annotated[str | None, typer.Option(help="Architectures instead of the suite's.")] = None,
+    sparsities: Annotated[str | None, typer.Option(help="Sparsities instead of the suite's, with commas.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds instead of the suite's, with commas.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Training epochs.")] = None,
+    finetune_epochs: Annotated[str | None, typer.Option(help="Fine-tuning epochs after the cut, with commas; 0 is one-shot.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Tuning trials a method: its tuned rows are published too.")] = None,
+    store: Annotated[str | None, typer.Option(help="Database URL of the results; .bench/store.db by default.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    data_root: Annotated[Path | None, typer.Option(help="Where torchvision's data sets lie.")] = None,
+    plugin: Plugins = None,
+    to: Annotated[Path, typer.Option(help="The folder of leaderboards; the suite's is in it.")] = Path("leaderboards"),
+    merge: Annotated[Path | None, typer.Option(help="Add the rows of this results.csv to the folder, in place of the store's.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
+) -> None:
+    """Write leaderboards/<suite>/: results, tables, data package and plots, from the store or from somebody else's rows."""
+    from bench.spec import UserError, load_suite, unknown
+
+    if device not in DEVICES:
+        raise unknown("device", device, DEVICES)
+    narrowed = {
+        "--datasets": datasets, "--architectures": architectures, "--sparsities": sparsities, "--seeds": seeds, "--epochs": epochs,
+        "--finetune-epochs": finetune_epochs, "--trials": trials,
+    }  # fmt: skip
+    if merge is not None:
+        given = [name for name, value in {"--methods": methods, "--store": store, **narrowed}.items() if value is not None]
+        if given:
+            raise UserError(f"--merge takes all rows of its file: {', '.join(given)} cannot be given with it")
+        name = load_suite(suite).name if suite.endswith(".toml") else suite
+
+        from bench import publish as publishing
+
+        publishing.merge_file(merge, suite=name, plugins=tuple(plugin or ()), to=to, dry_run=dry_run)
+        return
+    chosen = load_suite(suite)
+    changes = {
+        "sparsities": _numbers("--sparsities", sparsities, float),
+        "seeds": _numbers("--seeds", seeds, int),
+        "finetune_epochs": _numbers("--finetune-epochs", finetune_epochs, int),
+        "epochs": epochs,
+        "trials": trials,
+    }
+
+    from bench import catalogue  # before what takes longer to import: a mistyped name is said sooner
+
+    catalogue.load_plugins(plugin or ())
+    catalogue.select_methods(methods if methods is not None else ",".join(chosen.methods))
+    shared = {
+        "--suite": suite, "--methods": methods, **narrowed, "--store": store, "--device": None if device == "auto" else device,
+        "--data-root": data_root,
+    }  # fmt: skip
+    options = [*((name, value) for name, value in shared.items() if value is not None), *(("--plugin", file) for file in plugin or ())]
+
+    from bench import publish as publishing
+
+    publishing.publish(
+        chosen, methods=methods if methods is not None else ",".join(chosen.methods), datasets=_names(datasets),
+        architectures=_names(architectures), changes=changes, device=device, store=store, data_root=data_root,
+        plugins=tuple(plugin or ()), to=to, dry_run=dry_run, options=[str(part) for option in options for part in option],
+    )  # fmt: skip
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="leaderboards/SUITE", help="A leaderboard's folder.")],
+    sample: Annotated[int | None, typer.Option(help="How many rows to compute again, drawn at random.", show_default="3")] = None,
+    methods: Annotated[str | None, typer.Option(help="Draw from the rows of these methods, with commas.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Difference of accuracy to allow, a fraction.", show_default="none on the same torch and device, else 0.05"),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes; as many as cores by default, one on a GPU.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    data_root: Annotated[Path | None, typer.Option(help="Where torchvision's data sets lie.")] = None,
+    plugin: Plugins = None,
+) -> None:
+    """Compute published rows again and compare, and rebuild derived files; exit code 1 where something is not as published."""
+    from bench.spec import UserError, unknown
+
+    if device not in DEVICES:
+        raise unknown("device", device, DEVICES)
+    for option, value, least in (("--sample", sample, 1), ("--workers", workers, 1), ("--tolerance", tolerance, 0)):
+        if value is not None and value < least:
+            raise UserError(f"{option} must be at least {least}, got {value}")
+
+    from bench import verify as verification
+
+    agrees = verification.verify(
+        folder, sample=sample, methods=methods, seed=seed, tolerance=tolerance, workers=workers, device=device, data_root=data_root,
+        plugins=tuple(plugin or ()),
+    )  # fmt: skip
+    raise typer.Exit(0 if agrees else 1)
