@@ -295,9 +295,9 @@ def _blank(request: Request, job: Job, point: Point) -> Row:
 
 @functools.cache
 def provenance(device: str) -> dict[str, Any]:
-    """Versions, commit and device of this run."""
+    """Versions, commit and device of this run: of a processor the instructions that torch uses, for they decide the rounding."""
     kind = torch.device(device).type
-    name = torch.cuda.get_device_name(device) if kind == "cuda" else ""
+    name = torch.cuda.get_device_name(device) if kind == "cuda" else torch.backends.cpu.get_cpu_capability()
     return {
         "version": importlib.metadata.version("razorbench"),
         "commit": _commit(),

@@ -128,7 +128,7 @@ Place = Callable[[Axes, pd.DataFrame], pd.Series]
 def _against_sparsity(axes: Axes, rows: pd.DataFrame) -> pd.Series:
     """Where rows lie on an axis of sparsity: log of the share of weights kept, falling; ticks say the sparsity."""
     values = sorted(rows["sparsity"].unique())
-    ticks = _apart([(-math.log10(1 - s), f"{100 * s:g}") for s in values], 0.055 * max(1e-9, _position(values[-1]) - _position(values[0])))
+    ticks = _apart([(-math.log10(1 - s), f"{100 * s:g}") for s in values], 0.09 * max(1e-9, _position(values[-1]) - _position(values[0])))
     axes.set_xticks([x for x, _ in ticks], [text for _, text in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("sparsity, %")

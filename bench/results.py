@@ -7,12 +7,12 @@ apostrophe before it, which reading takes away again. Numbers are no texts: a ne
 import contextlib
 import csv
 import dataclasses
-import io
 import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,9 +33,10 @@ def write_rows(rows: Iterable[Row], path: Path) -> None:
 def rows_text(rows: Iterable[Row]) -> str:
     """The contents of a results.csv: the header, and the rows sorted by what identifies them."""
     lines = [[_text(getattr(row, name)) for name in COLUMNS] for row in ordered(rows)]
-    file = io.StringIO(newline="")
-    csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])
-    return file.getvalue()
+    written: list[str] = []
+    # Cells with a character of the line's end are quoted: a carriage return must be, too.
+    csv.writer(SimpleNamespace(write=written.append), lineterminator="\r\n").writerows([COLUMNS, *lines])
+    return "".join(line.removesuffix("\r\n") + "\n" for line in written)
 
 
 def ordered(rows: Iterable[Row]) -> list[Row]:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 import methods
 from bench import agreement, catalogue, executor, pipeline, planning, published, report
 from bench.job import Configured, Job, Place, Point
@@ -45,25 +47,37 @@ def verify(
             computed = _compute(chosen, board, place, pool)
         finally:
             pool.close()
-    wrong = 0
+    wrong = rounding = 0
     for row, got in zip(chosen, computed, strict=True):
         allowed = tolerance if tolerance is not None else None if agreement.same_machine(row, got) else agreement.TOLERANCE
         different = agreement.differences(row, got, allowed)
+        _print_verdict(console, row, got, different)
         wrong += bool(different)
-        verdict = "DIFFERS" if different else "equal" if allowed is None else f"agrees within {allowed:g} of accuracy"
-        console.print(
-            f"{verdict:<8} {_label(row)}: accuracy {_percent(row)} published, {_percent(got)} computed", highlight=False, soft_wrap=True
-        )
-        for line in different:
-            console.print(f"           {line}", highlight=False, markup=False, soft_wrap=True)
-        if got.status == "failed" and got.error != row.error:
-            console.print(f"           {got.error}", highlight=False, markup=False, soft_wrap=True)
-    stale = published.stale(folder, board) if (folder / "datapackage.json").is_file() else {}
+        rounding += bool(different) and not agreement.differences(row, got, agreement.TOLERANCE)
+    if rounding:
+        hint = f"{rounding} of them may be rounding on another processor: --tolerance {agreement.TOLERANCE:g} allows that much of accuracy"
+        console.print(hint, highlight=False, soft_wrap=True)
+    console.print(f"{wrong} of {len(chosen)} rows differ" if wrong else f"all {len(chosen)} rows are as published", highlight=False)
+    return not (_print_stale(console, folder, board) or wrong)
+
+
+def _print_verdict(console: Console, row: Row, got: Row, different: list[str]) -> None:
+    """A line for the row, and one for each difference."""
+    verdict = "DIFFERS" if different else "agrees" if agreement.differences(row, got, None) else "equal"
+    reasons = [*different, *([got.error] if got.error and got.error != row.error else [])]
+    lines = [f"{verdict:<8} {_label(row)}: accuracy {_percent(row)} published, {_percent(got)} computed", *(f"{'':9}{r}" for r in reasons)]
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_stale(console: Console, folder: Path, board: Board) -> bool:
+    """Say which derived files are not what the rows give; whether there are any. Of a folder without them nothing is asked."""
+    if not (folder / "datapackage.json").is_file():
+        return False
+    stale = published.stale(folder, board)
     for name, reason in stale.items():
-        console.print(f"STALE    {folder / name} {reason}; `python -m bench publish` rebuilds it", highlight=False, soft_wrap=True)
-    verdict = f"{wrong} of {len(chosen)} rows differ" if wrong else f"all {len(chosen)} rows are as published"
-    console.print(verdict + (f"; {len(stale)} derived files are stale" if stale else "; derived files too"), highlight=False)
-    return not wrong and not stale
+        console.print(f"STALE    {folder / name} {reason}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{len(stale)} derived files are stale" if stale else "the derived files follow from the rows", highlight=False)
+    return bool(stale)
 
 
 def _sample(board: Board, methods: str | None, size: int, seed: int) -> list[Row]:
