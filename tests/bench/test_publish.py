@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from bench import plots, published, readme, results
+from bench import diagrams, leaderboard, plots, published, readme, results
 from bench.datapackage import SCHEMAS
-from bench.leaderboard import leaderboard
 from bench.published import Board
 from bench.spec import COLUMNS, Row, UserError, load_suite, suites
 
@@ -215,22 +215,17 @@ def test_pictures_are_the_same_every_time_whatever_the_order_and_the_settings(mo
 
 
 def test_from_ten_blocks_on_ranks_are_a_critical_difference_diagram() -> None:
-    rows = made_up(blocks=10)
-    board = leaderboard(rows)
-    (track,) = plots._tracks(
-        plots.leaderboard.frame(rows).assign(value=lambda t: t["accuracy"]), board
-    )  # fmt: skip
-    texts = [text.get_text() for text in plots._ranks(track).axes[0].texts]
-    assert any(text.startswith("critical difference 1.05") for text in texts), (
-        texts
-    )  # q(0.05, 3) / sqrt(2) * sqrt(3 * 4 / 60) = 2.343 * 0.447
+    rows = [row for row in made_up(blocks=10) if row.criterion]
+    figure = diagrams.ranks("a track", leaderboard.leaderboard(rows), leaderboard.frame(rows))
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    distance = 2.3437 * (3 * 4 / (6 * 10)) ** 0.5  # Demšar 2006, table 5(a): q = 2.343 for three methods at 5 %
+    assert f"critical difference {distance:.2f}" in texts
+    assert "magnitude  1.00" in texts
 
 
 def test_groups_join_what_is_closer_than_the_critical_difference() -> None:
-    import numpy as np
-
-    assert plots._groups(np.array([1.0, 1.5, 2.4, 4.0]), 1.0) == [(1.0, 1.5), (1.5, 2.4)]
-    assert plots._groups(np.array([1.0, 1.2, 1.4]), 0.5) == [(1.0, 1.4)]
+    assert diagrams._groups(np.array([1.0, 1.5, 2.4, 4.0]), 1.0) == [(1.0, 1.5), (1.5, 2.4)]
+    assert diagrams._groups(np.array([1.0, 1.2, 1.4]), 0.5) == [(1.0, 1.4)]
 
 
 def test_a_readme_without_markers_stays() -> None:
