@@ -67,7 +67,7 @@ def merge_file(file: Path, *, suite: str, plugins: tuple[str, ...], to: Path, dr
         for number, reason in checked.refused:
             console.print(f"row {number}: {reason}", highlight=False, markup=False, soft_wrap=True)
         refused = len({number for number, _ in checked.refused})
-        raise UserError(f"'{file}': {refused} rows refused; nothing was merged")
+        raise UserError(f"'{file}': {refused} {'row' if refused == 1 else 'rows'} refused; nothing was merged")
     names = ", ".join(dict.fromkeys(row.method for row in checked.new)) or "nothing new"
     repeated = f"; {checked.repeated} rows repeat what is published" if checked.repeated else ""
     console.print(f"{file}: {len(checked.new)} rows to merge ({names}){repeated}", highlight=False, markup=False, soft_wrap=True)

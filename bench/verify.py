@@ -154,6 +154,7 @@ def _job(row: Row, board: Board, place: Place, key: str) -> Job:
         stage = Stage(row.stage) if row.stage else None
     except (ValueError, KeyError, TypeError) as error:
         what = f"no {error} in its hyperparameters" if isinstance(error, KeyError) else str(error)
+        what += " (a method of your own: --plugin FILE)" * isinstance(error, methods.UnknownName)
         raise UserError(f"{_label(row)} cannot be computed: {what}") from None
     protocol = board.suite.protocol(row.architecture)
     if "finetuning" in said:

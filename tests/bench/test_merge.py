@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import methods
-from bench import agreement, merge, plots, published, results
+from bench import agreement, merge, plots, publish, published, results
 from bench.planning import hyperparameters_of
 from bench.published import Board
 from bench.spec import COLUMNS, Row, UserError, load_suite
@@ -108,7 +108,7 @@ def test_each_fault_is_refused_with_its_row_and_reason(board: Board, bench: Benc
     code, out, err = bench("publish", "--suite", "tiny", "--merge", "theirs.csv")
     assert code == 2
     assert any(line.startswith("row 4: ") and reason in line for line in out.splitlines()), out
-    assert err == "error: 'theirs.csv': 1 rows refused; nothing was merged\n"
+    assert err == "error: 'theirs.csv': 1 row refused; nothing was merged\n"
     assert {path: path.read_bytes() for path in sorted(Path("leaderboards").rglob("*.*"))} == before
 
 
@@ -143,6 +143,21 @@ def test_a_method_comes_for_all_cells_and_seeds(board: Board, without: dict[str,
     assert number == 2
     assert reason.startswith("'spam' has no row for breast_cancer/mlp at sparsity ")
     assert reason.endswith("seeds 1" if "seed" in without else "seeds 0, 1, 2")
+
+
+def test_publishing_keeps_what_others_have_contributed_but_not_of_other_settings(board: Board) -> None:
+    there = Board(board.suite, (*board.rows, *cells("spam")))
+    again = [replace(r, accuracy=0.5) for r in cells("magnitude")]
+    kept = publish._kept(there, board.suite, again)
+    assert {r.method for r in kept} == {"dense", "random", "magnitude_layer", "spam"}
+    wider = board.suite.model_copy(update={"seeds": (0, 1, 2, 3)})
+    assert len(publish._kept(there, wider, again)) == len(kept)
+    (key, reason), *_ = merge.incomplete([*kept, *again], wider)
+    assert key[0] == "dense"
+    assert reason.endswith("seeds 3")
+    with pytest.raises(UserError, match="the suite has another epochs than the published rows of dense, random, magnitude_layer, spam"):
+        publish._kept(there, board.suite.model_copy(update={"epochs": 4}), again)
+    assert publish._kept(there, board.suite.model_copy(update={"epochs": 4}), list(there.rows)) == []
 
 
 def test_what_is_no_results_csv_is_one_line(board: Board) -> None:
