@@ -17,7 +17,7 @@ from typing import Any
 import methods
 from bench import agreement
 from bench.datapackage import SCHEMAS
-from bench.planning import hyperparameters_of
+from bench.planning import dense_name, hyperparameters_of
 from bench.published import Board
 from bench.results import KINDS, value_of
 from bench.spec import COLUMNS, DENSE, PROTOCOL_VERSION, Row, Suite, UserError
@@ -48,7 +48,7 @@ def check(path: Path, board: Board) -> Checked:
     for number, record in _records(path):
         row, faults = _row(record)
         if row is not None and not faults:
-            faults = [*_of_suite(row, board), *_exact(row, shapes.get((row.dataset, row.architecture), {})), *_configured(row)]
+            faults = [*_of_suite(row, board), *_exact(row, shapes.get((row.dataset, row.architecture), {})), *_configured(row, board.suite)]
             first = seen.setdefault(row.identity, number)
             if first != number:
                 faults.append(f"the same cell and seed as row {first}")
@@ -204,37 +204,58 @@ def _exact(row: Row, shape: dict[str, int]) -> Iterator[str]:
             yield f"{part} {a} is more than {whole} {b}"
 
 
-def _configured(row: Row) -> Iterator[str]:
-    """Where criterion, training, stage and hyperparameters are not those of the method's name."""
+def _configured(row: Row, suite: Suite) -> Iterator[str]:
+    """Where criterion, training, stage, schedule and hyperparameters are not those that the method's name stands for."""
     try:
         said = json.loads(row.hyperparameters)
-        parts = {"training": said["training"]} | ({"criterion": said["criterion"]} if row.criterion else {})
-        if not all(isinstance(part, dict) for part in parts.values()):
+        training, criterion = said["training"], said["criterion"] if row.criterion else {}
+        scale = said["finetuning"]["lr_scale"] if row.finetune_epochs else None
+        if not (isinstance(training, dict) and isinstance(criterion, dict)):
             raise TypeError
     except (ValueError, KeyError, TypeError):
-        yield "hyperparameters: not a JSON object with the values of the training and the criterion"
+        yield "hyperparameters: not a JSON object with the values of training, criterion and fine-tuning"
         return
+    if scale is not None and scale != suite.finetune_lr_scale and row.tuning == "default":
+        yield f"hyperparameters: lr_scale {scale!r} of fine-tuning, the suite has {suite.finetune_lr_scale!r}"
     try:
-        methods.make("trainings", row.training, parts["training"])
-        if not row.criterion:
-            if row.method.partition("@")[0] != DENSE:
-                yield f"method '{row.method}' without a criterion: a dense reference is called '{DENSE}' or '{DENSE}@...'"
-            return
-        methods.make("criteria", row.criterion, parts["criterion"])
-        method = methods.get(row.method)
+        yield from _dense(row, training) if not row.criterion else _named(row, said, training, criterion)
     except (ValueError, TypeError) as error:
-        yield f"{error} (a method of your own: --plugin FILE)" if isinstance(error, methods.UnknownName) else str(error)
-        return
+        yield str(error) + " (a method of your own: --plugin FILE)" * isinstance(error, methods.UnknownName)
+
+
+def _dense(row: Row, training: dict[str, Any]) -> Iterator[str]:
+    """Where a row without a criterion is not called what its training is."""
+    name = dense_name(row.training, hyperparameters_of(methods.make("trainings", row.training, training)))
+    if row.method != name:
+        yield f"method '{row.method}' without a criterion: the dense reference of this training is '{name}'"
+
+
+def _named(row: Row, said: dict[str, Any], training: dict[str, Any], criterion: dict[str, Any]) -> Iterator[str]:
+    """Where a row is not of the method of that name."""
+    method = methods.get(row.method)
     named = {"method": method.name, "criterion": method.criterion, "training": method.training, "stage": str(method.stage)}
-    yield from (f"{n} '{getattr(row, n)}', the method '{row.method}' has '{v}'" for n, v in named.items() if getattr(row, n) != v)
-    if row.tuning == "default":
-        defaults = {"training": hyperparameters_of(method.make_training()), "criterion": hyperparameters_of(method.make_criterion())}
-        for kind, values in defaults.items():
-            if parts[kind] != values:
-                changed = sorted({k for k in values.keys() | parts[kind].keys() if parts[kind].get(k) != values.get(k)})
-                yield f"hyperparameters: {', '.join(changed)} of the {kind} are not the defaults of '{row.method}'"
-    elif not isinstance(said.get("tuning"), dict):
-        yield "hyperparameters: a tuned row says nothing of its tuning"
+    wrong = [f"{n} '{getattr(row, n)}', the method '{row.method}' has '{v}'" for n, v in named.items() if getattr(row, n) != v]
+    yield from wrong
+    if wrong:
+        return
+    schedule = None if method.schedule is None else json.loads(json.dumps(method.schedule.as_dict()))
+    if said.get("schedule") != schedule:
+        yield f"hyperparameters: not the schedule of '{row.method}'"
+    given = {"training": training, "criterion": criterion}
+    made = {
+        "training": method.make_training(**training),
+        "criterion": method.make_criterion(**criterion),
+    }  # what the name fixes, and ranges
+    if row.tuning == "tuned":
+        if not isinstance(said.get("tuning"), dict):
+            yield "hyperparameters: a tuned row says nothing of its tuning"
+        return
+    defaults = {"training": method.make_training(), "criterion": method.make_criterion()}
+    for kind, configuration in made.items():
+        values = hyperparameters_of(defaults[kind])
+        changed = sorted(k for k, v in hyperparameters_of(configuration).items() if k not in given[kind] or v != values[k])
+        if changed:
+            yield f"hyperparameters: {', '.join(changed)} of the {kind} are not the defaults of '{row.method}'"
 
 
 def _configuration(there: Row, row: Row) -> list[str]:

@@ -90,8 +90,11 @@ FAULTS: list[tuple[Callable[[list[Row]], list[Row]], str]] = [
     (changed(flops=3000), "flops 3000, this network has 2000"),
     (changed(parameters_kept=2000), "parameters_kept 2000 is more than parameters 1010"),
     (changed(method="spamm"), "unknown method 'spamm' (did you mean 'spam'?)"),
-    (changed(training="map"), "'map' has no hyperparameter"),
-    (changed(criterion="magnitude"), "no hyperparameter"),
+    (changed(training="map"), "training 'map', the method 'spam' has 'spam'"),
+    (changed(criterion="magnitude"), "criterion 'magnitude', the method 'spam' has 'opd'"),
+    (changed(method="dense@spam(lr=0.2)", criterion="", stage="", sparsity=0.0, kept_weights=1000, sparsity_reached=0.0,
+             parameters_kept=1010, flops_kept=2000), "the dense reference of this training is 'dense@spam'"),
+    (changed(method="opd@spam", sparsity=0.5), "method 'opd@spam', the method 'opd@spam' has 'spam'"),
     (changed(stage="init"), "stage 'init', the method 'spam' has 'after'"),
     (changed(hyperparameters="{}"), "hyperparameters: not a JSON object"),
     (changed(hyperparameters="[1]"), "hyperparameters: not a JSON object"),
@@ -133,6 +136,35 @@ def test_default_rows_have_default_hyperparameters(board: Board) -> None:
     refused = merge.check(Path("theirs.csv"), board).refused
     assert len(refused) == 6
     assert refused[0][1] == "hyperparameters: lr of the training are not the defaults of 'spam'"
+
+
+def test_names_stand_for_hyperparameters_schedules_and_the_suites_fine_tuning(board: Board) -> None:
+    board = Board(board.suite.model_copy(update={"finetune_epochs": (0, 2)}), board.rows)
+
+    def said(method: str, *, finetune_epochs: int = 0, tuning: str = "default", **changes: dict[str, object]) -> list[str]:
+        plain = row(method, 0.5, 0)
+        told = json.loads(plain.hyperparameters)
+        told = {k: {**told.get(k, {}), **changes.get(k, {})} for k in {**told, **changes}}
+        results.write_rows(
+            [replace(plain, hyperparameters=json.dumps(told), finetune_epochs=finetune_epochs, tuning=tuning)], Path("theirs.csv")
+        )
+        return [reason for _, reason in merge.check(Path("theirs.csv"), board).refused if "has no row for" not in reason]
+
+    schedule = methods.get("magnitude_gradual").schedule
+    assert schedule is not None
+    assert said("magnitude_gradual", schedule=schedule.as_dict()) == []
+    assert said("magnitude_gradual", schedule=schedule.as_dict() | {"every": 2}) == [
+        "hyperparameters: not the schedule of 'magnitude_gradual'"
+    ]
+    assert said("magnitude_gradual") == ["hyperparameters: not the schedule of 'magnitude_gradual'"]
+    assert said("spam", finetune_epochs=2, finetuning={"lr_scale": 0.1}) == []
+    assert said("spam", finetune_epochs=2, finetuning={"lr_scale": 0.5}) == [
+        "hyperparameters: lr_scale 0.5 of fine-tuning, the suite has 0.1"
+    ]
+    assert said("magnitude(weight_decay=0.003)") == []
+    (reason,) = said("magnitude(weight_decay=0.003)", training={"weight_decay": 0.001})
+    assert "has weight_decay=0.003 by name" in reason
+    assert "lr" in said("spam", training={"lr": -1.0})[0]
 
 
 @pytest.mark.parametrize("without", [{"seed": 1}, {"sparsity": 0.9}])
