@@ -26,7 +26,7 @@ def ranks(title: str, board: pd.DataFrame, rows: pd.DataFrame) -> Figure:
 
 def _intervals(title: str, board: pd.DataFrame) -> Figure:
     lines = board[board["relative_area"].notna()]
-    figure = Figure(figsize=(7.2, 0.26 * len(lines) + 1.2), layout="constrained")
+    figure = Figure(figsize=(7.6, 0.26 * len(lines) + 1.2), layout="constrained")
     axes = figure.subplots()
     for y, line in enumerate(lines.itertuples()):
         ranked = not pd.isna(line.rank)
@@ -38,8 +38,8 @@ def _intervals(title: str, board: pd.DataFrame) -> Figure:
     axes.set_yticks(range(len(lines)), names)
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("area under the accuracy-sparsity curve / dense accuracy, with 95 % interval over seeds")
-    axes.set_title(f"{title}: methods and ranks; equal ranks are not told apart")
+    axes.set_xlabel("area under the curve / dense accuracy, 95 % interval over seeds")
+    _title(figure, f"{title}: methods and ranks; equal ranks are not told apart")
     return figure
 
 
@@ -52,7 +52,8 @@ def _critical(title: str, found: statistics.CriticalDifference) -> Figure:
     axes = figure.subplots()
     axes.axis("off")
     last, below = len(ranks), 0.35 + 0.3 * len(groups)
-    axes.set_xlim(1 - 0.45 * last, last + 0.45 * last)
+    margin = last * max(0.45, 0.023 * max(len(str(method)) for method in ranks.index))  # names stand there
+    axes.set_xlim(1 - margin, last + margin)
     axes.plot([1, last], [0, 0], color="black", linewidth=1.0)
     for tick in range(1, last + 1):
         axes.plot([tick, tick], [0, 0.12], color="black", linewidth=1.0)
@@ -82,7 +83,7 @@ def _groups(ranks: np.ndarray, distance: float) -> list[tuple[float, float]]:
 def scoring(title: str, board: pd.DataFrame) -> Figure:
     """What scoring costs, in epochs of the method's own training, on a logarithmic scale."""
     lines = board[board["scoring_epochs"].astype(float) > 0].sort_values(["scoring_epochs", "method"], ascending=False)
-    figure = Figure(figsize=(7.2, 0.26 * len(lines) + 1.2), layout="constrained")
+    figure = Figure(figsize=(7.6, 0.26 * len(lines) + 1.2), layout="constrained")
     axes = figure.subplots()
     for y, line in enumerate(lines.itertuples()):
         axes.plot(line.scoring_epochs, y, "o", color="#0072b2")
@@ -94,5 +95,10 @@ def scoring(title: str, board: pd.DataFrame) -> Figure:
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("seconds to score and cut, in epochs of training (median)")
-    axes.set_title(f"{title}: cost of scoring")
+    _title(figure, f"{title}: cost of scoring")
     return figure
+
+
+def _title(figure: Figure, text: str) -> None:
+    """A title over the whole width: long names of methods leave the axes little of it."""
+    figure.suptitle(text, x=0.01, ha="left", fontsize=11)
