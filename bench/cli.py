@@ -7,6 +7,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from bench import cli_results
+from bench.options import Granularity, Match, Plugins, check_device, names, numbers
+
 app = typer.Typer(
     name="razorbench",
     no_args_is_help=True,
@@ -15,12 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Compare neural-network pruning methods: same networks, same batches, exact sparsities, several seeds.",
 )
-Plugins = Annotated[list[str] | None, typer.Option("--plugin", metavar="FILE", help="A Python file that registers methods; repeatable.")]
 LISTS = ("methods", "criteria", "trainings", "granularities", "architectures", "datasets", "suites")
 INTERRUPTED = 130
-GRANULARITY = "What is removed: weight, channel, 2:4 or any n:m."
-MATCH = "What sparsities are shares of: weights, or for channels parameters, flops or latency."
-DEVICES = ("auto", "cpu", "cuda")
 # The base of typer's usage errors: click's, or that of the copy of click inside newer releases of typer.
 UsageFault: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
@@ -67,8 +66,8 @@ def run(
     architectures: Annotated[str | None, typer.Option(help="Architectures instead of the suite's: ours or any timm name.")] = None,
     sparsities: Annotated[str | None, typer.Option(help="Fractions of weights to remove, in [0, 1), with commas.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds, with commas.")] = None,
-    granularity: Annotated[str | None, typer.Option(help=GRANULARITY, show_default="the suite's, mostly weight")] = None,
-    match: Annotated[str | None, typer.Option(help=MATCH, show_default="the suite's, mostly weights")] = None,
+    granularity: Granularity = None,
+    match: Match = None,
     ablate: Annotated[
         str,
         typer.Option(help="Controls beside each method, with commas: shuffle permutes its mask in each layer, reinit draws new weights."),
@@ -93,15 +92,15 @@ def run(
     chosen = load_suite(suite)
     if executor not in executors.EXECUTORS:
         raise unknown("executor", executor, executors.EXECUTORS)
-    _check_device(device)
-    ablations = tuple(dict.fromkeys(_names(ablate)))
+    check_device(device)
+    ablations = tuple(dict.fromkeys(names(ablate)))
     for name in ablations:
         if name not in ABLATIONS:
             raise unknown("ablation", name, ABLATIONS)
     changes = {
-        "sparsities": _numbers("--sparsities", sparsities, float),
-        "seeds": _numbers("--seeds", seeds, int),
-        "finetune_epochs": _numbers("--finetune-epochs", finetune_epochs, int),
+        "sparsities": numbers("--sparsities", sparsities, float),
+        "seeds": numbers("--seeds", seeds, int),
+        "finetune_epochs": numbers("--finetune-epochs", finetune_epochs, int),
         "epochs": epochs,
         "trials": trials,
         "granularity": granularity,
@@ -124,38 +123,10 @@ def run(
     from bench import report
 
     report.run(
-        chosen, methods=methods, datasets=_names(datasets), architectures=_names(architectures), changes=changes,
+        chosen, methods=methods, datasets=names(datasets), architectures=names(architectures), changes=changes,
         ablations=ablations, executor=executor, ray_address=ray_address, workers=workers,
         device=device, store=store, data_root=data_root, plugins=tuple(plugin or ()), output=output, dry_run=dry_run,
     )  # fmt: skip
-
-
-def _check_device(device: str) -> None:
-    from bench.spec import unknown
-
-    if device not in DEVICES:
-        raise unknown("device", device, DEVICES)
-
-
-def _names(text: str | None) -> list[str]:
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
-
-
-def _numbers(option: str, text: str | None, kind: type[int] | type[float]) -> list[Any] | None:
-    """A list of numbers with commas between; UserError naming the one that is none."""
-    from bench.spec import UserError
-
-    if text is None:
-        return None
-    values = []
-    for part in _names(text):
-        try:
-            values.append(kind(part))
-        except ValueError:
-            raise UserError(f"{option}: '{part}' is not {'a whole number' if kind is int else 'a number'}") from None
-    if not values:
-        raise UserError(f"{option}: no value in '{text}'")
-    return values
 
 
 @app.command("list")
@@ -225,104 +196,5 @@ def status(
     report.status(chosen, methods=named, store=store, device=device, data_root=data_root, plugins=tuple(plugin or ()))
 
 
-@app.command()
-def compare(
-    first: Annotated[str, typer.Argument(metavar="METHOD", help="A method by name.")],
-    second: Annotated[str, typer.Argument(metavar="METHOD", help="The method to compare it with.")],
-    suite: Annotated[str, typer.Option(help="A suite by name, or a .toml file.")] = "digits",
-    datasets: Annotated[str | None, typer.Option(help="Data sets instead of the suite's, with commas.")] = None,
-    architectures: Annotated[str | None, typer.Option(help="Architectures instead of the suite's.")] = None,
-    granularity: Annotated[str | None, typer.Option(help=GRANULARITY, show_default="the suite's")] = None,
-    match: Annotated[str | None, typer.Option(help=MATCH, show_default="the suite's")] = None,
-    sparsities: Annotated[str | None, typer.Option(help="Sparsities instead of the suite's, with commas.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds, with commas.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Tuning trials of tuned rows; 0 compares the defaults only.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Training epochs.")] = None,
-    finetune_epochs: Annotated[str | None, typer.Option(help="Fine-tuning epochs after the cut, with commas; 0 is one-shot.")] = None,
-    store: Annotated[str | None, typer.Option(help="Database URL of the results; .bench/store.db by default.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    data_root: Annotated[Path | None, typer.Option(help="Where torchvision's data sets lie.")] = None,
-    plugin: Plugins = None,
-) -> None:
-    """Paired difference of two methods with interval and p-value, per data set and architecture, from the store."""
-    from bench.spec import UserError, load_suite
-
-    chosen = load_suite(suite)
-    _check_device(device)
-    changes = {
-        "sparsities": _numbers("--sparsities", sparsities, float),
-        "seeds": _numbers("--seeds", seeds, int),
-        "finetune_epochs": _numbers("--finetune-epochs", finetune_epochs, int),
-        "epochs": epochs,
-        "trials": trials,
-        "granularity": granularity,
-        "match": match,
-    }
-
-    from bench import catalogue  # before what takes longer to import: a mistyped name is said sooner
-
-    catalogue.load_plugins(plugin or ())
-    pair = catalogue.get_method(first), catalogue.get_method(second)
-    if pair[0].name == pair[1].name:
-        raise UserError(f"'{first}' and '{second}' are the same method: name two")
-
-    given = {
-        "--suite": suite, "--methods": f"{pair[0].name},{pair[1].name}", "--datasets": datasets, "--architectures": architectures,
-        "--granularity": granularity, "--match": match, "--sparsities": sparsities, "--seeds": seeds, "--trials": trials,
-        "--epochs": epochs, "--finetune-epochs": finetune_epochs, "--store": store, "--device": None if device == "auto" else device,
-        "--data-root": data_root,
-    }  # fmt: skip
-    options = [*((name, value) for name, value in given.items() if value is not None), *(("--plugin", file) for file in plugin or ())]
-
-    from bench import compare as comparison
-
-    comparison.compare(
-        chosen, pair, datasets=_names(datasets), architectures=_names(architectures), changes=changes, device=device, store=store,
-        data_root=data_root, plugins=tuple(plugin or ()),
-        command=["python", "-m", "bench", "run", *(str(part) for option in options for part in option)],
-    )  # fmt: skip
-
-
-@app.command()
-def export(
-    method: Annotated[str, typer.Option(help="A method by name; options in brackets.")],
-    sparsity: Annotated[float | None, typer.Option(help="Fraction to remove, in [0, 1); a pattern n:m has its own.")] = None,
-    suite: Annotated[str, typer.Option(help="The suite whose settings to train with, or a .toml file.")] = "digits",
-    dataset: Annotated[str | None, typer.Option(help="The data set.", show_default="the suite's first")] = None,
-    architecture: Annotated[str | None, typer.Option(help="Ours or any timm name.", show_default="the suite's first")] = None,
-    granularity: Annotated[str | None, typer.Option(help=GRANULARITY, show_default="the suite's")] = None,
-    match: Annotated[str | None, typer.Option(help=MATCH, show_default="the suite's")] = None,
-    seed: Annotated[int | None, typer.Option(help="The seed.", show_default="the suite's first")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Training epochs.")] = None,
-    finetune_epochs: Annotated[int, typer.Option(help="Fine-tuning epochs after the cut.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    data_root: Annotated[Path | None, typer.Option(help="Where torchvision's data sets lie.")] = None,
-    plugin: Plugins = None,
-    output: Annotated[Path | None, typer.Option(help="The folder to write.", show_default="one under exported/")] = None,
-    onnx: Annotated[bool, typer.Option("--onnx", help="Also write model.onnx.")] = False,
-) -> None:
-    """Write one pruned network: safetensors, a card in JSON, and ONNX if asked for. `bench.export.load(folder)` opens it."""
-    from bench.spec import load_suite
-
-    chosen = load_suite(suite)
-    _check_device(device)
-    changes = {
-        "sparsities": None if sparsity is None else [sparsity],
-        "seeds": [chosen.seeds[0] if seed is None else seed],
-        "finetune_epochs": [finetune_epochs],
-        "epochs": epochs,
-        "granularity": granularity,
-        "match": match,
-    }
-
-    from bench import catalogue  # before what takes longer to import: a mistyped name is said sooner
-
-    catalogue.load_plugins(plugin or ())
-    found = catalogue.get_method(method)
-
-    from bench import export as exporting
-
-    exporting.run(
-        chosen, found, dataset=dataset, architecture=architecture, changes=changes, device=device, data_root=data_root,
-        plugins=tuple(plugin or ()), output=output, onnx=onnx,
-    )  # fmt: skip
+for command in (cli_results.compare, cli_results.publish, cli_results.verify, cli_results.export):
+    app.command()(command)

@@ -50,7 +50,7 @@ def track(stage: str, finetune_epochs: int, granularity: str = "weight", match: 
 
 
 def leaderboard(rows: Iterable[Row]) -> pd.DataFrame:
-    """The leaderboard of all tracks: one line a method, track and tuning, by falling area, with the columns `COLUMNS`.
+    """The leaderboard of all tracks: one line a method, track and tuning, by rank and falling area, with the columns `COLUMNS`.
 
     Areas and accuracies are means over seeds, then over blocks. A failed row counts as accuracy 0. `relative_area` is the area over
     the block's mean dense accuracy; `relative_area_low` and `relative_area_high` are its 95 % interval over new seeds, the dense
@@ -78,6 +78,7 @@ def _board(name: str, tuning: str, part: pd.DataFrame, table: pd.DataFrame) -> p
     unranked = part.loc[(part["ablation"] != "none") | _over_budget(part, table), "method"]
     ranks = _ranks(board[board["area"].notna() & ~board["method"].isin(unranked)], measured)
     board["rank"] = board["method"].map(ranks).astype("Int64")
+    board = board.sort_values("rank", kind="stable", na_position="last")
     board["track"], board["tuning"] = name, tuning
     return board.reindex(columns=list(COLUMNS))
 

@@ -184,16 +184,21 @@ def _jobs_of(cell: _Cell) -> list[Job]:
 
 def _dense_job(cell: _Cell, method: Method, chosen: Chosen) -> Job:
     training = Configured(method.training, hyperparameters_of(method.make_training(**chosen.training)))
-    plain = hyperparameters_of(methods.make("trainings", method.training, {}))
-    options = ",".join(f"{k}={v}" for k, v in training.hyperparameters.items() if v != plain[k])
-    variant = f"{method.training}({options})" if options else method.training
     return cell.job(
-        training, method=DENSE if variant == "map" else f"{DENSE}@{variant}", criterion=None, stage=None,
+        training, method=dense_name(training.name, training.hyperparameters), criterion=None, stage=None,
         points=tuple(
             Point(0.0, f, digest({"network": cell.network(training), **_finetuning(cell.protocol, f)}))
             for f in cell.request.suite.finetune_epochs
         ),
     )  # fmt: skip
+
+
+def dense_name(training: str, hyperparameters: dict[str, Any]) -> str:
+    """What the rows of a dense network are called: `dense`, or `dense@training(what is not at its default)`."""
+    plain = hyperparameters_of(methods.make("trainings", training, {}))
+    options = ",".join(f"{k}={v}" for k, v in hyperparameters.items() if v != plain[k])
+    variant = f"{training}({options})" if options else training
+    return DENSE if variant == "map" else f"{DENSE}@{variant}"
 
 
 def _finetuning(protocol: Protocol, epochs: int) -> dict[str, Any]:
@@ -306,9 +311,9 @@ def blank(request: Request, job: Job, point: Point) -> Row:
 
 @functools.cache
 def provenance(device: str) -> dict[str, Any]:
-    """Versions, commit and device of this run."""
+    """Versions, commit and device of this run: of a processor the instructions that torch uses, for they decide the rounding."""
     kind = torch.device(device).type
-    name = torch.cuda.get_device_name(device) if kind == "cuda" else ""
+    name = torch.cuda.get_device_name(device) if kind == "cuda" else torch.backends.cpu.get_cpu_capability()
     return {
         "version": importlib.metadata.version("razorbench"),
         "commit": _commit(),

@@ -45,7 +45,7 @@ def run(
     request = _request(suite, methods, place, datasets, architectures, changes, ablations)
     database = Store(store or DEFAULT_URL)
     if dry_run:
-        dryrun.show(console, request, database, _workers(workers, place.device))
+        dryrun.show(console, request, database, worker_count(workers, place.device))
         return
     pool = _executor(executor, workers, place.device, ray_address)
     try:
@@ -114,11 +114,11 @@ def _request(
 
 def _executor(name: str, workers: int | None, device: str, address: str | None) -> "executor.Local | executor.Ray":
     if workers is None and name == "local":
-        workers = _workers(workers, device)
+        workers = worker_count(workers, device)
     return executor.make(name, workers, gpus=device == "cuda", address=address)
 
 
-def _workers(asked: int | None, device: str) -> int:
+def worker_count(asked: int | None, device: str) -> int:
     """How many jobs run at a time on this machine: one on a GPU, unless more are asked for."""
     return asked or (1 if device == "cuda" else os.cpu_count() or 1)
 
