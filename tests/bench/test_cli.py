@@ -67,7 +67,7 @@ def test_run_prints_a_leaderboard_and_writes_the_contract_columns(tiny: Path, be
         (["run", "--granularity", "wieght"], "did you mean 'weight'"),
         (["run", "--trials", "-1"], "trials: Input should be greater than or equal to 0, got -1"),
         (["run", "--seeds", "1000", "--methods", "random"], "tuning_seed 1000 is one of the seeds"),
-        (["run", "--match", "latency"], "unknown --match 'latency'"),
+        (["run", "--match", "latency"], "--match latency needs networks that become smaller"),
         (["run", "--executor", "lokal"], "did you mean 'local'"),
         (["run", "--workers", "0"], "--workers must be at least 1"),
         (["run", "--device", "gpu"], "unknown device 'gpu'"),
