@@ -62,6 +62,7 @@ def search(studies: list[Study], cache: Path, pool: Pool, show: Show = lambda _:
     """Do what is left of the studies; (data set, architecture, method) -> what was found. UserError where a search broke."""
     done = {study.key: tune.found(study) for study in studies}
     left = [study for study in studies if done[study.key] is None]
+    left.sort(key=lambda study: -study.epochs)  # so that no long one is left running alone at the end
     meter = _Meter(left, cache / "progress", show)
     for study, result in pool.run(tune.search, left, follow=lambda study, result: [], tick=meter.tick):
         if isinstance(result, executor.Lost):

@@ -133,17 +133,17 @@ def test_hidden_units_and_heads_go_without_a_trace(name: str, inner: tuple[str, 
     torch.testing.assert_close(outputs(small, problem), outputs(masked(pruned), problem), rtol=1e-9, atol=1e-9)
     if name == "vit_micro_patch4":
         attention = small.get_submodule("blocks.0.attn")
-        assert (attention.num_heads, attention.head_dim, attention.attn_dim) == (2, 8, 16)
+        assert (attention.num_heads, attention.head_dim, attention.attn_dim) == (2, 12, 24)
     learns(small, problem)
 
 
 def test_the_units_of_a_transformer() -> None:
     coupling = coupling_of(trained_like("vit_micro_patch4", COLOUR).model, COLOUR)
-    # The embedding; 4 heads and 64 hidden units in each of 2 blocks; 10 classes, which stay.
-    assert sorted(coupling.pools.bincount().tolist()) == [4, 4, 10, 32, 64, 64]
+    # The embedding; 4 heads and 192 hidden units; 10 classes, which stay.
+    assert sorted(coupling.pools.bincount().tolist()) == [4, 10, 48, 192]
     assert int((~coupling.free).sum()) == 10
-    # A head: 3 · 8 rows of 32, and 8 columns of 32.
-    assert coupling.sizes[coupling.lines["blocks.0.attn.qkv.weight"][0]].unique().tolist() == [4 * 8 * 32]
+    # A head: 3 · 12 rows of 48, and 12 columns of 48.
+    assert coupling.sizes[coupling.lines["blocks.0.attn.qkv.weight"][0]].unique().tolist() == [4 * 12 * 48]
 
 
 def test_mixers_lose_hidden_units_only() -> None:
@@ -159,7 +159,7 @@ def test_flops_can_be_what_is_cut() -> None:
     def flops(model: nn.Module) -> float:
         from bench.evaluate import layer_flops
 
-        return float(layer_flops(copy.deepcopy(model).float(), (1, 8, 8), torch.device("cpu"))[0])
+        return float(layer_flops(copy.deepcopy(model).float(), (1, 8, 8))[0])
 
     scores = Scores({n: w.detach().square() for n, w in problem.weights.items()})
     pruned = replace(problem, mask=CHANNEL.cut(problem, scores, 0.5, flops))

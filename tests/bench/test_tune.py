@@ -145,7 +145,7 @@ def test_pool_networks_are_trained_once_for_all_methods(
 def test_a_network_that_fails_is_a_bad_trial_and_the_others_go_on(
     suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (study,) = studies_of(request_(suite, "magnitude", tmp_path, trials=6), store)
+    (study,) = studies_of(request_(suite, "magnitude", tmp_path, trials=10), store)
     for member in study.pool[1:]:
         (tmp_path / "cache" / "networks" / f"{member.network}.safetensors").unlink()
     found = tune.search(study)
