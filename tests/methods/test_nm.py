@@ -134,3 +134,18 @@ def test_prune_needs_no_sparsity_for_a_pattern_and_one_otherwise() -> None:
     assert (model.weight == 0).sum() == 16
     with pytest.raises(ValueError, match="say how much to remove"):
         methods.prune(nn.Linear(8, 4), method="magnitude")
+
+
+@pytest.mark.gpu
+def test_semi_structured_weights_compute_the_same() -> None:
+    from methods.granularity.nm import semi_structured
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)).cuda()
+    mask = methods.prune(model, method="magnitude", granularity="2:4")
+    model = model.half().eval()
+    inputs = torch.randn(128, 256, device="cuda", dtype=torch.float16)
+    with torch.no_grad():
+        dense = model(inputs)
+        assert semi_structured(model, mask) == ["0.weight"], "ten outputs are too few for the sparse form"
+        torch.testing.assert_close(model(inputs), dense, rtol=1e-2, atol=1e-2)
