@@ -78,7 +78,7 @@ def _placed(plots: dict[str, str], boards: list[pagetables.Board]) -> dict[int |
     placed: dict[int | None, list[tuple[str, str]]] = {None: [], **{k: [] for k in names}}
     for title, svg in plots.items():
         of = [k for k, name in names.items() if name in _slug(title)]
-        placed[max(of, key=lambda k: len(names[k])) if of else None].append((title, _image(svg)))
+        placed[max(of, key=lambda k: len(names[k])) if of else None].append((title.partition(": ")[0], _image(svg)))
     return placed
 
 
@@ -99,7 +99,8 @@ def _prepared(rows: pd.DataFrame) -> pd.DataFrame:
     table["finetune_epochs"] = table["finetune_epochs"].fillna(0).astype(int)
     known = {"", *leaderboard.ONE_SHOT}
     stages = [stage if stage in known else "" for stage in table["stage"]]
-    table["track"] = [leaderboard.track(s, f) for s, f in zip(stages, table["finetune_epochs"], strict=True)]
+    kinds = zip(stages, table["finetune_epochs"], table["granularity"], table["match"], strict=True)
+    table["track"] = [leaderboard.track(*kind) for kind in kinds]
     table["plain"] = table["method"]
     table["method"] = [m if a in ("none", "") else f"{m} ({a})" for m, a in zip(table["plain"], table["ablation"], strict=True)]
     return table

@@ -30,7 +30,7 @@ STYLE: Any = {
     "svg.hashsalt": "razorbench", "font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": "#e6e6e6", "grid.linewidth": 0.7, "axes.axisbelow": True, "axes.titlesize": 10.0, "axes.titlelocation": "left",
     "lines.linewidth": 1.5, "lines.markersize": 4.5, "legend.frameon": False, "legend.fontsize": 9.0,
-    "figure.dpi": 100.0, "savefig.dpi": 130.0,
+    "figure.dpi": 100.0, "savefig.dpi": 100.0,
 }  # fmt: skip
 # Told apart by eye also with defective colour vision, together with lines and markers; black and greys are for the controls.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c510a", "#7b3fa0", "#b2182b", "#66a61e")
@@ -202,8 +202,11 @@ def _curves(
     handles = [Line2D([], [], label=m, **styles[m]) for m in methods]
     if column == "value":
         handles.append(Line2D([], [], label="dense", color="#b0b0b0", linewidth=1.0, linestyle=(0, (1, 1.5))))
-    figure.legend(handles=handles, loc="outside right upper", title="by area, best first", alignment="left", handlelength=3.2)
-    figure.suptitle(track.name + (": mean and 95 % interval over seeds" if spread else ": mean over seeds"), x=0.01, ha="left", fontsize=11)
+    # Over one panel the title reaches to where the legend stands.
+    place_of_legend = "outside right upper" if wide > 1 else "outside right center"
+    figure.legend(handles=handles, loc=place_of_legend, title="by area, best first", alignment="left", handlelength=3.2)
+    of = "mean and 95 % interval over seeds" if spread else "mean over seeds"
+    figure.suptitle(f"{track.name}:{' ' if wide > 1 else chr(10)}{of}", x=0.01, ha="left", fontsize=11)
     return figure
 
 

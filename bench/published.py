@@ -22,7 +22,10 @@ from bench.spec import COLUMNS, Row, Suite, UserError, load_suite
 SUITE = "suite.toml"
 DERIVED = ("index.html", "leaderboard.csv", "tuned.csv", "datapackage.json", "schemas/*.json", "plots/*.svg", "plots/*.png")
 DIGITS = "%.10g"
-SHOWN = ("accuracy", "ranks", "flops", "latency")  # plots on the page; the others are beside it
+SHOWN = {  # plots on the page, and their titles there; the others are beside it
+    "accuracy": "Accuracy against sparsity", "ranks": "Ranks and intervals", "flops": "Accuracy against FLOPs",
+    "latency": "Accuracy against latency",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,16 @@ def derived(board: Board) -> dict[str, bytes]:
     files |= datapackage.schema_files(csvs)
     files["datapackage.json"] = datapackage.package(board.suite, csvs).encode()
     pictures = plots.draw(rows, table)
-    shown = {
-        name.removesuffix(".svg"): text.decode() for name, text in pictures.items() if name.startswith(SHOWN) and name.endswith(".svg")
-    }
+    shown = {_title(name): text.decode() for name, text in pictures.items() if name.startswith(tuple(SHOWN)) and name.endswith(".svg")}
     raw = pd.DataFrame([dataclasses.astuple(row) for row in rows], columns=list(COLUMNS))
     files["index.html"] = page.page(board.suite.name, board.suite.description, table, gains, raw, shown).encode()
     return files | {f"plots/{name}": content for name, content in pictures.items()}
+
+
+def _title(picture: str) -> str:
+    """What a picture shows, and of which track: "ranks-fine-tuned-2-epochs.svg" -> "Ranks and intervals: fine tuned 2 epochs"."""
+    kind, _, track = picture.removesuffix(".svg").partition("-")
+    return f"{SHOWN[kind]}: {track.replace('-', ' ')}"
 
 
 def read(folder: Path) -> Board:
