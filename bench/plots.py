@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -203,8 +203,8 @@ def _curves(
     if column == "value":
         handles.append(Line2D([], [], label="dense", color="#b0b0b0", linewidth=1.0, linestyle=(0, (1, 1.5))))
     # Over one panel the title reaches to where the legend stands.
-    place_of_legend = "outside right upper" if wide > 1 else "outside right center"
-    figure.legend(handles=handles, loc=place_of_legend, title="by area, best first", alignment="left", handlelength=3.2)
+    where: Literal["outside right upper", "outside right center"] = "outside right upper" if wide > 1 else "outside right center"
+    figure.legend(handles=handles, loc=where, title="by area, best first", alignment="left", handlelength=3.2)
     of = "mean and 95 % interval over seeds" if spread else "mean over seeds"
     figure.suptitle(f"{track.name}:{' ' if wide > 1 else chr(10)}{of}", x=0.01, ha="left", fontsize=11)
     return figure
