@@ -4,12 +4,16 @@ import contextlib
 import copy
 import statistics
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.data import Split
@@ -151,6 +155,47 @@ def latency(models: Sequence[nn.Module], inputs: Tensor, mask: Mask | None = Non
         for model, measured in zip(prepared, times, strict=True):
             measured.append(_milliseconds(model, inputs))
     return [statistics.median(measured) for measured in times]
+
+
+class _Alive(TorchDispatchMode):
+    """Bytes of the tensors that are alive, and their peak, from what every operation makes and what is let go of."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.known: set[int] = set()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self.hold(tensor)
+        self.peak = max(self.peak, self.now)
+        return made
+
+    def hold(self, tensor: Tensor) -> None:
+        """Count the memory behind a tensor, once, until it is given back."""
+        storage = tensor.untyped_storage()
+        key, size = id(storage), storage.nbytes()
+        if key not in self.known:
+            self.known.add(key)
+            self.now += size
+            weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+@torch.no_grad()
+def peak_memory(model: nn.Module, inputs: Tensor) -> float:
+    """Megabytes alive at most in one forward pass: weights, buffers, inputs and what lies between, without an operation's own workspace."""
+    alive = _Alive()
+    with evaluating(model), alive:
+        for tensor in (*model.parameters(), *model.buffers(), inputs):
+            alive.hold(tensor)
+        model(inputs)
+    return alive.peak / 1e6
 
 
 def _milliseconds(model: nn.Module, inputs: Tensor) -> float:

@@ -132,7 +132,7 @@ def _card(row: dict[str, Any], job: Job, found: trial.Made) -> dict[str, Any]:
     """All that is to be said of a network but the digest of its file."""
     data = load_data(job.dataset, job.protocol, job.place)
     drop = ("hyperparameters", "latency_ms", "dense_latency_ms")
-    latencies = {}
+    latencies, inputs = {}, data.train.inputs[: evaluate.LATENCY_BATCHES[-1]]
     for batch in evaluate.LATENCY_BATCHES:
         dense, pruned = evaluate.latency([found.whole, found.model], data.train.inputs[:batch], found.mask)
         latencies[f"batch_{batch}"] = {"dense": dense, "pruned": pruned}
@@ -151,6 +151,7 @@ def _card(row: dict[str, Any], job: Job, found: trial.Made) -> dict[str, Any]:
         "protocol": dataclasses.asdict(job.protocol),
         "row": {name: value for name, value in row.items() if name not in drop},
         "latency_ms": latencies,
+        "memory_mb": {name: evaluate.peak_memory(model, inputs) for name, model in (("dense", found.whole), ("pruned", found.model))},
     }
 
 

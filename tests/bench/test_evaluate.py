@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from bench.data import Split
-from bench.evaluate import cost, dense, latency, layer_flops, logits_of, quality, size, switched_off
+from bench.evaluate import cost, dense, latency, layer_flops, logits_of, peak_memory, quality, size, switched_off
 from methods import full_mask
 
 
@@ -86,3 +86,13 @@ def test_latency_leaves_models_alone_and_knows_a_larger_one() -> None:
     assert len(times) == 2
     assert 0 < times[0] < times[1]
     assert wide.training
+
+
+def test_peak_memory_by_hand() -> None:
+    model = nn.Sequential(nn.Linear(1000, 2000), nn.ReLU(), nn.Linear(2000, 10))
+    weights, inputs = 4 * (1000 * 2000 + 2000 + 2000 * 10 + 10), 4 * 100 * 1000
+    between = 2 * 4 * 100 * 2000  # while ReLU runs its input and its output are alive
+    assert peak_memory(model, torch.randn(100, 1000)) == pytest.approx((weights + inputs + between) / 1e6)
+    in_place = nn.Sequential(model[0], nn.ReLU(inplace=True), model[2])
+    final = 4 * 100 * 10
+    assert peak_memory(in_place, torch.randn(100, 1000)) == pytest.approx((weights + inputs + between / 2 + final) / 1e6)

@@ -46,6 +46,7 @@ def test_an_exported_network_is_the_one_of_the_row(
     assert row["status"] == "ok"
     assert (row["method"], row["finetune_epochs"], row["accuracy_before_finetune"] is None) == (method, 1, False)
     if "channel" in what:
+        assert card["memory_mb"]["pruned"] < card["memory_mb"]["dense"]
         assert sum(p.numel() for p in model.parameters()) == row["parameters_kept"] < row["parameters"]
         assert card["file_bytes"] < card["dense_bytes"]
         share = 1 - row["flops_kept"] / row["flops"] if "flops" in what else row["sparsity_reached"]
