@@ -38,6 +38,7 @@ class Workbench:
         self.cost = None if job.match == "weights" else evaluate.cost(job.match, self.initial(), self.dataset.input_shape)
         self.latencies: dict[str, float] = {}
         self.cut_mask: methods.Mask = {}
+        self.promised: int | None = None  # how many weights the cut has left, of a network that was cut
         self.measured: Problem | None = None  # the last network that was measured
         self.networks = Networks(job.place.cache / "networks")
         self.beat = Beat(job.place.cache / "progress")
@@ -82,8 +83,10 @@ class Workbench:
         if self.job.match != "latency":  # no two timings agree
             self.granularity.check(cut, cut.target, self.cost)
         small = self.granularity.compact(cut)
-        self.cut_mask = cut.mask
+        self.cut_mask, self.promised = cut.mask, methods.kept_weights(small.mask)[0]
         self.latencies = {}
+        if self.job.split != "test":
+            return small  # a search looks at accuracy alone
         if self.granularity.compacts or self.granularity.fixed_sparsity is not None:
             inputs = self.dataset.train.inputs[: evaluate.LATENCY_BATCHES[-1]]
             dense, pruned = evaluate.latency([self.initial(), small.model], inputs, mask=small.mask)
@@ -91,14 +94,14 @@ class Workbench:
         return small
 
     def measure(self, problem: Problem) -> Measurement:
-        """Quality, on the job's split, and size of a network, after checking that its masked weights are zero."""
-        if not methods.held(problem.model, problem.mask):
-            raise RuntimeError("masked weights are not zero")
+        """Quality, on the job's split, and size of a network, after checking that its mask is still that of the cut, and holds."""
+        kept, left = methods.kept_weights(problem.mask)
+        if self.promised not in (None, kept) or not methods.held(problem.model, problem.mask):
+            raise RuntimeError(f"the mask keeps {kept} weights, the cut has left {self.promised}, or masked weights are not zero")
         self.measured = problem
         split = self.dataset.test if self.job.split == "test" else self.dataset.validation
         measured = evaluate.quality(evaluate.logits_of(problem.model, split), split.targets)
         dense = _dense(self.job.architecture, self.dataset.input_shape, self.dataset.classes)
-        kept, left = methods.kept_weights(problem.mask)
         flops = (dense.flops, dense.layers) if left == dense.prunable else evaluate.layer_flops(problem.model, self.dataset.input_shape)
         size = evaluate.size(problem.model, problem.mask, flops)
         collapsed = size.layers_collapsed > 0 or self.dense_off

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from bench import evaluate
 from bench.data import Split
 from bench.evaluate import cost, dense, latency, layer_flops, logits_of, peak_memory, quality, size, switched_off
 from methods import full_mask
@@ -79,13 +80,19 @@ def test_costs_to_match_are_those_of_the_network() -> None:
     assert found["latency"] > 0
 
 
-def test_latency_leaves_models_alone_and_knows_a_larger_one() -> None:
-    small, large = nn.Linear(8, 8), nn.Sequential(*(nn.Linear(512, 512) for _ in range(20)))
-    wide = nn.Sequential(nn.ConstantPad1d((0, 504), 0.0), large).train()
-    times = latency([small, wide], torch.randn(4, 8), seconds=0.05)
-    assert len(times) == 2
-    assert 0 < times[0] < times[1]
-    assert wide.training
+def test_latency_is_the_median_of_many_in_turns_and_leaves_models_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def stopwatch(model: nn.Module, inputs: torch.Tensor) -> float:
+        assert not model.training
+        seen.append(model[0].out_features)  # type: ignore[index, arg-type]
+        return 1e6 if len(seen) <= 6 + 2 * 4 else float(seen[-1])  # the first passes are warm-up, and four of ten are disturbed
+
+    monkeypatch.setattr(evaluate, "_milliseconds", stopwatch)
+    models = [nn.Sequential(nn.Linear(8, width)).train() for width in (3, 7)]
+    assert latency(models, torch.randn(4, 8), seconds=0.0) == [3.0, 7.0]
+    assert seen == [3, 7] * 13, "three passes to warm up, ten that count, the models in turns"
+    assert all(model.training for model in models)
 
 
 def test_peak_memory_by_hand() -> None:

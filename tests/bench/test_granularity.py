@@ -2,11 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bench import leaderboard
+from bench import evaluate, leaderboard, report
+from bench.executor import Inline
 from bench.results import read_rows
+from bench.workbench import Workbench
+from methods import Problem
 
 Bench = Callable[..., tuple[int, str, str]]
 OPTIONS = ("--suite", "tiny.toml", "--seeds", "0", "--workers", "1", "--output", "out")
@@ -103,3 +107,25 @@ def test_what_does_not_go_together_is_one_line(tiny: Path, bench: Bench, argumen
     code, out, err = bench("run", "--suite", "tiny.toml", "--methods", "magnitude", *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert said in err
+
+
+def test_a_search_takes_no_latencies(tiny: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits: list[str] = []
+    smaller, latency = Workbench.smaller, evaluate.latency
+
+    def watched(self: Workbench, cut: Problem) -> Problem:
+        splits.append(self.job.split)
+        return smaller(self, cut)
+
+    def timed(*arguments: Any, **named: Any) -> list[float]:
+        assert splits[-1] == "test"
+        return latency(*arguments, **named)
+
+    monkeypatch.setattr(Workbench, "smaller", watched)
+    monkeypatch.setattr(evaluate, "latency", timed)
+    monkeypatch.setattr(report, "_executor", lambda *_: Inline())
+    monkeypatch.setattr(Inline, "close", lambda self: None, raising=False)
+    options = ("--granularity", "channel", "--sparsities", "0.5", "--finetune-epochs", "0", "--trials", "2", "--methods", "magnitude")
+    bench("run", *OPTIONS, *options)
+    assert set(splits) == {"validation", "test"}
+    assert {row.status for row in read_rows(Path("out/results.csv"))} == {"ok"}

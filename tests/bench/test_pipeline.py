@@ -407,3 +407,24 @@ def test_a_pretrained_suite_starts_from_weights_and_reinit_from_none(
 def test_a_classic_network_has_no_pretrained_weights(suite: Suite, tmp_path: Path, store: Store) -> None:
     with pytest.raises(UserError, match=r"'mlp' has no pretrained weights"):
         planning.plan(request_(suite, "magnitude", tmp_path, pretrained=True), store)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "snip"])
+def test_a_mask_that_fine_tuning_has_moved_is_a_failed_row(
+    suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Protocol, rule 2: the count is checked after every fine-tuning too, though the weights outside the moved mask are zero."""
+    fit = methods.fit
+
+    def moving(problem: Any, *rest: Any, **named: Any) -> Any:
+        state = fit(problem, *rest, **named)
+        if named.get("previous") is not None and problem.target:
+            name = next(iter(problem.mask))
+            problem.mask[name][problem.mask[name].nonzero(as_tuple=True)[0][0]] = False
+            methods.apply_mask(problem.model, problem.mask)
+        return state
+
+    monkeypatch.setattr(methods, "fit", moving)
+    rows = [r for r in go(request_(suite, method, tmp_path, seeds=[0], sparsities=[0.5], finetune_epochs=[0, 1]), store) if r.criterion]
+    assert {(r.finetune_epochs, r.status) for r in rows} == {(0, "ok"), (1, "failed")}
+    assert "the cut has left" in next(r.error for r in rows if r.finetune_epochs)
