@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench import leaderboard, pipeline, planning, report, tune
+from bench import leaderboard, pipeline, planning, report
 from bench.catalogue import WHEN
 from bench.leaderboard import BLOCK
 from bench.planning import Request
@@ -62,12 +62,10 @@ def compare(
 
 def _tuned(request: Request, database: Store) -> list[Row]:
     """The rows of the tuned methods; none where a search, or a row of what it found, is missing."""
-    studies = planning.tuning(request, database.url)[1]
-    found = {study.cell: tune.found(study) for study in studies}
-    done = {cell: end for cell, end in found.items() if end is not None}
-    if len(done) < len(found):
+    found, left = pipeline.searched(request, database)
+    if left:
         return []
-    planned = planning.plan(dataclasses.replace(request, tuned=done), database)
+    planned = planning.plan(dataclasses.replace(request, tuned=found), database)
     rows = pipeline.collect(planned, database)
     return [row for row in rows if row.criterion] if len(rows) == len(planned.expected) else []
 

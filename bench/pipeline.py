@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import executor, progress, trial, tune
+from bench import executor, planning, progress, trial, tune
 from bench.job import Job
-from bench.planning import Plan
+from bench.planning import Plan, Request
 from bench.spec import Row, UserError
 from bench.store import Store
 from bench.tune import Found, Study
@@ -71,6 +71,13 @@ def search(studies: list[Study], cache: Path, pool: Pool, show: Show = lambda _:
         meter.finish(study, 0)
     meter.tick([])
     return {s.cell: found for s in studies if (found := done[s.key]) is not None}
+
+
+def searched(request: Request, store: Store) -> tuple[dict[tuple[str, str, str], Found], int]:
+    """What the finished searches of a request have found, as `search` has it, and how many are not finished. Runs nothing."""
+    studies = planning.tuning(request, store.url)[1]
+    found = {study.cell: end for study in studies if (end := tune.found(study)) is not None}
+    return found, len(studies) - len(found)
 
 
 class _Meter:

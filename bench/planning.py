@@ -5,13 +5,10 @@ device. So a killed run continues, a repeated run costs nothing, and an edited p
 """
 
 import dataclasses
-import functools
 import importlib.metadata
 import json
-import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +18,7 @@ import methods
 from bench import architectures, data, tune, workbench
 from bench.evaluate import MATCHES
 from bench.job import Configured, Job, Place, Point
+from bench.provenance import provenance
 from bench.spec import DENSE, PROTOCOL_VERSION, Protocol, Row, Suite, UserError, digest, first_fault, unknown
 from bench.store import Networks, Store
 from bench.tune import Chosen, Found, Member, Study
@@ -307,31 +305,6 @@ def blank(request: Request, job: Job, point: Point) -> Row:
         seed=job.seed, epochs=job.training_epochs(point.sparsity), finetune_epochs=point.finetune_epochs, status="missing",
         hyperparameters=json.dumps(hyperparameters, sort_keys=True), **provenance(job.place.device),
     )  # fmt: skip
-
-
-@functools.cache
-def provenance(device: str) -> dict[str, Any]:
-    """Versions, commit and device of this run: of a processor the instructions that torch uses, for they decide the rounding."""
-    kind = torch.device(device).type
-    name = torch.cuda.get_device_name(device) if kind == "cuda" else torch.backends.cpu.get_cpu_capability()
-    return {
-        "version": importlib.metadata.version("razorbench"),
-        "commit": _commit(),
-        "torch": torch.__version__,
-        "device": f"{kind}: {name}" if name else kind,
-    }
-
-
-def _commit() -> str:
-    """The commit of this source tree, '' where it is no checkout; a '+' marks changes not committed."""
-    here = Path(__file__).resolve().parent.parent
-    git = ["git", "-C", str(here)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return head + ("+" if changed.stdout.strip() else "")
 
 
 def _subtract(made: Plan, jobs: list[Job], store: Store) -> None:

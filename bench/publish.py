@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import catalogue, merge, pipeline, planning, published, readme, report, results, tune
+from bench import catalogue, merge, pipeline, planning, published, readme, report, results
 from bench.planning import Plan, Request
 from bench.published import Board
 from bench.spec import ABLATIONS, DENSE, Row, Suite, UserError
@@ -111,11 +111,9 @@ def _collect(console: Console, request: Request, store: Store, options: list[str
 
 
 def _tuned(console: Console, request: Request, store: Store, options: list[str]) -> list[Row]:
-    _, studies = planning.tuning(request, store.url)
-    found = {s.cell: end for s in studies if (end := tune.found(s)) is not None}
-    if len(found) < len(studies):
-        left = len(studies) - len(found)
-        raise UserError(f"{left} of {len(studies)} searches are not finished; this does them: {shlex.join([*RUN, *options])}")
+    found, left = pipeline.searched(request, store)
+    if left:
+        raise UserError(f"{left} of {left + len(found)} searches are not finished; this does them: {shlex.join([*RUN, *options])}")
     return _rows(console, planning.plan(dataclasses.replace(request, tuned=found), store), store, options)
 
 

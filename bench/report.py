@@ -82,7 +82,12 @@ def status(suite: Suite, *, methods: str, store: str | None, device: str, data_r
     database = Store(store or DEFAULT_URL)
     planned = planning.plan(request, database)
     have = {key: row.status for key, row in database.get(planned.expected).items()}
-    console.print(f"suite {suite.name}: {len(have)} of {len(planned.expected)} rows in the store", highlight=False)
+    console.print(f"suite {suite.name}, at the defaults: {len(have)} of {len(planned.expected)} rows in the store", highlight=False)
+    if request.suite.trials:
+        found, left = pipeline.searched(request, database)
+        console.print(f"tuning: {len(found)} of {len(found) + left} searches finished", highlight=False)
+        tuned_rows = planning.plan(dataclasses.replace(request, tuned=found), database).expected if found else {}
+        console.print(f"tuned: {len(database.get(tuned_rows))} of {len(tuned_rows)} rows of these in the store", highlight=False)
     table = Table("method", "done", "failed", "left", box=box.SIMPLE_HEAD)
     for method in dict.fromkeys(row.method for row in planned.expected.values()):
         keys = [key for key, row in planned.expected.items() if row.method == method]

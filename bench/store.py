@@ -35,7 +35,9 @@ class Store:
         try:
             parsed = make_url(url)
             if parsed.get_backend_name() == "sqlite" and parsed.database and parsed.database != ":memory:":
-                Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+                file = Path(parsed.database).resolve()  # the same one in a worker, wherever that stands
+                file.parent.mkdir(parents=True, exist_ok=True)
+                parsed = parsed.set(database=str(file))
             self.url = parsed.render_as_string(hide_password=False)
             self._engine = create_engine(parsed)
             _metadata.create_all(self._engine)

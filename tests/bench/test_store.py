@@ -78,3 +78,9 @@ def test_a_csv_with_another_header_or_a_wrong_value_is_refused(tmp_path: Path) -
 
 def test_rows_hold_plain_values_only() -> None:
     assert all(v is None or isinstance(v, (str, int, float)) for v in dataclasses.asdict(row()).values())
+
+
+def test_a_relative_file_is_the_same_wherever_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies are opened by this address, in other processes and later in this one."""
+    monkeypatch.chdir(tmp_path)
+    assert Store("sqlite:///here/store.db").url == f"sqlite:///{tmp_path}/here/store.db"

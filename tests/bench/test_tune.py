@@ -307,3 +307,17 @@ def test_ranges_that_name_other_methods_are_not_searched() -> None:
 
     made = dataclasses.dataclass(frozen=True, kw_only=True)(Made)
     assert list(tune.tunable(made, {"b": 2})) == ["a"]
+
+
+def test_status_counts_searches_and_tuned_rows(tiny: Path, bench: Callable[..., tuple[int, str, str]]) -> None:
+    text = Path("tiny.toml").read_text()
+    Path("tuned.toml").write_text(f"trials = 2\n{text}")
+    options = ("--suite", "tuned.toml", "--methods", "magnitude,random")
+    _, out, _ = bench("status", *options)
+    assert "tuning: 0 of 2 searches finished" in out
+    assert "tuned: 0 of 0 rows" in out
+    bench("run", *options, "--workers", "1", "--output", "out")
+    tuned_rows = sum(row.tuning == "tuned" for row in read_rows(Path("out/results.csv")))
+    _, out, _ = bench("status", *options)
+    assert "tuning: 2 of 2 searches finished" in out
+    assert f"tuned: {tuned_rows} of {tuned_rows} rows" in out
