@@ -66,6 +66,8 @@ _ROW: dict[str, tuple[str, str, dict[str, Any]]] = {
     "torch": ("version of torch", "", {}),
     "device": ("kind and name of the device", "", {}),
     "error": ("why the row failed, or is not supported", "", {}),
+    "environment": ("threads of the computation and versions of packages that decide numbers, as a JSON object", "", {}),
+    "schema": ("version of these columns", "", {"minimum": 1}),
 }
 _BOARD: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "track": ("string", "what may be ranked together", "", {"required": True}),

@@ -1,6 +1,5 @@
 """`run --dry-run`: what would run, what is there already, and about how long the rest takes."""
 
-import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -9,7 +8,8 @@ from bench import planning, trial
 from bench.job import Job
 from bench.planning import Request
 from bench.store import Store
-from bench.tune import Study, found
+from bench.study import Study
+from bench.tune import found
 
 
 def show(console: Console, request: Request, store: Store, workers: int) -> None:
@@ -27,7 +27,7 @@ def show(console: Console, request: Request, store: Store, workers: int) -> None
         left = sum(len(w.points) for w in mine if isinstance(w, Job))
         trainings = sum(_job(w).trainings * (w.trials if isinstance(w, Study) else 1) for w in mine)
         epochs = sum(w.epochs for w in mine)
-        seconds = epochs * _seconds_per_epoch(_job(mine[0])) / workers if mine else 0.0
+        seconds = epochs * trial.seconds_per_epoch(_job(mine[0])) / workers if mine else 0.0
         total += seconds
         table.add_row(dataset, architecture, str(rows), str(left), str(trainings), str(epochs), duration(seconds))
     for note in planned.notes:
@@ -48,16 +48,6 @@ def show(console: Console, request: Request, store: Store, workers: int) -> None
 
 def _job(work: Job | Study) -> Job:
     return work.job if isinstance(work, Study) else work
-
-
-def _seconds_per_epoch(job: Job) -> float:
-    """On one thread, as workers compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return trial.seconds_per_epoch(job)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def duration(seconds: float) -> str:

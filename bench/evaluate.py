@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 import statistics
 import time
 import weakref
@@ -61,23 +62,38 @@ def quality(logits: Tensor, targets: Tensor) -> Quality:
     logits = logits.double()
     probabilities = logits.softmax(1)
 
-    def accuracy(k: int) -> float:
+    def top(k: int) -> float:
         """Top-k accuracy as the fraction it is: torchmetrics rounds it to single precision."""
         value = multiclass_accuracy(logits, targets, classes, average="micro", top_k=k, validate_args=False)
         return round(float(value) * len(targets)) / len(targets)
 
     return Quality(
-        accuracy=accuracy(1),
-        top5=accuracy(5) if classes > 5 else None,
+        accuracy=top(1),
+        top5=top(5) if classes > 5 else None,
         nll=float(F.cross_entropy(logits, targets)),
         brier=float((probabilities - F.one_hot(targets, classes)).square().sum(1).mean()),
         ece=float(multiclass_calibration_error(probabilities, targets, classes, ECE_BINS, norm="l1", validate_args=False)),
     )
 
 
-def switched_off(logits: Tensor) -> bool:
-    """Whether a network has stopped looking at its inputs: the same class for every one of them."""
-    return bool((logits.argmax(1) == logits[0].argmax()).all())
+def hits(logits: Tensor, targets: Tensor) -> Tensor:
+    """Whether the largest logit (n, classes) of each sample is that of its label (n): bool (n), on the CPU."""
+    return logits.argmax(1).cpu() == targets.cpu()
+
+
+def accuracy(logits: Tensor, targets: Tensor) -> float:
+    """The share of hits."""
+    return int(hits(logits, targets).sum()) / len(targets)
+
+
+def at_chance(logits: Tensor, targets: Tensor) -> bool:
+    """Whether a network does no better than one that always names the most frequent class.
+
+    With p the share of that class among n labels, its accuracy is not above p by two standard errors √(p (1 - p) / n).
+    """
+    n = len(targets)
+    p = int(targets.bincount().max()) / n
+    return accuracy(logits, targets) <= p + 2 * math.sqrt(p * (1 - p) / n)
 
 
 @dataclass(frozen=True)

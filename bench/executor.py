@@ -1,14 +1,15 @@
 """Work on many processes: jobs that may bring further jobs, results as they come.
 
-    for job, result in executor.run(function, jobs, follow=..., tick=...): ...
+    for job, result in executor.run(function, Queue(jobs), follow=..., tick=...): ...
 
-What the function raises, and a worker that dies, is handed out as a `Lost`: one job never takes the others with it. Local
-workers compute with one thread each: on small networks two such workers have twice the throughput of one with two threads.
+What the function raises, and a worker that dies, is handed out as a `Lost`: one job never takes the others with it. With how
+many threads a job computes is said by the job: on small networks two workers of one thread have twice the throughput of one of two.
 """
 
 import multiprocessing
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -38,10 +39,28 @@ class Lost:
 _BROKEN = Lost("the worker process died")
 
 
-def make(name: str, workers: int | None = None, *, threads: int = 1, gpus: bool = False, address: str | None = None) -> "Local | Ray":
+class Queue:
+    """Jobs that wait, in order. `take` is asked for the next one; None where there is none at this moment."""
+
+    def __init__(self, jobs: Iterable[Job] = ()) -> None:
+        self._waiting = deque(jobs)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, jobs: Iterable[Job]) -> None:
+        """More jobs, behind the others."""
+        self._waiting.extend(jobs)
+
+    def take(self) -> Job | None:
+        """The next job to do."""
+        return self._waiting.popleft() if self._waiting else None
+
+
+def make(name: str, workers: int | None = None, *, gpus: bool = False, address: str | None = None) -> "Local | Ray":
     """The executor of that name; as many workers as cores where None. UserError for an unknown name, or without Ray."""
     if name == "local":
-        return Local(workers or os.cpu_count() or 1, threads)
+        return Local(workers or os.cpu_count() or 1)
     if name == "ray":
         return Ray(workers, gpus, address)
     raise unknown("executor", name, EXECUTORS)
@@ -57,25 +76,26 @@ def preload() -> None:
 class Local:
     """Processes on this machine, forked from one server that has imported the heavy packages once."""
 
-    def __init__(self, workers: int, threads: int = 1) -> None:
-        self.workers, self._threads = workers, threads
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
         self._context = multiprocessing.get_context("forkserver" if FORKING else "spawn")
         self._pool: ProcessPoolExecutor | None = None
 
     def _start(self, workers: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(workers, self._context, initializer=_prepare_worker, initargs=(self._threads,))
+        return ProcessPoolExecutor(workers, self._context, initializer=_prepare_worker)
 
-    def run(self, function: Callable[[Job], Any], jobs: Iterable[Job], *, follow: Follow, tick: Tick) -> Iterator[tuple[Job, Any]]:
+    def run(self, function: Callable[[Job], Any], queue: Queue, *, follow: Follow, tick: Tick) -> Iterator[tuple[Job, Any]]:
         """Yield (job, result) as they end. `follow` names the jobs a result makes possible, `tick` is told what is running."""
-        waiting = deque(jobs)
         running: dict[Future[Any], Job] = {}
-        while waiting or running:
+        while queue or running:
             self._pool = self._pool or self._start(self.workers)
-            while waiting and len(running) <= self.workers:  # one more than can run, so that no worker waits for us
-                job = waiting.popleft()
+            # One more than can run, so that no worker waits for us.
+            while len(running) <= self.workers and (job := queue.take()) is not None:
                 running[self._pool.submit(function, job)] = job
             tick(list(running.values())[: self.workers])
             done, _ = wait(running, timeout=TICK, return_when=FIRST_COMPLETED)
+            if not running:
+                time.sleep(TICK)  # all that is left is done elsewhere
             ended = [(running.pop(f), _outcome(f)) for f in done]
             casualties = [job for job, result in ended if result is _BROKEN]
             if casualties:
@@ -86,7 +106,7 @@ class Local:
                 ended = [(job, result) for job, result in ended if result is not _BROKEN]
                 ended += [(job, self._alone(function, job)) for job in casualties]
             for job, result in ended:
-                waiting.extend(follow(job, result))
+                queue.add(follow(job, result))
             yield from ended
 
     def _alone(self, function: Callable[[Job], Any], job: Job) -> Any:
@@ -116,13 +136,10 @@ def _outcome(future: "Future[Any]") -> Any:
         return Lost(f"{type(error).__name__}: {error}")
 
 
-def _prepare_worker(threads: int) -> None:
-    """Few threads, no Ctrl-C of its own, and no life after the parent's death (also by SIGKILL)."""
+def _prepare_worker() -> None:
+    """No Ctrl-C of its own, and no life after the parent's death (also by SIGKILL)."""
     import signal
 
-    import torch
-
-    torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -139,14 +156,16 @@ class Inline:
 
     workers = 1
 
-    def run(self, function: Callable[[Job], Any], jobs: Iterable[Job], *, follow: Follow, tick: Tick) -> Iterator[tuple[Job, Any]]:
+    def run(self, function: Callable[[Job], Any], queue: Queue, *, follow: Follow, tick: Tick) -> Iterator[tuple[Job, Any]]:
         """See `Local.run`; what the function raises is raised."""
-        waiting = deque(jobs)
-        while waiting:
-            job = waiting.popleft()
+        while queue:
+            job = queue.take()
+            if job is None:
+                time.sleep(TICK)
+                continue
             tick([job])
             result = function(job)
-            waiting.extend(follow(job, result))
+            queue.add(follow(job, result))
             yield job, result
 
 
@@ -167,20 +186,21 @@ class Ray:
         self.workers = workers or int(resources.get("GPU" if gpus else "CPU", 1)) or 1
         self._resources = {"num_gpus": 1} if gpus else {"num_cpus": 1}
 
-    def run(self, function: Callable[[Job], Any], jobs: Iterable[Job], *, follow: Follow, tick: Tick) -> Iterator[tuple[Job, Any]]:
+    def run(self, function: Callable[[Job], Any], queue: Queue, *, follow: Follow, tick: Tick) -> Iterator[tuple[Job, Any]]:
         """See `Local.run`; Ray itself runs a task again whose worker died."""
         task = self._ray.remote(**self._resources)(function)
-        waiting = deque(jobs)
         running: dict[Any, Job] = {}
-        while waiting or running:
-            while waiting and len(running) < self.workers:
-                job = waiting.popleft()
+        while queue or running:
+            while len(running) < self.workers and (job := queue.take()) is not None:
                 running[task.remote(job)] = job
             tick(list(running.values()))
+            if not running:
+                time.sleep(TICK)  # all that is left is done elsewhere
+                continue
             done, _ = self._ray.wait(list(running), num_returns=1, timeout=TICK)
             ended = [(running.pop(ref), self._outcome(ref)) for ref in done]
             for job, result in ended:
-                waiting.extend(follow(job, result))
+                queue.add(follow(job, result))
             yield from ended
 
     def _outcome(self, ref: Any) -> Any:

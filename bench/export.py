@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 import methods
 from bench import architectures, evaluate, planning, report, trial
+from bench.checkpoints import Networks
 from bench.job import Job
 from bench.planning import Request
 from bench.spec import Suite, UserError
-from bench.store import Networks
 from bench.workbench import load_data
 from methods import Mask, Method
 

@@ -10,12 +10,17 @@ from methods import Schedule, Stage
 
 @dataclass(frozen=True)
 class Place:
-    """Where a job finds things: the device, the data, the folder of networks, the plug-ins to load."""
+    """Where a job finds things: the device, the data, the folder of networks, the plug-ins to load, where it says how far it is.
+
+    `threads`: with how many a job computes, in whatever process: their number decides how sums are rounded.
+    """
 
     device: str
     data_root: Path | None
     cache: Path
     plugins: tuple[str, ...] = ()
+    progress: Path | None = None
+    threads: int = 1
 
 
 @dataclass(frozen=True)

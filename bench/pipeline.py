@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from bench import executor, planning, progress, trial, tune
+from bench.checkpoints import Networks
 from bench.job import Job
 from bench.planning import Plan, Request
-from bench.spec import Row, UserError
-from bench.store import Store
-from bench.tune import Found, Study
+from bench.spec import Row, UserError, digest
+from bench.store import Leases, Store
+from bench.study import Found, Study
 
 Identity = tuple[Any, ...]
 Pool = executor.Local | executor.Inline | executor.Ray
@@ -35,42 +36,73 @@ class Progress:
 
 
 def run(made: Plan, store: Store, pool: Pool, show: Show = lambda _: None) -> None:
-    """Do the jobs of a plan; every finished job's rows are in the store before the next is looked at."""
-    meter = _Meter(made.jobs, made.place.cache / "progress", show)
+    """Do the jobs of a plan; every finished job's rows are in the store before the next is looked at.
 
-    def finish(job: Job, result: Any) -> None:
-        rows = _rows(made, job, result)
-        store.put(rows)
-        meter.finish(job, sum(row.status == "failed" for row in rows.values()))
+    Any number of runs may do this at once on one store and cache: each job is done by one of them, the others take up its results.
+    """
+    networks = Networks(made.place.cache / "networks")
+    with store.leases() as leases, progress.shown(made.place.cache) as folder:
+        meter = _Meter(made.jobs, folder, show)
 
-    def follow(job: Job, result: Any) -> list[Job]:
-        """What waited for a dense network can start, or has failed with it."""
-        waiting = made.blocked.pop(job.network, []) if job.criterion is None else []
-        error = _why_failed(result)
-        if not error:
-            return waiting
-        for other in waiting:
-            finish(other, executor.Lost(f"its dense network failed: {error}"))
-        return []
+        def finish(job: Job, result: Any) -> None:
+            rows = _rows(made, job, result)
+            store.put(rows)
+            leases.give(_lease(job))
+            meter.finish(job, sum(row.status == "failed" for row in rows.values()))
 
-    for job, result in pool.run(trial.execute, made.ready, follow=follow, tick=meter.tick):
-        finish(job, result)
-    meter.tick([])
+        def left(job: Job) -> Job | None:
+            """What is still to be done of a job; None for nothing. Others may have done some of it since it was planned."""
+            done = store.done(point.key for point in job.points)
+            points = tuple(point for point in job.points if point.key not in done)
+            needed = job.criterion is None and not networks.has(job.network)
+            return dataclasses.replace(job, points=points) if points or needed else None
+
+        def follow(job: Job, result: Any) -> list[Job]:
+            """What waited for a dense network can start, or has failed with it."""
+            waiting = made.blocked.pop(job.network, []) if job.criterion is None else []
+            if networks.has(job.network):
+                return waiting
+            for other in waiting:
+                finish(other, executor.Lost(f"its dense network failed: {_why_failed(result)}"))
+            return []
+
+        queue = _Shared(made.ready, leases, folder, left, lambda job: follow(job, None), meter)
+        for job, result in pool.run(trial.execute, queue, follow=follow, tick=meter.tick):
+            finish(job, result)
+        meter.tick([])
 
 
-def search(studies: list[Study], cache: Path, pool: Pool, show: Show = lambda _: None) -> dict[tuple[str, str, str], Found]:
+def pools(request: Request, store: Store, pool: Pool, show: Show = lambda _: None) -> list[Study]:
+    """The studies of a request, the pools they choose from trained. UserError where a network is neither trained nor failed."""
+    tried: set[str] = set()
+    while True:
+        networks, studies = planning.tuning(request, store.url)
+        left = {job.network for job in networks.ready}
+        if not left:
+            return studies
+        if left & tried:
+            job = next(job for job in networks.ready if job.network in tried)
+            raise UserError(f"training {job.label} broke: the worker process died; what was finished is kept")
+        tried |= left
+        run(networks, store, pool, show)
+
+
+def search(
+    studies: list[Study], store: Store, cache: Path, pool: Pool, show: Show = lambda _: None
+) -> dict[tuple[str, str, str], Found]:  # fmt: skip
     """Do what is left of the studies; (data set, architecture, method) -> what was found. UserError where a search broke."""
-    done = {study.key: tune.found(study) for study in studies}
-    left = [study for study in studies if done[study.key] is None]
+    left = [study for study in studies if tune.found(study) is None]
     left.sort(key=lambda study: -study.epochs)  # so that no long one is left running alone at the end
-    meter = _Meter(left, cache / "progress", show)
-    for study, result in pool.run(tune.search, left, follow=lambda study, result: [], tick=meter.tick):
-        if isinstance(result, executor.Lost):
-            raise UserError(f"{study.label} broke: {result.error}; what was finished is kept")
-        done[study.key] = result
-        meter.finish(study, 0)
-    meter.tick([])
-    return {s.cell: found for s in studies if (found := done[s.key]) is not None}
+    with store.leases() as leases, progress.shown(cache) as folder:
+        meter = _Meter(left, folder, show)
+        queue = _Shared(left, leases, folder, lambda study: None if tune.found(study) else study, lambda study: [], meter)
+        for study, result in pool.run(tune.search, queue, follow=lambda study, result: [], tick=meter.tick):
+            leases.give(_lease(study))
+            if isinstance(result, executor.Lost):
+                raise UserError(f"{study.label} broke: {result.error}; what was finished is kept")
+            meter.finish(study, 0)
+        meter.tick([])
+    return {study.cell: found for study in studies if (found := tune.found(study)) is not None}
 
 
 def searched(request: Request, store: Store) -> tuple[dict[tuple[str, str, str], Found], int]:
@@ -80,17 +112,61 @@ def searched(request: Request, store: Store) -> tuple[dict[tuple[str, str, str],
     return found, len(studies) - len(found)
 
 
-class _Meter:
-    """Counts what is done and shows it. `marks`: the folder where workers leave how far they are."""
+def _lease(work: Job | Study) -> str:
+    """Under which name a piece of work is leased: the same for jobs that differ in their points only."""
+    if isinstance(work, Study):
+        return digest(["study", work.key])
+    if work.criterion is None:
+        return digest(["network", work.network])
+    return digest(["job", repr(dataclasses.replace(work, points=(), place=dataclasses.replace(work.place, progress=None)))])
 
-    def __init__(self, jobs: Sequence[Job | Study], marks: Path, show: Show) -> None:
-        self.jobs, self.epochs, self.marks, self.show = len(jobs), sum(job.epochs for job in jobs), marks, show
+
+class _Shared(executor.Queue):
+    """Work that other runs may be doing too: what they hold goes to the back, until they have done it or are dead.
+
+    `left`: what is still to be done of a piece, None for nothing. `done`: the jobs that such a one makes possible.
+    """
+
+    def __init__(
+        self, work: Sequence[Job | Study], leases: Leases, folder: Path, left: Callable[[Any], Any], done: Callable[[Any], list[Any]],
+        meter: "_Meter",
+    ) -> None:  # fmt: skip
+        super().__init__(work)
+        self._leases, self._folder, self._left, self._done, self._meter = leases, folder, left, done, meter
+
+    def take(self) -> Any:
+        """The next piece that no other run is doing; None where they do all there is."""
+        for _ in range(len(self)):
+            work: Any = super().take()
+            if not self._leases.take(_lease(work)):
+                self.add([work])
+                continue
+            remaining = self._left(work)  # looked at under the lease, so that nobody finishes it meanwhile
+            if remaining is not None:
+                return _shown(remaining, self._folder)
+            self._leases.give(_lease(work))
+            self._meter.finish(work, 0)
+            self.add(self._done(work))
+        return None
+
+
+def _shown(work: Any, folder: Path) -> Any:
+    """The same piece of work, its progress shown in this run's folder."""
+    if isinstance(work, Study):
+        return dataclasses.replace(work, jobs=tuple(_shown(job, folder) for job in work.jobs))
+    return dataclasses.replace(work, place=dataclasses.replace(work.place, progress=folder))
+
+
+class _Meter:
+    """Counts what is done and shows it. `folder`: where workers leave how far they are."""
+
+    def __init__(self, jobs: Sequence[Job | Study], folder: Path, show: Show) -> None:
+        self.jobs, self.epochs, self.folder, self.show = len(jobs), sum(job.epochs for job in jobs), folder, show
         self.done, self.epochs_done, self.failed = 0, 0, 0
-        progress.forget(marks)
 
     def tick(self, running: Sequence[Job | Study]) -> None:
         """Show how far it is."""
-        epochs = self.epochs_done + progress.epochs_running(self.marks)
+        epochs = self.epochs_done + progress.epochs_running(self.folder)
         self.show(Progress(self.done, self.jobs, epochs, self.epochs, tuple(job.label for job in running), self.failed))
 
     def finish(self, job: Job | Study, failed: int) -> None:
@@ -99,12 +175,10 @@ class _Meter:
 
 
 def _why_failed(result: Any) -> str:
-    """The error of a job that failed at every point, or was lost; '' for others."""
+    """The error of a job that has left no network; '' where it says none."""
     if isinstance(result, executor.Lost):
         return result.error
-    if result and all(measurement["status"] == "failed" for measurement in result.values()):
-        return str(next(iter(result.values()))["error"])
-    return ""
+    return next((str(m["error"]) for m in (result or {}).values() if m["status"] == "failed"), "")
 
 
 def _rows(made: Plan, job: Job, result: Any) -> dict[str, Row]:

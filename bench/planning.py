@@ -1,13 +1,14 @@
 """From a request to jobs: expand the cells, name each result by the digest of all that decides it, subtract what the store has.
 
-What decides: data, splits, protocol, hyperparameters, seed, the source of the method's files, versions of torch and timm, kind of
-device. So a killed run continues, a repeated run costs nothing, and an edited plug-in is computed anew.
+What decides: data, splits, protocol, hyperparameters, seed, the network's tensors, the code that a job executes and that of the method's
+files, versions of packages, kind of device, threads. So a killed run continues, a repeated run costs nothing, and edited code is
+computed anew.
 """
 
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +16,15 @@ import torch
 from pydantic import ValidationError
 
 import methods
-from bench import architectures, data, tune, workbench
+from bench import architectures, data, pools, trial, tune, workbench
+from bench.checkpoints import Networks
 from bench.evaluate import MATCHES
 from bench.job import Configured, Job, Place, Point
-from bench.provenance import provenance
+from bench.pools import Member
+from bench.provenance import provenance, versions
 from bench.spec import DENSE, PROTOCOL_VERSION, Protocol, Row, Suite, UserError, digest, first_fault, unknown
-from bench.store import Networks, Store
-from bench.tune import Chosen, Found, Member, Study
+from bench.store import Store
+from bench.study import Chosen, Found, Study
 from methods import Method, Stage
 
 
@@ -115,7 +118,7 @@ class _Cell:
 
     def network(self, training: Configured) -> str:
         """The key of the dense network of one training configuration."""
-        source = methods.source_hash(methods.lookup("trainings", training.name))
+        source = methods.source_hash(trial, methods.lookup("trainings", training.name))
         return digest({**self.common, "training": training.name, "hyperparameters": training.hyperparameters, "source": source})
 
     def chosen(self, method: Method) -> Chosen | None:
@@ -145,11 +148,13 @@ def _cells(request: Request, seeds: Iterable[int], notes: list[str]) -> Iterator
             continue
         if protocol.pretrained:  # weights that cannot be had are said before anything runs
             architectures.create(architecture, loaded.input_shape, loaded.classes, pretrained=True)
+        common = _common(request, protocol, loaded.fingerprint, architecture)
+        common["tensors"] = workbench.tensors(architecture, loaded.input_shape, loaded.classes)
         for seed in seeds:
-            yield _Cell(request, dataset, architecture, protocol, seed, _common(request, protocol, loaded.fingerprint, architecture, seed))
+            yield _Cell(request, dataset, architecture, protocol, seed, {**common, "seed": seed})
 
 
-def _common(request: Request, protocol: Protocol, fingerprint: str, architecture: str, seed: int) -> dict[str, Any]:
+def _common(request: Request, protocol: Protocol, fingerprint: str, architecture: str) -> dict[str, Any]:
     decides = dataclasses.asdict(protocol)
     del decides["finetune_lr_scale"]  # no part of a dense network: see `_finetuning`
     return {
@@ -157,10 +162,10 @@ def _common(request: Request, protocol: Protocol, fingerprint: str, architecture
         "version": PROTOCOL_VERSION,
         "data": fingerprint,
         "architecture": architecture,
-        "seed": seed,
         "torch": torch.__version__,
-        "timm": importlib.metadata.version("timm"),
+        "packages": versions(),
         "device": torch.device(request.place.device).type,
+        "threads": request.place.threads,
     }
 
 
@@ -172,9 +177,8 @@ def _jobs_of(cell: _Cell) -> list[Job]:
         chosen = cell.chosen(method)
         if chosen is None:
             continue
-        if cell.request.tuned is None or method.stage is Stage.AFTER:
-            job = _dense_job(cell, method, chosen)
-            dense.setdefault(job.network, job)
+        job = _dense_job(cell, method, chosen)
+        dense.setdefault(job.network, job)
         for ablation in ("none", *cell.request.ablations):
             jobs.extend(_method_jobs(cell, method, chosen, ablation))
     return [*dense.values(), *jobs]
@@ -235,49 +239,76 @@ def _decided(cell: _Cell, method: Method, criterion: Configured) -> dict[str, An
     classes = methods.lookup("criteria", criterion.name), type(methods.get_granularity(suite.granularity))
     decided = {
         "method": method.name, "stage": method.stage, "granularity": suite.granularity, "match": suite.match, "criterion": criterion.name,
-        "hyperparameters": criterion.hyperparameters, "sources": [methods.source_hash(cls) for cls in classes],
+        "hyperparameters": criterion.hyperparameters, "source": methods.source_hash(trial, *classes),
     }  # fmt: skip
     return decided | ({"schedule": method.schedule.as_dict()} if method.schedule is not None else {})
 
 
 def tuning(request: Request, storage: str) -> tuple[Plan, list[Study]]:
-    """The pool networks to train on the tuning seed, and the study of each method on each block. `storage`: where studies live."""
+    """The pool networks to train on the first tuning seed, and the study of each method on each block. `storage`: where studies live.
+
+    Members of a pool are chosen by what their networks are worth: once those of the plan are trained, ask again. With nothing left
+    to train the studies are final.
+    """
     made, studies = Plan(request.place), []
-    trainings: dict[str, Job] = {}
-    for cell in _cells(request, [request.suite.tuning_seed], made.notes):
-        for method in request.methods:
-            members = _pool(cell, method)
-            if method.stage is Stage.AFTER:
-                for m in members:
-                    trainings[m.network] = cell.job(m.training, method=f"{DENSE}@{method.training}", criterion=None, stage=None, points=())
-            studies.append(_study(cell, method, members, storage))
     networks = Networks(request.place.cache / "networks")
-    made.ready = [job for key, job in trainings.items() if not networks.has(key)]
+    trainings: dict[str, Job] = {}
+    cells = list(_cells(request, request.suite.seeds_of_tuning, made.notes))
+    for block in zip(*(cells[k :: request.suite.tuning_seeds] for k in range(request.suite.tuning_seeds)), strict=True):
+        for method in request.methods:
+            members = _pool(block, method, networks)
+            for member in members:
+                if not networks.has(member.networks[0]) and not networks.failed(member.networks[0]):
+                    trainings[member.networks[0]] = block[0].job(
+                        member.training, method=f"{DENSE}@{method.training}", criterion=None, stage=None, points=()
+                    )  # fmt: skip
+            studies.append(_study(block, method, members, storage))
+    made.ready = list(trainings.values())
     return made, studies
 
 
-def _pool(cell: _Cell, method: Method) -> tuple[Member, ...]:
-    suite = cell.request.suite
-    drawn = tune.pool(method.make_training(), dict(method.training_options), suite.pool, suite.tuning_seed)
-    configured = [Configured(method.training, hyperparameters) for hyperparameters in drawn]
-    return tuple(Member(training, cell.network(training)) for training in configured)
+def _pool(block: Sequence[_Cell], method: Method, networks: Networks) -> tuple[Member, ...]:
+    """The training configurations that a method may choose from on a block: a cell for each tuning seed."""
+    suite = block[0].request.suite
+
+    def accuracy(hyperparameters: dict[str, Any]) -> float | None:
+        key = block[0].network(Configured(method.training, hyperparameters))
+        facts = networks.facts(key)
+        return -1.0 if networks.failed(key) else None if facts is None else float(facts["validation_accuracy"])
+
+    draws = pools.drawn(method.make_training(), dict(method.training_options), suite.tuning_seed)
+    members = []
+    for k, hyperparameters in pools.choose(draws, suite.pool, accuracy):
+        training = Configured(method.training, hyperparameters)
+        members.append(Member(k, training, tuple(cell.network(training) for cell in block)))
+    return tuple(members)
 
 
-def _study(cell: _Cell, method: Method, members: tuple[Member, ...], storage: str) -> Study:
-    suite = cell.request.suite
+def _study(block: Sequence[_Cell], method: Method, members: tuple[Member, ...], storage: str) -> Study:
+    """Its key says what decides it before anything is trained: which members a pool has follows from that."""
+    suite, first = block[0].request.suite, members[0].training
     criterion = Configured(method.criterion, hyperparameters_of(method.make_criterion()))
-    space = tune.tunable(methods.lookup("criteria", method.criterion), dict(method.options))
+    space = pools.tunable(methods.lookup("criteria", method.criterion), dict(method.options))
     points = tuple(Point(s, f, f"{s}/{f}") for s in suite.sparsities for f in suite.finetune_epochs)
-    job = cell.job(
-        members[0].training, method=method.name, criterion=criterion, stage=method.stage, schedule=method.schedule, points=points,
-        split="validation",
-    )  # fmt: skip
+    jobs = tuple(
+        cell.job(
+            first, method=method.name, criterion=criterion, stage=method.stage, schedule=method.schedule, points=points, split="validation"
+        )
+        for cell in block
+    )
+    cell = block[0]
+    drawn_by = "/".join([suite.name, cell.dataset, cell.architecture, method.name])
+    ranges = pools.tunable(type(method.make_training()), dict(method.training_options))
     decided = {
-        **_decided(cell, method, criterion), "pool": [m.network for m in members], "space": {n: str(r) for n, r in space.items()},
-        "points": [p.key for p in points], "finetune_lr_scale": cell.protocol.finetune_lr_scale,
+        **_decided(cell, method, criterion), "networks": members[0].networks, "pool": suite.pool,
+        "ranges": {n: str(r) for n, r in ranges.items()},
+        "space": {n: str(r) for n, r in space.items()}, "points": [p.key for p in points],
+        "finetune_lr_scale": cell.protocol.finetune_lr_scale, "drawn_by": drawn_by, "search": methods.source_hash(tune, pools),
+        "optuna": importlib.metadata.version("optuna"),
     }  # fmt: skip
-    key = digest(decided)
-    return Study(key=key, storage=storage, trials=suite.trials, seed=int(key[:12], 16), pool=members, job=job, space=space)
+    return Study(
+        key=digest(decided), storage=storage, trials=suite.trials, seed=methods.derive(0, drawn_by), pool=members, jobs=jobs, space=space
+    )  # fmt: skip
 
 
 def hyperparameters_of(configuration: methods.Configuration) -> dict[str, Any]:
@@ -303,7 +334,7 @@ def blank(request: Request, job: Job, point: Point) -> Row:
         training=job.training.name, stage=job.stage or "", tuning="default" if request.tuned is None else "tuned",
         ablation=job.ablation, sparsity=point.sparsity,
         seed=job.seed, epochs=job.training_epochs(point.sparsity), finetune_epochs=point.finetune_epochs, status="missing",
-        hyperparameters=json.dumps(hyperparameters, sort_keys=True), **provenance(job.place.device),
+        hyperparameters=json.dumps(hyperparameters, sort_keys=True), **provenance(job.place.device, job.place.threads),
     )  # fmt: skip
 
 

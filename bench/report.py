@@ -64,11 +64,11 @@ def run(
 
 def _tuned(console: Console, request: Request, database: Store, pool: pipeline.Pool) -> list[Row]:
     """Search, then the rows of what was found."""
-    networks, studies = planning.tuning(request, database.url)
     console.print(f"tuning: {request.suite.trials} trials for each method and block, on validation data", highlight=False)
     with _Display(console, 0, pool.workers) as display:
-        pipeline.run(networks, database, pool, display.show)
-        found = pipeline.search(studies, request.place.cache, pool, display.show)
+        studies = pipeline.pools(request, database, pool, display.show)
+    with _Display(console, 0, pool.workers) as display:
+        found = pipeline.search(studies, database, request.place.cache, pool, display.show)
     planned = planning.plan(dataclasses.replace(request, tuned=found), database)
     with _Display(console, len(planned.expected), pool.workers) as display:
         pipeline.run(planned, database, pool, display.show)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
+from bench.migration import migrated, schema_of
 from bench.spec import COLUMNS, Row
 
 KINDS = {f.name: str(f.type) for f in dataclasses.fields(Row)}
@@ -45,15 +46,15 @@ def ordered(rows: Iterable[Row]) -> list[Row]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a results.csv. Raises ValueError naming the line where it is not one."""
+    """The rows of a results.csv, of this release or an older one. Raises ValueError naming the line where it is not one."""
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
+        if schema_of(reader.fieldnames or ()) is None:
             raise ValueError(f"{path}: the header is not that of results.csv")
         rows = []
         for record in reader:
             try:
-                rows.append(Row(**{name: value_of(record[name], kind) for name, kind in KINDS.items()}))
+                rows.append(migrated({name: value_of(text, KINDS[name]) for name, text in record.items() if name in KINDS}))
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
         return rows

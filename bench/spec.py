@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-PROTOCOL_VERSION = "1"  # bumped by anything that changes numbers
+PROTOCOL_VERSION = "2"  # bumped by anything that changes numbers
+SCHEMA = 2  # of rows: bumped when a column is added or removed, see `bench.migration`
 # Controls of a method's mask (Frankle et al. 2021, "Pruning neural networks at initialization: why are we missing the mark?"):
 # "shuffle" permutes it within each layer, "reinit" keeps it and draws new initial weights, which are trained under it.
 ABLATIONS = ("shuffle", "reinit")
@@ -76,6 +77,7 @@ class Suite(_Strict):
     trials: int = Field(0, ge=0)
     pool: int = Field(4, ge=1)
     tuning_seed: int = Field(1000, ge=0)
+    tuning_seeds: int = Field(3, ge=1)
     batch_size: int = Field(128, ge=2)
     optimizer: str = Field("sgd", pattern="^(sgd|adam)$")
     lr_scale: float = Field(1.0, gt=0)
@@ -100,9 +102,15 @@ class Suite(_Strict):
 
     @model_validator(mode="after")
     def _apart(self) -> "Suite":
-        if self.tuning_seed in self.seeds:
-            raise ValueError(f"tuning_seed {self.tuning_seed} is one of the seeds: tuning and evaluation must not share one")
+        shared = sorted(set(self.seeds) & set(self.seeds_of_tuning))
+        if shared:
+            raise ValueError(f"tuning_seed {shared[0]} is one of the seeds: tuning and evaluation must not share one")
         return self
+
+    @property
+    def seeds_of_tuning(self) -> tuple[int, ...]:
+        """The seeds that searches measure on: `tuning_seeds` of them, from `tuning_seed` on."""
+        return tuple(range(self.tuning_seed, self.tuning_seed + self.tuning_seeds))
 
     def protocol(self, architecture: str) -> "Protocol":
         """The protocol of this suite for one architecture."""
@@ -217,6 +225,8 @@ class Row:
     torch: str = ""
     device: str = ""
     error: str = ""
+    environment: str = "{}"
+    schema: int = SCHEMA
 
     @property
     def identity(self) -> tuple[Any, ...]:

@@ -4,22 +4,29 @@ Runs in worker processes and knows no store of rows: a job comes in, measurement
 place, `Workbench.measure`, once for a row, and never by a job that is measured on validation data.
 """
 
+import contextlib
 import copy
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
+import torch
 from torch import nn
 
 import methods
 from bench import data, evaluate
 from bench.job import Configured, Job, Point
+from bench.provenance import provenance
 from bench.workbench import Measurement, Workbench, posterior_to
 from methods import Mask, Problem, Pruner, Recipe, Schedule, Stage
 
 CALIBRATION = 10  # batches
+
+
+Work = Iterator[tuple[Point, Measurement]]
 
 
 def execute(job: Job) -> dict[str, Measurement]:
@@ -30,18 +37,41 @@ def execute(job: Job) -> dict[str, Measurement]:
     return {point.key: measurement for point, measurement in stream(job)}
 
 
-def stream(job: Job, bench: "_Trial | None" = None) -> Iterator[tuple[Point, Measurement]]:
+def stream(job: Job, bench: "Trial | None" = None) -> Work:
     """As `execute`, each point as it is done. `bench`: where to do it, a new one where not given."""
-    left = dict.fromkeys(job.points)
+    where = provenance(job.place.device, job.place.threads)
+    with threads(job.place.threads):
+        for point, measurement in _each(job.points, lambda: (bench or Trial(job)).run()):
+            yield point, measurement | where
+
+
+def _each(points: Iterable[Point], work: Callable[[], Work]) -> Work:
+    """The work's points as they are done; what it raises is the failure of those that it has left, and of no others.
+
+    Without any points it raises what the work raises.
+    """
+    left = dict.fromkeys(points)
+    whole = bool(left)
     try:
-        for point, measurement in (bench or _Trial(job)).run():
+        for point, measurement in work():
             left.pop(point, None)
             yield point, measurement
     except Exception as error:  # any user's method may raise anything; the others go on
-        if not job.points:
+        if not whole:
             raise
         text = " ".join(f"{type(error).__name__}: {error}".split())
         yield from ((point, {"status": "failed", "error": text}) for point in left)
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many threads inside, as many as before after: their number decides how sums are rounded."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -57,9 +87,10 @@ class Made:
 
 def network(job: Job) -> Made:
     """The network of a job with one point, and its measurement."""
-    bench = _Trial(job)
-    measured = {point.key: measurement for point, measurement in stream(job, bench)}
-    whole = bench.initial()
+    with threads(job.place.threads):
+        bench = Trial(job)
+        measured = {point.key: measurement for point, measurement in stream(job, bench)}
+        whole = bench.initial()
     found = bench.measured
     if found is None:
         return Made(whole, methods.full_mask(whole), None, whole, measured[job.points[0].key])
@@ -68,6 +99,11 @@ def network(job: Job) -> Made:
 
 def seconds_per_epoch(job: Job) -> float:
     """How long an epoch of ordinary training on the job's block takes, from a few batches, about a second's work."""
+    with threads(job.place.threads):
+        return _seconds_per_epoch(job)
+
+
+def _seconds_per_epoch(job: Job) -> float:
     bench = Workbench(dataclasses.replace(job, training=Configured("map")))
     batches = data.Batches(bench.dataset.train, job.protocol.batch_size, augment=job.protocol.augment)
     some = list(islice(iter(batches), CALIBRATION))
@@ -81,17 +117,17 @@ def seconds_per_epoch(job: Job) -> float:
     return times[1] * len(batches)
 
 
-class _Trial(Workbench):
+class Trial(Workbench):
     """The ways to a pruned network: one for each stage and schedule."""
 
-    def run(self) -> Iterator[tuple[Point, Measurement]]:
+    def run(self) -> Work:
         """Each point with its measurement, as it is done."""
         try:
             yield from self._run()
         finally:
             self.beat.close()
 
-    def _run(self) -> Iterator[tuple[Point, Measurement]]:
+    def _run(self) -> Work:
         if self.job.criterion is None:
             yield from self._dense()
         else:
@@ -109,48 +145,65 @@ class _Trial(Workbench):
             else:
                 yield from self._train_then_cut(criterion)
 
-    def _dense(self) -> Iterator[tuple[Point, Measurement]]:
+    def _dense(self) -> Work:
         problem = self.problem(self.initial())
-        state = self.train(problem, self.job.protocol.epochs)
-        off = evaluate.switched_off(evaluate.logits_of(problem.model, self.dataset.validation))
-        facts = {"train_seconds": self.train_seconds, "switched_off": off}
+        try:
+            state = self.train(problem, self.job.protocol.epochs)
+        except Exception as error:
+            self.networks.fail(self.job.network, f"{type(error).__name__}: {error}")
+            raise
+        held_out = self.dataset.validation
+        logits = evaluate.logits_of(problem.model, held_out)
+        self.dense_off = evaluate.at_chance(logits, held_out.targets)
+        accuracy = evaluate.accuracy(logits, held_out.targets)
+        facts = {"train_seconds": self.train_seconds, "at_chance": self.dense_off, "validation_accuracy": accuracy}
         self.networks.save(self.job.network, problem.model.state_dict(), state, facts)
-        self.dense_off = off
         yield from self._finetunes(replace(problem, posterior=state), 0.0, None)
 
-    def _train_then_cut(self, criterion: methods.Criterion) -> Iterator[tuple[Point, Measurement]]:
+    def _by_sparsity(self, work: Callable[[float], Work]) -> Work:
+        """The work at each sparsity, rising; what fails at one leaves the others alone."""
+        trained = self.train_seconds
+        for sparsity in self.job.sparsities:
+            self.train_seconds = trained
+            yield from _each([p for p in self.job.points if p.sparsity == sparsity], partial(work, sparsity))
+
+    def _train_then_cut(self, criterion: methods.Criterion) -> Work:
         problem = self._dense_network()
         scores, seconds = None, 0.0
         if methods.scored_once(criterion):
             start = time.perf_counter()
             scores = methods.score(problem, criterion)
             seconds = self._since(start)
-        trained = self.train_seconds
-        for sparsity in self.job.sparsities:
-            self.train_seconds = trained
+
+        def at(sparsity: float) -> Work:
             pruned = replace(problem, model=copy.deepcopy(problem.model))
             cut, more = self._cut(pruned, criterion, sparsity, scores)
             yield from self._finetunes(self.smaller(self._ablated(cut, problem.model)), sparsity, seconds + more)
 
-    def _cut_then_train(self, criterion: methods.Criterion) -> Iterator[tuple[Point, Measurement]]:
-        for sparsity in self.job.sparsities:
-            self.train_seconds = 0.0
+        yield from self._by_sparsity(at)
+
+    def _cut_then_train(self, criterion: methods.Criterion) -> Work:
+        def at(sparsity: float) -> Work:
             cut, seconds = self._cut(self.problem(self.initial()), criterion, sparsity, None)
             cut = self.smaller(self._ablated(cut))
             yield from self._finetunes(replace(cut, posterior=self.train(cut, self.job.protocol.epochs)), sparsity, seconds)
 
-    def _cut_while_training(self, criterion: methods.Criterion, schedule: Schedule) -> Iterator[tuple[Point, Measurement]]:
-        for sparsity in self.job.sparsities:
-            self.train_seconds = 0.0
+        yield from self._by_sparsity(at)
+
+    def _cut_while_training(self, criterion: methods.Criterion, schedule: Schedule) -> Work:
+        def at(sparsity: float) -> Work:
             problem = replace(self.problem(self.initial()), target=sparsity)
             pruner = Pruner(criterion, self.granularity, schedule, sparsity, self.cost)
             state = self.train(problem, self.job.protocol.epochs, pruner=pruner)
             yield from self._finetunes(self.smaller(self._ablated(replace(problem, posterior=state))), sparsity, None)
 
-    def _cut_while_finetuning(self, criterion: methods.Criterion, schedule: Schedule) -> Iterator[tuple[Point, Measurement]]:
+        yield from self._by_sparsity(at)
+
+    def _cut_while_finetuning(self, criterion: methods.Criterion, schedule: Schedule) -> Work:
         problem = self._dense_network()
         trained = self.train_seconds
-        for point in self.job.points:
+
+        def at(point: Point) -> Work:
             self.train_seconds = trained
             cut = replace(problem, model=copy.deepcopy(problem.model), target=point.sparsity)
             pruner = Pruner(criterion, self.granularity, schedule, point.sparsity, self.cost)
@@ -160,10 +213,13 @@ class _Trial(Workbench):
                 self.train(control, point.finetune_epochs, previous=control.posterior)
             yield point, self.measure(self.smaller(control)) | {"train_seconds": self.train_seconds}
 
+        for point in self.job.points:
+            yield from _each([point], partial(at, point))
+
     def _dense_network(self) -> Problem:
         """The network that a dense job has trained."""
         weights, posterior, facts = self.networks.load(self.job.network)
-        self.train_seconds, self.dense_off = facts["train_seconds"], facts["switched_off"]
+        self.train_seconds, self.dense_off = facts["train_seconds"], facts["at_chance"]
         model = self.initial()
         model.load_state_dict(weights)
         return self.problem(model, posterior_to(posterior, self.device))
@@ -188,24 +244,32 @@ class _Trial(Workbench):
             control = replace(control, posterior=self.train(replace(control, posterior=None), self.job.protocol.epochs))
         return control
 
-    def _finetunes(self, problem: Problem, sparsity: float, score_seconds: float | None) -> Iterator[tuple[Point, Measurement]]:
+    def _finetunes(self, problem: Problem, sparsity: float, score_seconds: float | None) -> Work:
         """The network as it is, and fine-tuned for each of the lengths asked for, each from here.
 
-        `score_seconds`: None where nothing was scored, or scoring is a part of the training's seconds.
+        `score_seconds`: None where nothing was scored, or scoring is a part of the training's seconds. A network that cannot be measured
+        as it is may be so once it is fine-tuned, and the other way round: each point fails by itself.
         """
         points = [p for p in self.job.points if p.sparsity == sparsity]
-        if not points:
-            return
-        before = self.measure(problem)
-        for point in points:
-            length = point.finetune_epochs
+        before: Measurement = {}
+
+        def at(point: Point) -> Work:
+            length, seconds = point.finetune_epochs, 0.0
             if length == 0:
-                seconds, measured = 0.0, before
+                measured = before or self.measure(problem)
             else:
                 tuned = replace(problem, model=copy.deepcopy(problem.model))
-                start = time.perf_counter()
-                self.train(tuned, length, previous=problem.posterior)
+                start, trained = time.perf_counter(), self.train_seconds
+                try:
+                    self.train(tuned, length, previous=problem.posterior)
+                finally:
+                    self.train_seconds = trained  # a branch: the next length does not go through it
                 seconds = self._since(start)
-                self.train_seconds -= seconds  # a branch: the next length does not go through it
-                measured = self.measure(tuned) | {"accuracy_before_finetune": before["accuracy"]}
+                measured = self.measure(tuned) | {"accuracy_before_finetune": before.get("accuracy")}
             yield point, measured | {"train_seconds": self.train_seconds + seconds, "score_seconds": score_seconds}
+
+        if any(p.finetune_epochs for p in points):
+            with contextlib.suppress(FloatingPointError):  # its outputs are not finite: the point without fine-tuning says so
+                before = self.measure(problem)
+        for point in points:
+            yield from _each([point], partial(at, point))

@@ -1,168 +1,64 @@
 """Tuning on validation data, with the same number of trials for every method: the optuna door.
 
-Two steps. Training configurations come from a pool for each (training, data set, architecture), drawn once and the same for all
-methods that train so; each is trained once, on the tuning seed. Then every method has a study: jointly, a member of the pool, its
-own hyperparameters and the learning rate of fine-tuning, by the mean PRUNED validation accuracy over the suite's
-sparsities and fine-tuning lengths. The dense accuracy must not decide: the weight decay that prunes best is not the one that trains best.
+Training configurations come from a pool for each (training, data set, architecture), see `bench.pools`. Every method has a study:
+jointly, a member of the pool, its own hyperparameters and the learning rate of fine-tuning, by the area under the PRUNED validation
+accuracy over the suite's sparsities, averaged over fine-tuning lengths. The dense accuracy must not decide: the weight decay that
+prunes best is not the one that trains best. How trials are spent, and which candidate is believed: `bench.selection`.
 
-The first trial of a study is the declared defaults. A study lives in the store's database under the digest of all that decides
-it. Its k-th trial is drawn by a sampler seeded with k, so that a study that was killed and resumed is the one that was not.
+A study lives in the store's database under the digest of all that decides it, a trial of it once it is measured. The k-th candidate
+is drawn by a sampler seeded by the names of suite, block and method and by k, and learns from the k before it alone: so a study that
+was killed and resumed is the one that was not, and draws are the same on every release.
 """
 
+import base64
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch.quasirandom import SobolEngine
+import numpy as np
 
 import methods
-from bench import progress, trial
-from bench.job import Configured, Job
-from methods import Range, Training, derive, ranges
+from bench import progress, selection, trial
+from bench.checkpoints import Networks
+from bench.selection import Measured
+from bench.store import insistent
+from bench.study import Found, Study
+from methods import Range, Stage, derive
 
 if TYPE_CHECKING:
     import optuna
 
-LR_SCALE = Range(0.01, 1.0, log=True)  # of fine-tuning's learning rate, as a factor of the training's
+LR_SCALE = Range(0.03, 0.5, log=True)  # of fine-tuning's learning rate, as a factor of the training's
 STARTUP = 5  # trials drawn at random before TPE learns from them
 PATIENCE = 4  # trials before one may be given up for lagging behind the median of the others
 
 
-@dataclass(frozen=True)
-class Member:
-    """One of the pool: hyperparameters of a training, and the key of the network trained with them on the tuning seed."""
-
-    training: Configured
-    network: str
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What a study has found: values by name, and the learning rate of fine-tuning, None where nothing is fine-tuned."""
-
-    training: dict[str, Any]
-    criterion: dict[str, Any]
-    finetune_lr_scale: float | None
-
-
-@dataclass(frozen=True)
-class Found:
-    """The end of a study: its best trial, the value of the defaults and of the best, and what the search has cost."""
-
-    chosen: Chosen
-    default_accuracy: float
-    accuracy: float
-    trials: int
-    epochs: int
-    seconds: float
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """What a row says of its tuning: nothing that differs between two runs of it."""
-        return {"trials": self.trials, "epochs": self.epochs, "validation": {"default": self.default_accuracy, "tuned": self.accuracy}}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """The search of one method on one data set and architecture: plain values, so that any worker can do it.
-
-    `job`: the method at its defaults on the tuning seed, measured on validation data at all sparsities and fine-tuning lengths.
-    `space`: the criterion's hyperparameters that may be chosen. `seed` decides the draws. `plugins` are the job's.
-    """
-
-    key: str
-    storage: str
-    trials: int
-    seed: int
-    pool: tuple[Member, ...]
-    job: Job
-    space: dict[str, Range]
-
-    @property
-    def label(self) -> str:
-        """What a person reads while it runs."""
-        return f"tuning {self.job.method} · {self.job.dataset}/{self.job.architecture}"
-
-    @property
-    def name(self) -> str:
-        """Under which Optuna keeps it."""
-        return f"{self.job.method}-{self.job.dataset}-{self.job.architecture}-{self.key[:16]}"
-
-    @property
-    def cell(self) -> tuple[str, str, str]:
-        """Its data set, architecture and method."""
-        return self.job.dataset, self.job.architecture, self.job.method
-
-    @property
-    def epochs(self) -> int:
-        """Training epochs in it at most."""
-        return self.trials * self.job.epochs
-
-    @property
-    def finetunes(self) -> bool:
-        """Whether there is a learning rate of fine-tuning to choose."""
-        return any(point.finetune_epochs for point in self.job.points)
-
-    def defaults(self) -> dict[str, Any]:
-        """The first trial."""
-        assert self.job.criterion is not None
-        own = {f"criterion.{name}": self.job.criterion.hyperparameters[name] for name in self.space}
-        scale = {"finetune_lr_scale": self.job.protocol.finetune_lr_scale} if self.finetunes else {}
-        return {"training": 0, **own, **scale}
-
-    def chosen(self, values: dict[str, Any]) -> Chosen:
-        """The hyperparameters that a trial's values mean."""
-        assert self.job.criterion is not None
-        own = {name.removeprefix("criterion."): value for name, value in values.items() if name.startswith("criterion.")}
-        training = self.pool[values["training"]].training.hyperparameters
-        return Chosen(training, {**self.job.criterion.hyperparameters, **own}, values.get("finetune_lr_scale"))
-
-    def job_of(self, values: dict[str, Any]) -> Job:
-        """The job that measures a trial."""
-        member, chosen, job = self.pool[values["training"]], self.chosen(values), self.job
-        assert job.criterion is not None
-        scale = chosen.finetune_lr_scale
-        protocol = job.protocol if scale is None else dataclasses.replace(job.protocol, finetune_lr_scale=scale)
-        criterion = Configured(job.criterion.name, chosen.criterion)
-        return dataclasses.replace(job, training=member.training, network=member.network, criterion=criterion, protocol=protocol)
-
-
-def tunable(cls: type[methods.Configuration], fixed: dict[str, Any]) -> dict[str, Range]:
-    """The hyperparameters a search may choose: those not fixed by the method's name, and not methods of their own."""
-    return {name: allowed for name, allowed in ranges(cls).items() if allowed.tuned and name not in fixed}
-
-
-def pool(training: Training, fixed: dict[str, Any], size: int, seed: int) -> list[dict[str, Any]]:
-    """`size` configurations of a training: its defaults, and points of a Sobol sequence in its ranges, scrambled by the seed."""
-    defaults = {name: getattr(training, name) for name in ranges(training)}
-    free = tunable(type(training), fixed)
-    if not free or size == 1:
-        return [defaults]
-    draws = SobolEngine(len(free), scramble=True, seed=derive(seed, "pool", training.name) % 2**31).draw(size - 1).tolist()
-    return [defaults, *({**defaults, **{n: r.at(u) for (n, r), u in zip(free.items(), row, strict=True)}} for row in draws)]
-
-
 def search(study: Study) -> Found:
-    """Do what is left of a study. Trials that a killed run left open are given up, and drawn again with the same seed."""
-    import optuna
-
+    """Do what is left of a study."""
     for plugin in study.job.place.plugins:
         methods.load_plugin(plugin)
-    opened = _open(study)
+    trials, done = _Trials(study, _open(study)), 0
+
+    def next_one() -> None:
+        nonlocal done
+        done += 1
+        progress.carried = done * study.job.epochs
+
     progress.carried = 0
-    for stale in opened.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-        opened.tell(stale.number, state=optuna.trial.TrialState.FAIL)
-    while (k := len(_finished(opened))) < study.trials:
-        opened.sampler = optuna.samplers.TPESampler(seed=derive(study.seed, "trial", str(k)) % 2**31, n_startup_trials=STARTUP)
-        if k == 0 and not opened.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,)):
-            opened.enqueue_trial(study.defaults())
-        _run(study, opened, opened.ask(_distributions(study)))
-        progress.carried += study.job.epochs
+    for k in range(study.rounds.screened):
+        if trials.candidate(k) is None:
+            trials.add(_screened(study, trials, k))
+        next_one()
+    for seed in range(1, study.rounds.further + 1):
+        for values in trials.confirmed():
+            if trials.measured(values, seed) is None:
+                trials.add(_confirmed(study, values, seed))
+            next_one()
     progress.carried = 0
-    return _found(study, opened)
+    return trials.found()
 
 
 def found(study: Study) -> Found | None:
@@ -173,38 +69,187 @@ def found(study: Study) -> Found | None:
         opened = optuna.load_study(study_name=study.name, storage=_database(study.storage))
     except KeyError:
         return None
-    return _found(study, opened) if len(_finished(opened)) >= study.trials else None
+    trials = _Trials(study, opened)
+    return trials.found() if trials.complete() else None
 
 
-def _run(study: Study, opened: "optuna.Study", asked: "optuna.Trial") -> None:
-    """Measure one trial: mean accuracy over its points, a failed one counting as 0; what was measured before is not measured again."""
+class _Trials:
+    """The trials of a study that are in the store. Where two runs have measured the same one, the first counts."""
+
+    def __init__(self, study: Study, opened: "optuna.Study") -> None:
+        self._study, self._opened = study, opened
+        self._all = opened.get_trials(deepcopy=False)
+
+    def add(self, done: "optuna.trial.FrozenTrial") -> None:
+        """Keep one more."""
+        import optuna
+
+        insistent(lambda: self._opened.add_trial(done), optuna.exceptions.StorageInternalError)
+        self._all = self._opened.get_trials(deepcopy=False)
+
+    def candidate(self, k: int) -> "optuna.trial.FrozenTrial | None":
+        """The trial of the k-th candidate on the first seed."""
+        return next((t for t in self._all if t.user_attrs.get("candidate") == k), None)
+
+    def screening(self, count: int) -> "list[optuna.trial.FrozenTrial]":
+        """Those of the first so many candidates that are there, in order."""
+        return [t for k in range(count) if (t := self.candidate(k)) is not None]
+
+    def measured(self, values: dict[str, Any], seed: int) -> "optuna.trial.FrozenTrial | None":
+        """The trial of a candidate on a seed, if it was brought to its end."""
+        return next((t for t in self._all if _is_whole(t) and t.params == values and t.user_attrs["seed"] == seed), None)
+
+    def finalists(self) -> list[dict[str, Any]]:
+        """The best candidates beside the defaults, in order.
+
+        A trial that was given up has been measured in part only: it cannot win.
+        """
+        plan, defaults = self._study.rounds, self._study.defaults()
+        whole = [t for t in self.screening(plan.screened) if _is_whole(t) and t.params != defaults]
+        ranked = [t.params for t in sorted(whole, key=lambda t: -float(t.value or 0.0))]
+        return [values for k, values in enumerate(ranked) if values not in ranked[:k]][: plan.finalists or 1]
+
+    def confirmed(self) -> list[dict[str, Any]]:
+        """The candidates that are measured on further seeds, where there are any."""
+        return [self._study.defaults(), *self.finalists()]
+
+    def complete(self) -> bool:
+        """Whether there is nothing left to measure."""
+        plan = self._study.rounds
+        if len(self.screening(plan.screened)) < plan.screened:
+            return False
+        return all(self.measured(values, seed) for values in self.confirmed() for seed in range(1, plan.further + 1))
+
+    def found(self) -> Found:
+        """The end of a complete study: the defaults, unless a finalist is believed to be better."""
+        study, plan = self._study, self._study.rounds
+        values = study.defaults()
+        best = defaults = self._sequence(values)
+        most = 0.0
+        for candidate in self.finalists():
+            sequence = self._sequence(candidate)
+            gain = selection.gain(sequence, defaults)
+            if gain.believed and gain.mean > most:
+                values, best, most = candidate, sequence, gain.mean
+        further = [self.measured(v, seed) for v in self.confirmed() for seed in range(1, plan.further + 1)]
+        spent = [*self.screening(plan.screened), *(t for t in further if t is not None)]
+        return Found(
+            study.chosen(values), _mean(defaults), _mean(best), len(spent), sum(int(t.user_attrs["epochs"]) for t in spent),
+            sum(float(t.user_attrs["seconds"]) for t in spent),
+        )  # fmt: skip
+
+    def _sequence(self, values: dict[str, Any]) -> list[Measured]:
+        """A candidate's measurements, that of the first seed first."""
+        found = [self.measured(values, seed) for seed in range(self._study.rounds.further + 1)]
+        return [Measured(float(t.value or 0.0), _unpacked(t.user_attrs["samples"])) for t in found if t is not None]
+
+
+def _is_whole(trial: "optuna.trial.FrozenTrial") -> bool:
     import optuna
 
-    twin = next((t for t in _finished(opened) if t.params == asked.params and t.state == optuna.trial.TrialState.COMPLETE), None)
-    if twin is not None:
-        opened.tell(asked, twin.value)
-        return
-    job, start = study.job_of(asked.params), time.perf_counter()
-    asked.set_user_attr("epochs", job.epochs)
-    accuracies: list[float] = []
-    for accuracies in _accuracies(job):
+    return trial.state == optuna.trial.TrialState.COMPLETE
+
+
+def _mean(sequence: list[Measured]) -> float:
+    """Over the further seeds where there are any, as `selection.gain` takes it."""
+    used = sequence[1:] or sequence
+    return sum(m.value for m in used) / len(used)
+
+
+def _screened(study: Study, trials: _Trials, k: int) -> "optuna.trial.FrozenTrial":
+    """The k-th candidate, drawn in the knowledge of those before it, and measured on the first seed."""
+    import optuna
+
+    memory = optuna.create_study(
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=derive(study.seed, "trial", str(k)) % 2**31, n_startup_trials=STARTUP),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=PATIENCE),
+    )
+    memory.add_trials(trials.screening(k))
+    if k == 0:
+        memory.enqueue_trial(study.defaults())
+    asked = memory.ask(_distributions(study))
+    twin = trials.measured(asked.params, 0)
+    outcome = _repeated(twin) if twin is not None else _measure(study, asked.params, 0, asked)
+    for name, value in (outcome.attributes | {"candidate": k}).items():
+        asked.set_user_attr(name, value)
+    state = optuna.trial.TrialState.PRUNED if outcome.value is None else optuna.trial.TrialState.COMPLETE
+    memory.tell(asked, outcome.value, state=state)
+    return memory.trials[-1]
+
+
+def _confirmed(study: Study, values: dict[str, Any], seed: int) -> "optuna.trial.FrozenTrial":
+    """A candidate measured on a further seed."""
+    import optuna
+
+    outcome = _measure(study, values, seed, None)
+    return optuna.trial.create_trial(
+        params=values, distributions=_distributions(study), value=outcome.value, user_attrs=outcome.attributes
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a trial has given: its value, None where it was given up, and what is kept beside it."""
+
+    value: float | None
+    attributes: dict[str, Any]
+
+
+def _repeated(twin: "optuna.trial.FrozenTrial") -> _Outcome:
+    """What was measured already is not measured again, and costs nothing."""
+    return _Outcome(twin.value, {**twin.user_attrs, "epochs": 0, "seconds": 0.0})
+
+
+def _measure(study: Study, values: dict[str, Any], seed: int, asked: "optuna.Trial | None") -> _Outcome:
+    """One candidate on one seed: the mean over fine-tuning lengths of the area under its accuracy; what fails counts as 0.
+
+    `asked`: may be given up for lagging behind others; where None it is brought to its end.
+    """
+    job, start = study.job_of(values, seed), time.perf_counter()
+    if job.stage is Stage.AFTER:
+        _train_missing(study, values, seed)
+    bench = trial.Trial(job)
+    weight = selection.weights(job.sparsities)
+    lengths = len({point.finetune_epochs for point in job.points})
+    value, samples, accuracies = 0.0, np.zeros(len(bench.dataset.validation)), list[float]()
+
+    def outcome(value: float | None) -> _Outcome:
+        spent = {"seed": seed, "epochs": bench.beat.epochs, "seconds": time.perf_counter() - start}
+        return _Outcome(value, {**spent, "samples": _packed(samples)})
+
+    for point, measurement in trial.stream(job, bench):
+        accuracy = measurement.get("accuracy") or 0.0
+        accuracies.append(accuracy)
+        value += weight[point.sparsity] * accuracy / lengths
+        if "hits" in measurement:
+            samples += weight[point.sparsity] * measurement["hits"].double().numpy() / lengths
         # Only what trains a network for every sparsity saves time by stopping early; the trial is spent all the same.
-        if job.trains_each and len(accuracies) < len(job.points):
+        if asked is not None and job.trains_each and len(accuracies) < len(job.points):
             asked.report(sum(accuracies) / len(accuracies), len(accuracies))
             if asked.should_prune():
-                asked.set_user_attr("seconds", time.perf_counter() - start)
-                opened.tell(asked, state=optuna.trial.TrialState.PRUNED)
-                return
-    asked.set_user_attr("seconds", time.perf_counter() - start)
-    opened.tell(asked, sum(accuracies) / len(accuracies))
+                return outcome(None)
+    return outcome(value)
 
 
-def _accuracies(job: Job) -> Iterator[list[float]]:
-    """The accuracies measured so far, after each point."""
-    measured: list[float] = []
-    for _, measurement in trial.stream(job):
-        measured.append(measurement.get("accuracy") or 0.0)
-        yield measured
+def _train_missing(study: Study, values: dict[str, Any], seed: int) -> None:
+    """Train the candidate's dense network where nobody has; what fails there fails again, and is said, where it is looked for."""
+    job = study.network_job(values, seed)
+    networks = Networks(job.place.cache / "networks")
+    if not networks.has(job.network) and not networks.failed(job.network):
+        try:
+            trial.execute(job)
+        except Exception:  # any training may raise anything
+            return
+
+
+def _packed(samples: np.ndarray) -> str:
+    """What each sample adds, in 255ths: for its variance that is fine enough."""
+    return base64.b64encode(zlib.compress(np.round(255 * samples).astype(np.uint8).tobytes())).decode()
+
+
+def _unpacked(text: str) -> np.ndarray:
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8) / 255
 
 
 @functools.cache
@@ -214,45 +259,29 @@ def _database(url: str) -> "optuna.storages.RDBStorage":
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # Two workers that write to one SQLite file wait for each other.
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-    return optuna.storages.RDBStorage(url, engine_kwargs=options)
+    return insistent(lambda: optuna.storages.RDBStorage(url, engine_kwargs=options), optuna.exceptions.StorageInternalError)
 
 
 def _open(study: Study) -> "optuna.Study":
     import optuna
 
-    return optuna.create_study(
-        study_name=study.name,
-        storage=_database(study.storage),
-        direction="maximize",
-        load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=PATIENCE),
-    )
-
-
-def _finished(opened: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
-    import optuna
-
-    done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    return opened.get_trials(deepcopy=False, states=done)
-
-
-def _found(study: Study, opened: "optuna.Study") -> Found:
-    """From the first trials that the study asks for: a study may have more, from a request for more."""
-    done = _finished(opened)[: study.trials]
-    complete = [t for t in done if t.value is not None]
-    best = max(complete, key=lambda t: float(t.value or 0.0))  # the first of equals: the defaults, where nothing beats them
-    spent = [int(t.user_attrs.get("epochs", 0)) for t in done], [float(t.user_attrs.get("seconds", 0.0)) for t in done]
-    return Found(
-        study.chosen(best.params), float(complete[0].value or 0.0), float(best.value or 0.0), len(done), sum(spent[0]), sum(spent[1])
+    storage = _database(study.storage)
+    return insistent(
+        lambda: optuna.create_study(study_name=study.name, storage=storage, direction="maximize", load_if_exists=True),
+        optuna.exceptions.StorageInternalError,
     )
 
 
 def _distributions(study: Study) -> "dict[str, optuna.distributions.BaseDistribution]":
     from optuna.distributions import CategoricalDistribution
 
-    made: dict[str, Any] = {"training": CategoricalDistribution(tuple(range(len(study.pool))))}
+    made: dict[str, Any] = {"training": CategoricalDistribution(tuple(member.draw for member in study.pool))}
     made |= {f"criterion.{name}": _distribution(allowed) for name, allowed in study.space.items()}
-    return made | ({"finetune_lr_scale": _distribution(LR_SCALE)} if study.finetunes else {})
+    if not study.finetunes:
+        return made
+    own = study.job.protocol.finetune_lr_scale  # which a suite may set beyond the range
+    scale = dataclasses.replace(LR_SCALE, low=min(LR_SCALE.low, own), high=max(LR_SCALE.high, own))
+    return made | {"finetune_lr_scale": _distribution(scale)}
 
 
 def _distribution(allowed: Range) -> "optuna.distributions.BaseDistribution":

@@ -101,7 +101,7 @@ def _sample(board: Board, methods: str | None, size: int, seed: int) -> list[Row
 
 def _caveat(row: Row, place: Place) -> str:
     """What keeps a row from being repeated bit for bit here; '' where nothing is known to."""
-    here = provenance(place.device)
+    here = provenance(place.device, place.threads)
     differ = [
         f"{name} {getattr(row, name) or '?'} there, {here[name]} here" for name in ("torch", "device") if getattr(row, name) != here[name]
     ]
@@ -138,7 +138,7 @@ def _compute(rows: Sequence[Row], board: Board, place: Place, pool: pipeline.Poo
 def _blank(row: Row, place: Place) -> Row:
     """The row without what is measured, and with where it is measured now."""
     empty: dict[str, Any] = dict.fromkeys((*agreement.MEASURED, *COST_COLUMNS))
-    return dataclasses.replace(row, **empty, error="", status="missing", **provenance(place.device))
+    return dataclasses.replace(row, **empty, error="", status="missing", **provenance(place.device, place.threads))
 
 
 def _job(row: Row, board: Board, place: Place, key: str) -> Job:

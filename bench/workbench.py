@@ -14,10 +14,10 @@ from torch import nn
 
 import methods
 from bench import architectures, data, evaluate
+from bench.checkpoints import Networks
 from bench.job import Job, Place
 from bench.progress import Beat
 from bench.spec import Protocol
-from bench.store import Networks
 from methods import Posterior, Problem, Pruner, Recipe
 
 Measurement = dict[str, Any]  # columns of a Row, by name
@@ -41,7 +41,7 @@ class Workbench:
         self.promised: int | None = None  # how many weights the cut has left, of a network that was cut
         self.measured: Problem | None = None  # the last network that was measured
         self.networks = Networks(job.place.cache / "networks")
-        self.beat = Beat(job.place.cache / "progress")
+        self.beat = Beat(job.place.progress)
         self.train_seconds = 0.0
         self.dense_off = False
 
@@ -100,7 +100,8 @@ class Workbench:
             raise RuntimeError(f"the mask keeps {kept} weights, the cut has left {self.promised}, or masked weights are not zero")
         self.measured = problem
         split = self.dataset.test if self.job.split == "test" else self.dataset.validation
-        measured = evaluate.quality(evaluate.logits_of(problem.model, split), split.targets)
+        logits = evaluate.logits_of(problem.model, split)
+        measured = evaluate.quality(logits, split.targets)
         dense = _dense(self.job.architecture, self.dataset.input_shape, self.dataset.classes)
         flops = (dense.flops, dense.layers) if left == dense.prunable else evaluate.layer_flops(problem.model, self.dataset.input_shape)
         size = evaluate.size(problem.model, problem.mask, flops)
@@ -123,6 +124,7 @@ class Workbench:
             "ece": measured.ece,
             "peak_memory_mb": self._peak_memory(),
             **(self.latencies if problem.target else {}),
+            **({} if self.job.split == "test" else {"hits": evaluate.hits(logits, split.targets)}),
         }
 
     def _effective_sparsity(self, problem: Problem, prunable: int) -> float | None:
@@ -171,6 +173,14 @@ def _has_paths(architecture: str, input_shape: tuple[int, ...], classes: int) ->
     with torch.random.fork_rng(devices=[]):
         model = architectures.create(architecture, input_shape, classes)
     return methods.effective_sparsity(model, methods.full_mask(model), input_shape) is not None
+
+
+@lru_cache(maxsize=64)
+def tensors(architecture: str, input_shape: tuple[int, ...], classes: int) -> str:
+    """Names, shapes and types of a network's state, and how it prints: what the name of an architecture stands for today."""
+    with torch.random.fork_rng(devices=[]):
+        model = architectures.create(architecture, input_shape, classes)
+    return "\n".join([*(f"{n} {tuple(t.shape)} {t.dtype}" for n, t in model.state_dict().items()), repr(model)])
 
 
 @lru_cache(maxsize=64)

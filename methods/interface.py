@@ -205,10 +205,11 @@ class Training(Configuration):
     """How the dense network is trained, so that it can be pruned: hooks of the one loop.
 
     A training is data; what it learns on the way is the `Posterior` that its hooks hand on. `lr` is the peak learning
-    rate of SGD with momentum (the recipe of another optimiser rescales it).
+    rate of SGD with momentum (the recipe of another optimiser rescales it). A search stays within half a decade of the default: what
+    lies beyond trains too slowly for short budgets, or diverges.
     """
 
-    lr: float = Float(0.1, 0.01, 1.0, log=True)
+    lr: float = Float(0.1, 0.01, 1.0, log=True, search=(0.03, 0.3))
 
     def prepare(self, problem: Problem) -> Posterior:
         """The state training starts from; may re-parametrise the model."""

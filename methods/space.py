@@ -9,7 +9,7 @@ The field's default is the method's default; its range is what tuning may choose
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -18,7 +18,7 @@ class Range:
     """The values one hyperparameter may take: an interval (both ends included) or a list of choices.
 
     `tuned`: False where a search must not choose: another value makes another method, to be named (`spam(prior=layer)`), or
-    only costs more.
+    only costs more. `search`: the part of the interval that a search chooses from, where not all of it is worth trying.
     """
 
     low: float = -math.inf
@@ -27,6 +27,13 @@ class Range:
     integer: bool = False
     choices: tuple[Any, ...] = ()
     tuned: bool = True
+    search: tuple[float, float] | None = None
+
+    @property
+    def searched(self) -> "Range":
+        """The values that a search chooses from."""
+        low, high = self.search or (self.low, self.high)
+        return replace(self, low=low, high=high, search=None)
 
     def __contains__(self, value: object) -> bool:
         if self.choices:
@@ -49,9 +56,9 @@ class Range:
         return f"{'an integer' if self.integer else 'a number'} in [{self.low:g}, {self.high:g}]"
 
 
-def Float(default: float, low: float, high: float, *, log: bool = False) -> Any:
-    """A real hyperparameter in [low, high]; `log` where it should be searched on a logarithmic scale."""
-    return dataclasses.field(default=default, metadata={"range": Range(low, high, log)})
+def Float(default: float, low: float, high: float, *, log: bool = False, search: tuple[float, float] | None = None) -> Any:
+    """A real hyperparameter in [low, high]; `log` where it should be searched on a logarithmic scale, and within `search` if given."""
+    return dataclasses.field(default=default, metadata={"range": Range(low, high, log, search=search)})
 
 
 def Int(default: int, low: int, high: int, *, log: bool = False, tuned: bool = True) -> Any:

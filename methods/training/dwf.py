@@ -44,10 +44,10 @@ class Dwf(Training):
     defaults are ours: a larger `lr` makes sparser networks yet, but was seen to diverge from 0.25 on (LeNet-5, MNIST).
     """
 
-    lr: float = Float(0.2, 0.01, 3.0, log=True)
+    lr: float = Float(0.2, 0.01, 3.0, log=True, search=(0.06, 0.3))
     depth: int = Int(2, 2, 4)
-    lam: float = Float(1e-3, 1e-6, 1e-1, log=True)
-    weight_decay: float = Float(1e-3, 1e-6, 1e-1, log=True)
+    lam: float = Float(1e-3, 1e-6, 1e-1, log=True, search=(1e-5, 1e-2))
+    weight_decay: float = Float(1e-3, 1e-6, 1e-1, log=True, search=(1e-5, 2e-2))
 
     def prepare(self, problem: Problem) -> Posterior:
         """Factorise the weights: d = N · 2λ/D for their factors, N · weight_decay for all else, N the training samples."""

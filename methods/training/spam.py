@@ -45,7 +45,7 @@ class Spam(Training):
     the share, the memory, the floor and the cap; a unit-wise prior over small Kronecker factors is solved exactly.
     """
 
-    weight_decay: float = Float(1e-3, 1e-6, 1e-1, log=True)
+    weight_decay: float = Float(1e-3, 1e-6, 1e-1, log=True, search=(1e-5, 2e-2))
     prior: str = Choice("parameter", *PRIORS, tuned=False)
     structure: str = Choice("diagonal", *STRUCTURES, tuned=False)
     curvature: str = Choice("mc", *KINDS)

@@ -6,7 +6,7 @@ from torch import nn
 
 from bench import evaluate
 from bench.data import Split
-from bench.evaluate import cost, dense, latency, layer_flops, logits_of, peak_memory, quality, size, switched_off
+from bench.evaluate import at_chance, cost, dense, latency, layer_flops, logits_of, peak_memory, quality, size
 from methods import full_mask
 
 
@@ -42,9 +42,17 @@ def test_outputs_that_are_not_finite_raise() -> None:
         quality(torch.tensor([[float("nan"), 0.0]]), torch.tensor([0]))
 
 
-def test_switched_off_is_one_class_for_all() -> None:
-    assert switched_off(torch.tensor([[0.1, 0.2], [0.3, 0.9]]))
-    assert not switched_off(torch.tensor([[0.1, 0.2], [0.9, 0.3]]))
+def test_at_chance_is_no_better_than_naming_the_most_frequent_class() -> None:
+    """Of 100 labels 60 are of class 0: two standard errors are 2 * sqrt(0.6 * 0.4 / 100) = 0.098, so 69 hits are chance, 70 are not."""
+    targets = torch.tensor([0] * 60 + [1] * 40)
+
+    def logits(hits: int) -> torch.Tensor:
+        named = torch.where(torch.arange(100) < hits, targets, 1 - targets)
+        return torch.nn.functional.one_hot(named, 2).float()
+
+    assert at_chance(torch.tensor([[1.0, 0.0]]).expand(100, 2), targets)
+    assert at_chance(logits(69), targets)
+    assert not at_chance(logits(70), targets)
 
 
 def test_logits_are_those_of_eval_mode_in_order() -> None:

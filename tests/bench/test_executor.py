@@ -31,7 +31,7 @@ def run(jobs: list[Any], follow: Any = lambda job, result: [], workers: int = 2)
     pool = executor.make("local", workers)
     seen: list[list[Any]] = []
     try:
-        return dict(pool.run(work, jobs, follow=follow, tick=seen.append))
+        return dict(pool.run(work, executor.Queue(jobs), follow=follow, tick=seen.append))
     finally:
         pool.close()
         assert all(len(running) <= workers for running in seen)

@@ -198,7 +198,7 @@ def test_ablations_keep_what_they_say_and_change_the_rest(
 ) -> None:
     """Measured networks: the same share of each layer; shuffled masks are others, new weights are not those of the method."""
     seen: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = []
-    measure = trial._Trial.measure
+    measure = trial.Trial.measure
 
     def watched(self: Any, problem: methods.Problem) -> Any:
         if self.job.criterion is not None:
@@ -206,7 +206,7 @@ def test_ablations_keep_what_they_say_and_change_the_rest(
             seen.append((self.job.ablation, self.job.seed, problem.mask, weights))
         return measure(self, problem)
 
-    monkeypatch.setattr(trial._Trial, "measure", watched)
+    monkeypatch.setattr(trial.Trial, "measure", watched)
     asked = request_(suite, method, tmp_path, ablations=("shuffle", "reinit"), sparsities=[0.9], finetune_epochs=[0], seeds=[0])
     rows = [r for r in go(asked, store) if r.criterion]
     assert [(r.ablation, r.status, r.error) for r in rows] == [("none", "ok", ""), ("shuffle", "ok", ""), ("reinit", "ok", "")]
@@ -262,7 +262,7 @@ def test_test_data_are_read_for_measuring_only(suite: Suite, tmp_path: Path, sto
         raise AssertionError("the test split was read")
 
     monkeypatch.setattr(data.Dataset, "test", property(closed))
-    monkeypatch.setattr(trial._Trial, "measure", lambda self, problem: {"status": "ok", "accuracy": 0.5})
+    monkeypatch.setattr(trial.Trial, "measure", lambda self, problem: {"status": "ok", "accuracy": 0.5})
     rows = go(request_(suite, "magnitude,snip,obd,spam,spam_online", tmp_path / "again"), Store("sqlite://"))
     assert {row.status for row in rows} == {"ok"}
 
@@ -395,7 +395,7 @@ def test_a_pretrained_suite_starts_from_weights_and_reinit_from_none(
     request = request_(suite, "magnitude", tmp_path, ablations=("reinit",), pretrained=True, seeds=[0], finetune_epochs=[0])
     made = planning.plan(request, store)
     assert asked.count(True) == 1, "what cannot be had is said while planning"
-    bench = trial._Trial(made.ready[0])
+    bench = trial.Trial(made.ready[0])
     assert (next(bench.initial().parameters()) == 0.25).all()
     assert not (next(bench.initial("new initial weights").parameters()) == 0.25).any()
     pipeline.run(made, store, Inline())

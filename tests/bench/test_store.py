@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.checkpoints import Networks
 from bench.results import read_rows, write_rows
 from bench.spec import COLUMNS, Row, UserError
-from bench.store import Networks, Store
+from bench.store import Store
 from methods import Posterior
 
 

@@ -129,13 +129,13 @@ def test_pool_networks_are_trained_once_for_all_methods(
     suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = []
-    dense = trial._Trial._dense
+    dense = trial.Trial._dense
 
     def counted(self: Any) -> Any:
         trained.append(self.job.network)
         return dense(self)
 
-    monkeypatch.setattr(trial._Trial, "_dense", counted)
+    monkeypatch.setattr(trial.Trial, "_dense", counted)
     asked = request_(suite, "magnitude,random,obd,opd", tmp_path)
     studies_of(asked, store)
     assert len(trained) == len(set(trained)) == 3
