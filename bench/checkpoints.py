@@ -45,9 +45,10 @@ class Networks:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / f"{key}.failed").write_text(error)
 
-    def failed(self, key: str) -> bool:
-        """Whether training this network was tried, and failed."""
-        return (self.folder / f"{key}.failed").is_file()
+    def failed(self, key: str) -> str:
+        """Why this network could not be trained; '' where it was not tried."""
+        file = self.folder / f"{key}.failed"
+        return file.read_text() if file.is_file() else ""
 
     def save(self, key: str, state: "dict[str, Tensor]", posterior: "Posterior", facts: dict[str, Any]) -> None:
         """Write the network's state, what its training left, and plain facts about it (JSON-able)."""

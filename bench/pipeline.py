@@ -62,8 +62,9 @@ def run(made: Plan, store: Store, pool: Pool, show: Show = lambda _: None) -> No
             waiting = made.blocked.pop(job.network, []) if job.criterion is None else []
             if networks.has(job.network):
                 return waiting
+            why = result.error if isinstance(result, executor.Lost) else networks.failed(job.network)
             for other in waiting:
-                finish(other, executor.Lost(f"its dense network failed: {_why_failed(result)}"))
+                finish(other, executor.Lost(f"its dense network failed: {why}"))
             return []
 
         queue = _Shared(made.ready, leases, folder, left, lambda job: follow(job, None), meter)
@@ -73,7 +74,7 @@ def run(made: Plan, store: Store, pool: Pool, show: Show = lambda _: None) -> No
 
 
 def pools(request: Request, store: Store, pool: Pool, show: Show = lambda _: None) -> list[Study]:
-    """The studies of a request, the pools they choose from trained. UserError where a network is neither trained nor failed."""
+    """The studies of a request, the pools they choose from trained. UserError where a worker died on a network."""
     tried: set[str] = set()
     while True:
         networks, studies = planning.tuning(request, store.url)
@@ -172,13 +173,6 @@ class _Meter:
     def finish(self, job: Job | Study, failed: int) -> None:
         """One job is over, with so many failed rows."""
         self.done, self.epochs_done, self.failed = self.done + 1, self.epochs_done + job.epochs, self.failed + failed
-
-
-def _why_failed(result: Any) -> str:
-    """The error of a job that has left no network; '' where it says none."""
-    if isinstance(result, executor.Lost):
-        return result.error
-    return next((str(m["error"]) for m in (result or {}).values() if m["status"] == "failed"), "")
 
 
 def _rows(made: Plan, job: Job, result: Any) -> dict[str, Row]:

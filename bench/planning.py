@@ -307,7 +307,8 @@ def _study(block: Sequence[_Cell], method: Method, members: tuple[Member, ...], 
         "optuna": importlib.metadata.version("optuna"),
     }  # fmt: skip
     return Study(
-        key=digest(decided), storage=storage, trials=suite.trials, seed=methods.derive(0, drawn_by), pool=members, jobs=jobs, space=space
+        key=digest(decided), storage=storage, trials=suite.trials, seed=methods.derive(0, drawn_by), pool=members,
+        draws=pools.MOST * suite.pool, jobs=jobs, space=space,
     )  # fmt: skip
 
 

@@ -45,7 +45,8 @@ class Study:
     """The search of one method on one data set and architecture: plain values, so that any worker can do it.
 
     `jobs`: the method at its defaults, measured on validation data at all sparsities and fine-tuning lengths, on each tuning seed.
-    `space`: the criterion's hyperparameters that may be chosen. `seed` decides the draws.
+    `space`: the criterion's hyperparameters that may be chosen. `seed` decides the draws. `draws`: from how many training
+    configurations the pool is taken, at most.
     """
 
     key: str
@@ -53,6 +54,7 @@ class Study:
     trials: int
     seed: int
     pool: tuple[Member, ...]
+    draws: int
     jobs: tuple[Job, ...]
     space: dict[str, Range]
 
@@ -98,16 +100,23 @@ class Study:
         scale = {"finetune_lr_scale": self.job.protocol.finetune_lr_scale} if self.finetunes else {}
         return {"training": 0, **own, **scale}
 
-    def chosen(self, values: dict[str, Any]) -> Chosen:
-        """The hyperparameters that a candidate's values mean."""
+    def candidate(self, drawn: dict[str, Any]) -> dict[str, Any]:
+        """The values of a candidate from those of a sampler, which knows nothing of who is in the pool."""
+        return drawn | {"training": self.pool[drawn["training"] % len(self.pool)].draw}
+
+    def member(self, values: dict[str, Any]) -> Member | None:
+        """Whose training a candidate has; None where it is not in this pool: on another kind of machine other members may break down."""
+        return next((member for member in self.pool if member.draw == values["training"]), None)
+
+    def chosen(self, values: dict[str, Any], training: dict[str, Any]) -> Chosen:
+        """The hyperparameters that a candidate's values mean; `training`: those of its training."""
         assert self.job.criterion is not None
         own = {name.removeprefix("criterion."): value for name, value in values.items() if name.startswith("criterion.")}
-        training = self._member(values).training.hyperparameters
         return Chosen(training, {**self.job.criterion.hyperparameters, **own}, values.get("finetune_lr_scale"))
 
-    def job_of(self, values: dict[str, Any], seed: int) -> Job:
+    def job_of(self, values: dict[str, Any], member: Member, seed: int) -> Job:
         """The job that measures a candidate on one tuning seed, by the seed's number from 0."""
-        member, chosen, job = self._member(values), self.chosen(values), self.jobs[seed]
+        chosen, job = self.chosen(values, member.training.hyperparameters), self.jobs[seed]
         assert job.criterion is not None
         scale = chosen.finetune_lr_scale
         protocol = job.protocol if scale is None else dataclasses.replace(job.protocol, finetune_lr_scale=scale)
@@ -116,13 +125,10 @@ class Study:
             job, training=member.training, network=member.networks[seed], criterion=criterion, protocol=protocol
         )  # fmt: skip
 
-    def network_job(self, values: dict[str, Any], seed: int) -> Job:
-        """The job that trains the dense network which a candidate prunes on a tuning seed."""
-        member, job = self._member(values), self.jobs[seed]
+    def network_job(self, member: Member, seed: int) -> Job:
+        """The job that trains a member's dense network on a tuning seed."""
+        job = self.jobs[seed]
         return dataclasses.replace(
             job, method=f"{DENSE}@{member.training.name}", criterion=None, stage=None, schedule=None, points=(), split="test",
             training=member.training, network=member.networks[seed],
         )  # fmt: skip
-
-    def _member(self, values: dict[str, Any]) -> Member:
-        return next(member for member in self.pool if member.draw == values["training"])

@@ -18,6 +18,7 @@ from torch import nn
 
 import methods
 from bench import data, evaluate
+from bench.checkpoints import Networks
 from bench.job import Configured, Job, Point
 from bench.provenance import provenance
 from bench.workbench import Measurement, Workbench, posterior_to
@@ -32,7 +33,7 @@ Work = Iterator[tuple[Point, Measurement]]
 def execute(job: Job) -> dict[str, Measurement]:
     """Do the job: key -> measurement for each of its points. What fails is a measurement with status `failed`.
 
-    A job without points only trains a dense network for others; it raises what its training raises.
+    A job without points only trains a dense network for others; that it failed is kept where the network would be.
     """
     return {point.key: measurement for point, measurement in stream(job)}
 
@@ -40,27 +41,34 @@ def execute(job: Job) -> dict[str, Measurement]:
 def stream(job: Job, bench: "Trial | None" = None) -> Work:
     """As `execute`, each point as it is done. `bench`: where to do it, a new one where not given."""
     where = provenance(job.place.device, job.place.threads)
+
+    def work() -> Work:
+        try:
+            yield from (bench or Trial(job)).run()
+        except Exception as error:
+            networks = Networks(job.place.cache / "networks")
+            if job.criterion is None and not networks.has(job.network):
+                networks.fail(job.network, _line(error))
+            raise
+
     with threads(job.place.threads):
-        for point, measurement in _each(job.points, lambda: (bench or Trial(job)).run()):
+        for point, measurement in _each(job.points, work):
             yield point, measurement | where
 
 
 def _each(points: Iterable[Point], work: Callable[[], Work]) -> Work:
-    """The work's points as they are done; what it raises is the failure of those that it has left, and of no others.
-
-    Without any points it raises what the work raises.
-    """
+    """The work's points as they are done; what it raises is the failure of those that it has left, and of no others."""
     left = dict.fromkeys(points)
-    whole = bool(left)
     try:
         for point, measurement in work():
             left.pop(point, None)
             yield point, measurement
     except Exception as error:  # any user's method may raise anything; the others go on
-        if not whole:
-            raise
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        yield from ((point, {"status": "failed", "error": text}) for point in left)
+        yield from ((point, {"status": "failed", "error": _line(error)}) for point in left)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 @contextlib.contextmanager
@@ -147,11 +155,7 @@ class Trial(Workbench):
 
     def _dense(self) -> Work:
         problem = self.problem(self.initial())
-        try:
-            state = self.train(problem, self.job.protocol.epochs)
-        except Exception as error:
-            self.networks.fail(self.job.network, f"{type(error).__name__}: {error}")
-            raise
+        state = self.train(problem, self.job.protocol.epochs)
         held_out = self.dataset.validation
         logits = evaluate.logits_of(problem.model, held_out)
         self.dense_off = evaluate.at_chance(logits, held_out.targets)

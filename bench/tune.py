@@ -23,6 +23,7 @@ import numpy as np
 import methods
 from bench import progress, selection, trial
 from bench.checkpoints import Networks
+from bench.job import Job
 from bench.selection import Measured
 from bench.store import insistent
 from bench.study import Found, Study
@@ -133,9 +134,11 @@ class _Trials:
                 values, best, most = candidate, sequence, gain.mean
         further = [self.measured(v, seed) for v in self.confirmed() for seed in range(1, plan.further + 1)]
         spent = [*self.screening(plan.screened), *(t for t in further if t is not None)]
+        winner = self.measured(values, 0)
+        assert winner is not None
         return Found(
-            study.chosen(values), _mean(defaults), _mean(best), len(spent), sum(int(t.user_attrs["epochs"]) for t in spent),
-            sum(float(t.user_attrs["seconds"]) for t in spent),
+            study.chosen(values, winner.user_attrs["training"]), _mean(defaults), _mean(best), len(spent),
+            epochs=sum(int(t.user_attrs["epochs"]) for t in spent), seconds=sum(float(t.user_attrs["seconds"]) for t in spent),
         )  # fmt: skip
 
     def _sequence(self, values: dict[str, Any]) -> list[Measured]:
@@ -169,22 +172,29 @@ def _screened(study: Study, trials: _Trials, k: int) -> "optuna.trial.FrozenTria
     if k == 0:
         memory.enqueue_trial(study.defaults())
     asked = memory.ask(_distributions(study))
-    twin = trials.measured(asked.params, 0)
-    outcome = _repeated(twin) if twin is not None else _measure(study, asked.params, 0, asked)
-    for name, value in (outcome.attributes | {"candidate": k}).items():
-        asked.set_user_attr(name, value)
-    state = optuna.trial.TrialState.PRUNED if outcome.value is None else optuna.trial.TrialState.COMPLETE
-    memory.tell(asked, outcome.value, state=state)
-    return memory.trials[-1]
+    values = study.candidate(asked.params)
+    twin = trials.measured(values, 0)
+    outcome = _repeated(twin) if twin is not None else _measure(study, values, 0, asked)
+    # Where it was given up: how far it had come, which the next ones are compared with.
+    seen = memory.trials[-1].intermediate_values
+    return _trial(study, values, outcome, {"candidate": k}, seen)
 
 
 def _confirmed(study: Study, values: dict[str, Any], seed: int) -> "optuna.trial.FrozenTrial":
     """A candidate measured on a further seed."""
+    return _trial(study, values, _measure(study, values, seed, None), {}, {})
+
+
+def _trial(
+    study: Study, values: dict[str, Any], outcome: "_Outcome", more: dict[str, Any], seen: dict[int, float]
+) -> "optuna.trial.FrozenTrial":  # fmt: skip
     import optuna
 
-    outcome = _measure(study, values, seed, None)
+    given_up = outcome.value is None
     return optuna.trial.create_trial(
-        params=values, distributions=_distributions(study), value=outcome.value, user_attrs=outcome.attributes
+        params=values, distributions=_distributions(study), user_attrs=outcome.attributes | more, intermediate_values=seen,
+        state=optuna.trial.TrialState.PRUNED if given_up else optuna.trial.TrialState.COMPLETE,
+        value=seen[max(seen)] if given_up else outcome.value,  # as Optuna itself keeps it
     )  # fmt: skip
 
 
@@ -206,9 +216,12 @@ def _measure(study: Study, values: dict[str, Any], seed: int, asked: "optuna.Tri
 
     `asked`: may be given up for lagging behind others; where None it is brought to its end.
     """
-    job, start = study.job_of(values, seed), time.perf_counter()
+    member, start = study.member(values), time.perf_counter()
+    if member is None:
+        return _Outcome(0.0, {"seed": seed, "epochs": 0, "seconds": 0.0, "training": {}, "samples": _packed(np.zeros(0))})
+    job = study.job_of(values, member, seed)
     if job.stage is Stage.AFTER:
-        _train_missing(study, values, seed)
+        _train_missing(study.network_job(member, seed))
     bench = trial.Trial(job)
     weight = selection.weights(job.sparsities)
     lengths = len({point.finetune_epochs for point in job.points})
@@ -216,7 +229,7 @@ def _measure(study: Study, values: dict[str, Any], seed: int, asked: "optuna.Tri
 
     def outcome(value: float | None) -> _Outcome:
         spent = {"seed": seed, "epochs": bench.beat.epochs, "seconds": time.perf_counter() - start}
-        return _Outcome(value, {**spent, "samples": _packed(samples)})
+        return _Outcome(value, {**spent, "training": member.training.hyperparameters, "samples": _packed(samples)})
 
     for point, measurement in trial.stream(job, bench):
         accuracy = measurement.get("accuracy") or 0.0
@@ -232,15 +245,11 @@ def _measure(study: Study, values: dict[str, Any], seed: int, asked: "optuna.Tri
     return outcome(value)
 
 
-def _train_missing(study: Study, values: dict[str, Any], seed: int) -> None:
-    """Train the candidate's dense network where nobody has; what fails there fails again, and is said, where it is looked for."""
-    job = study.network_job(values, seed)
+def _train_missing(job: Job) -> None:
+    """Train a dense network where nobody has tried; that it cannot be trained is said where it is looked for."""
     networks = Networks(job.place.cache / "networks")
     if not networks.has(job.network) and not networks.failed(job.network):
-        try:
-            trial.execute(job)
-        except Exception:  # any training may raise anything
-            return
+        trial.execute(job)
 
 
 def _packed(samples: np.ndarray) -> str:
@@ -275,7 +284,7 @@ def _open(study: Study) -> "optuna.Study":
 def _distributions(study: Study) -> "dict[str, optuna.distributions.BaseDistribution]":
     from optuna.distributions import CategoricalDistribution
 
-    made: dict[str, Any] = {"training": CategoricalDistribution(tuple(member.draw for member in study.pool))}
+    made: dict[str, Any] = {"training": CategoricalDistribution(tuple(range(study.draws)))}
     made |= {f"criterion.{name}": _distribution(allowed) for name, allowed in study.space.items()}
     if not study.finetunes:
         return made

@@ -11,7 +11,7 @@ CONTRACT = (
     "epochs, finetune_epochs, status, sparsity_reached, prunable_weights, kept_weights, parameters, parameters_kept, flops, "
     "flops_kept, accuracy, top5, nll, brier, ece, accuracy_before_finetune, dense_accuracy, dense_nll, layers_collapsed, "
     "effective_sparsity, score_seconds, train_seconds, latency_ms, dense_latency_ms, peak_memory_mb, hyperparameters, protocol, "
-    "version, commit, torch, device, error"
+    "version, commit, torch, device, error, environment, schema"
 )
 
 

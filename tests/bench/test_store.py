@@ -1,15 +1,24 @@
 """Rows and networks come back as they went in; what is damaged or out of reach is said in one line."""
 
+import csv
 import dataclasses
+import json
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
+from bench import migration
 from bench.checkpoints import Networks
-from bench.results import read_rows, write_rows
-from bench.spec import COLUMNS, Row, UserError
-from bench.store import Store
+from bench.results import ordered, read_rows, write_rows
+from bench.spec import COLUMNS, SCHEMA, Row, UserError
+from bench.store import Leases, Store
 from methods import Posterior
 
 
@@ -27,9 +36,136 @@ def test_rows_come_back_and_are_replaced(tmp_path: Path) -> None:
     many = {f"{i:064d}": row(seed=i) for i in range(1200)}
     store.put(many)
     assert store.get(many) == many
-    store.put({f"{7:064d}": row(status="failed", error="x")})
-    assert store.get([f"{7:064d}", "absent"]) == {f"{7:064d}": row(status="failed", error="x")}
+    store.put({f"{7:064d}": row(seed=7, accuracy=0.5)})
+    assert store.get([f"{7:064d}", "absent"]) == {f"{7:064d}": row(seed=7, accuracy=0.5)}
     assert Store(f"sqlite:///{tmp_path}/deep/er/store.db").get(many).keys() == many.keys()
+
+
+def test_a_failure_replaces_nothing_but_a_failure(tmp_path: Path) -> None:
+    """Of two runs that do the same work, the one that failed must not undo the other's."""
+    store = Store(f"sqlite:///{tmp_path}/store.db")
+    store.put({"whole": row(), "bad": row(status="failed", error="first")})
+    store.put(
+        {"whole": row(status="failed", error="x"), "bad": row(status="failed", error="again"), "new": row(status="failed", error="y")}
+    )
+    found = store.get(["whole", "bad", "new"])
+    assert {key: r.error for key, r in found.items()} == {"whole": "", "bad": "again", "new": "y"}
+    assert store.done(["whole", "bad", "new", "absent"]) == {"whole"}
+
+
+# --- rows of other releases
+
+
+def test_every_published_row_can_be_read(tmp_path: Path) -> None:
+    """The committed files and one of the first schema, whatever release wrote them."""
+    files = [*(Path(__file__).parents[2] / "leaderboards").glob("*/results/*.csv"), Path(__file__).parent / "data" / "results-schema-1.csv"]
+    assert len(files) > 20
+    for file in files:
+        rows = read_rows(file)
+        assert rows
+        assert {r.schema for r in rows} == {SCHEMA}
+        write_rows(rows, tmp_path / "again.csv")
+        assert read_rows(tmp_path / "again.csv") == ordered(rows)
+
+
+def test_an_old_file_keeps_every_cell(tmp_path: Path) -> None:
+    """Read by the csv module alone: each cell of the old file is a cell of the file that is written from its rows."""
+    old = Path(__file__).parent / "data" / "results-schema-1.csv"
+    write_rows(read_rows(old), tmp_path / "new.csv")
+    with old.open(newline="") as file, (tmp_path / "new.csv").open(newline="") as again:
+        before, after = list(csv.DictReader(file)), list(csv.DictReader(again))
+    assert "schema" not in before[0]
+    kept = [{name: line[name] for name in before[0]} for line in after]
+    assert sorted(kept, key=str) == sorted(before, key=str)
+
+
+def test_a_store_of_another_release_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/store.db"
+    store = Store(url)
+    store.put({"old": row(), "new": row()})
+    with sqlite3.connect(tmp_path / "store.db") as database:
+        record = dataclasses.asdict(row())
+        older = {name: value for name, value in record.items() if name not in ("environment", "schema")}
+        database.execute("update rows set row = ? where key = 'old'", [json.dumps(older)])
+        database.execute("update rows set row = ? where key = 'new'", [json.dumps(record | {"schema": SCHEMA + 1, "worst": 0.1})])
+    assert store.get(["old"]) == {"old": row()}
+    with pytest.raises(UserError, match=f"schema {SCHEMA + 1}, this release reads up to {SCHEMA}"):
+        store.get(["new"])
+
+
+def test_columns_that_come_and_go_are_migrated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a later release would declare it: schema 1 had a column `speed`, which went with 2."""
+    record = dataclasses.asdict(row())
+    older = {name: value for name, value in record.items() if name not in ("environment", "schema")} | {"speed": 3}
+    with pytest.raises(ValueError, match="no column 'speed'"):
+        migration.migrated(older)
+    monkeypatch.setitem(migration.REMOVED, 2, ("speed",))
+    assert migration.migrated(older) == row()
+    assert migration.schema_of(older) == 1
+    assert migration.schema_of(COLUMNS) == SCHEMA
+    assert migration.schema_of(COLUMNS[:-1]) is None
+    with pytest.raises(ValueError, match="no column 'method'"):
+        migration.migrated({name: value for name, value in record.items() if name != "method"})
+
+
+# --- several runs at once
+
+
+def test_a_lease_is_held_by_one_run_until_it_is_given_back(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/store.db"
+    with Store(url).leases() as mine, Store(url).leases() as theirs:
+        assert mine.take("a")
+        assert mine.take("a"), "asked for again by its holder"
+        assert not theirs.take("a")
+        assert theirs.take("b")
+        mine.give("a")
+        assert theirs.take("a")
+    with Store(url).leases() as later:
+        assert later.take("a"), "given back at the end"
+
+
+def test_a_dead_owner_keeps_nothing(tmp_path: Path) -> None:
+    """On this machine it is known at once; of another one only its silence is."""
+    store = Store(f"sqlite:///{tmp_path}/store.db")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    with sqlite3.connect(tmp_path / "store.db") as database:
+        late = time.time() + 1000
+        owners = [
+            ("here", f"{socket.gethostname()}/{gone.pid}/x", late),
+            ("silent", "elsewhere/1/x", time.time() - 1),
+            ("alive", "elsewhere/1/x", late),
+        ]
+        database.executemany("insert into leases values (?, ?, ?)", owners)
+    with store.leases() as mine:
+        assert [mine.take(name) for name in ("here", "silent", "alive")] == [True, True, False]
+
+
+def test_leases_are_renewed_while_they_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench import store as stores
+
+    monkeypatch.setattr(stores, "LEASE", 0.4)
+    monkeypatch.setattr(stores, "_is_dead", lambda owner: False)
+    url = f"sqlite:///{tmp_path}/store.db"
+    with Store(url).leases() as mine, Store(url).leases() as theirs:
+        assert mine.take("a")
+        time.sleep(1.0)
+        assert not theirs.take("a"), "long after the lease would have ended"
+
+
+def test_many_writers_lose_nothing(tmp_path: Path) -> None:
+    """Eight at once, each with a connection of its own, on the same and on other rows; one lease goes to one of them."""
+    url = f"sqlite:///{tmp_path}/store.db"
+
+    def write(k: int) -> bool:
+        store = Store(url)
+        store.put({"shared": row(), **{f"{k}-{i}": row(seed=i) for i in range(20)}})
+        return Leases(store).take("only")
+
+    with ThreadPoolExecutor(8) as pool:
+        took = list(pool.map(write, range(8)))
+    assert sum(took) == 1
+    assert len(Store(url).get(["shared", *(f"{k}-{i}" for k in range(8) for i in range(20))])) == 161
 
 
 @pytest.mark.parametrize("url", ["nonsense", "sqlite:////proc/no/store.db", "postgresql://nobody@127.0.0.1:1/x", "magic://x"])
@@ -53,7 +189,11 @@ def test_a_network_survives_with_its_posterior(tmp_path: Path) -> None:
     assert again.factors.keys() == factors.keys()
     assert all(torch.equal(a, b) for a, b in zip(again.factors["layer.w"], factors["layer.w"], strict=True))
     assert (again.samples, again.temperature, again.marginal_likelihood) == (100, 0.5, (-3.5, -1.25))
-    assert facts == {"train_seconds": 1.5}
+    assert facts == networks.facts("k") == {"train_seconds": 1.5}
+    assert networks.facts("absent") is None
+    networks.fail("bad", "ValueError: x")
+    assert (networks.failed("bad"), networks.has("bad"), networks.failed("k")) == (True, False, False)
+    (networks.folder / "bad.failed").unlink()
     assert [p.name for p in networks.folder.iterdir()] == ["k.safetensors"], "no partial file is left"
 
 
