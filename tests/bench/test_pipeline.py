@@ -3,6 +3,13 @@
 import copy
 import dataclasses
 import json
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +18,9 @@ import pytest
 import torch
 
 import methods
-from bench import catalogue, data, pipeline, planning, trial, workbench
+from bench import catalogue, data, executor, pipeline, planning, trial, workbench
 from bench import leaderboard as bench_leaderboard
+from bench.checkpoints import Networks
 from bench.executor import Inline
 from bench.job import Place
 from bench.planning import Request
@@ -299,6 +307,171 @@ def test_a_network_that_fails_to_train_fails_what_waits_for_it(suite: Suite, tmp
     rows = go(request_(suite, "magnitude@diverges", tmp_path), store)
     assert {r.status for r in rows} == {"failed"}
     assert all("loss is nan" in r.error for r in rows), "the reason is the training's, also for what was to be pruned"
+
+
+def failures(rows: list[Row], method: str) -> dict[tuple[float, int], str]:
+    """(sparsity, fine-tuning length) -> error of the method's points that failed."""
+    return {(r.sparsity, r.finetune_epochs): r.error for r in rows if r.method == method and r.status == "failed"}
+
+
+THREE = {"sparsities": [0.5, 0.8, 0.9], "seeds": [0], "finetune_epochs": [0, 1, 2]}
+
+
+def test_compensation_that_fails_at_one_sparsity_fails_there_only(suite: Suite, tmp_path: Path, store: Store, clean_registry: None) -> None:
+    @methods.register("brittle")
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Brittle(methods.lookup("criteria", "magnitude")):  # type: ignore[misc]
+        """Breaks at 0.8."""
+
+        def compensate(self, problem: methods.Problem, mask: methods.Mask, state: Any) -> None:
+            if problem.target == 0.8:
+                raise ArithmeticError("singular")
+
+    rows = go(request_(suite, "brittle", tmp_path, **THREE), store)
+    assert failures(rows, "brittle") == {(0.8, f): "ArithmeticError: singular" for f in (0, 1, 2)}
+    assert sum(r.status == "ok" for r in rows if r.method == "brittle") == 6
+
+
+@pytest.mark.parametrize("method", ["magnitude", "snip", "magnitude_gradual", "magnitude_iterative"])
+def test_fine_tuning_that_diverges_is_one_point(
+    suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Neither the one-shot row of that sparsity, nor another length, nor a higher sparsity has anything to do with it."""
+    fit = methods.fit
+
+    def diverges(problem: Any, training: Any, recipe: Any, **named: Any) -> Any:
+        if named["previous"] is not None and recipe.epochs == 1 and problem.target == 0.8:
+            raise FloatingPointError("the training loss is nan")
+        return fit(problem, training, recipe, **named)
+
+    monkeypatch.setattr(methods, "fit", diverges)
+    rows = go(request_(suite, method, tmp_path, **THREE), store)
+    assert failures(rows, method) == {(0.8, 1): "FloatingPointError: the training loss is nan"}
+    plain = go(request_(suite, method, tmp_path, **{**THREE, "finetune_epochs": [0, 2]}), Store(f"sqlite:///{tmp_path}/plain.db"))
+    numbers = lambda found: {r.identity: (r.nll, r.accuracy) for r in found if r.criterion and r.finetune_epochs != 1}  # noqa: E731
+    assert numbers(rows) == numbers(plain)
+
+
+def test_a_network_that_cannot_be_measured_before_fine_tuning_may_be_after(
+    suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quality = workbench.evaluate.quality
+    calls: list[int] = []
+
+    def once(logits: torch.Tensor, targets: torch.Tensor) -> Any:
+        calls.append(1)
+        if len(calls) in (3, 4):  # after the dense network and its fine-tuning: the cut network as it is, once for each point
+            raise FloatingPointError("the network's outputs are not finite")
+        return quality(logits, targets)
+
+    monkeypatch.setattr(workbench.evaluate, "quality", once)
+    rows = [r for r in go(request_(suite, "magnitude", tmp_path, seeds=[0], sparsities=[0.5]), store) if r.criterion]
+    assert {r.finetune_epochs: r.status for r in rows} == {0: "failed", 1: "ok"}
+    assert [r.accuracy_before_finetune for r in rows if r.finetune_epochs] == [None]
+
+
+def test_what_prunes_a_dense_network_goes_on_where_only_its_fine_tuning_failed(
+    suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = methods.fit
+
+    def diverges(problem: Any, training: Any, recipe: Any, **named: Any) -> Any:
+        if named["previous"] is not None and not problem.target:
+            raise FloatingPointError("the training loss is nan")
+        return fit(problem, training, recipe, **named)
+
+    monkeypatch.setattr(methods, "fit", diverges)
+    rows = go(request_(suite, "magnitude", tmp_path, seeds=[0], finetune_epochs=[1]), store)
+    assert {(r.method, r.status) for r in rows} == {("dense", "failed"), ("magnitude", "ok")}
+
+
+def test_a_dense_network_at_chance_is_said(suite: Suite, tmp_path: Path, store: Store) -> None:
+    """A learning rate that teaches nothing: neither the dense row nor what was pruned from it is `ok`."""
+    rows = go(request_(suite, "magnitude(lr=0.01)", tmp_path, seeds=[0], epochs=1, lr_scale=1e-6, finetune_epochs=[0]), store)
+    assert {r.status for r in rows} == {"collapsed"}
+
+
+# --- several runs at once
+
+
+def test_two_runs_at_once_do_each_piece_once(suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two drivers, in threads, on one store and cache; the second asks for more sparsities, so their requests overlap."""
+    done: list[tuple[Any, ...]] = []
+
+    def made_up(job: Any) -> Any:
+        time.sleep(0.01)
+        done.extend((job.method, job.seed, p.sparsity, p.finetune_epochs) for p in job.points)
+        if job.criterion is None:
+            Networks(job.place.cache / "networks").save(job.network, {}, methods.Posterior({}, 1), {})
+        return {p.key: {"status": "ok", "accuracy": p.sparsity} for p in job.points}
+
+    monkeypatch.setattr(trial, "execute", made_up)
+    monkeypatch.setattr(executor, "TICK", 0.02)
+    names = "magnitude,random,snip,opd"
+    asked = [request_(suite, names, tmp_path), request_(suite, names, tmp_path, sparsities=[0.5, 0.8, 0.9])]
+    plans = [planning.plan(request, store) for request in asked]  # both see an empty store
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda plan: pipeline.run(plan, Store(store.url), Inline()), plans))
+    first, second = (pipeline.collect(plan, store) for plan in plans)
+    assert len(done) == len(set(done)) == len(second) == len(plans[1].expected), "nothing was done twice"
+    assert len(first) == len(plans[0].expected)
+    assert not list((tmp_path / "cache" / "progress").iterdir()), "and nothing is left of either's progress"
+
+
+def test_two_processes_end_with_the_same_rows(tiny: Path) -> None:
+    """As a user has it: the same command in two terminals, tuned, on one store and cache."""
+    command = [
+        sys.executable,
+        "-m",
+        "bench",
+        "run",
+        "--suite",
+        "tiny.toml",
+        "--methods",
+        "magnitude,snip",
+        "--trials",
+        "4",
+        "--workers",
+        "1",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    runs = [
+        subprocess.Popen([*command, "--output", name], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for name in "ab"
+    ]
+    for run in runs:
+        _, err = run.communicate(timeout=300)
+        assert (run.returncode, err) == (0, "")
+    assert Path("a/results.csv").read_bytes() == Path("b/results.csv").read_bytes()
+    assert Path("a/tuned.csv").read_bytes() == Path("b/tuned.csv").read_bytes()
+    with sqlite3.connect(".bench/store.db") as database:
+        assert dict(database.execute("select study_id, count(*) from trials group by study_id")) == {1: 4, 2: 4}
+        assert database.execute("select count(*) from leases").fetchone() == (0,)
+
+
+def test_a_run_takes_over_from_one_that_died(suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its leases lie there, nobody renews them, and its process is no more."""
+    monkeypatch.setattr(executor, "TICK", 0.02)
+    asked = request_(suite, "magnitude", tmp_path, seeds=[0])
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    planned = planning.plan(asked, store)
+    with sqlite3.connect(tmp_path / "store.db") as database:
+        owner = f"{socket.gethostname()}/{dead.pid}/x"
+        leases = [(pipeline._lease(job), owner, time.time() + 1000) for job in planned.jobs]
+        database.executemany("insert into leases values (?, ?, ?)", leases)
+    assert {r.status for r in go(asked, store)} == {"ok"}
+
+
+def test_provenance_is_the_workers(suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of who planned: on a cluster the two are different machines."""
+    asked = request_(suite, "magnitude", tmp_path, seeds=[0], sparsities=[0.9])
+    made = planning.plan(asked, store)
+    where = {"version": "9", "commit": "abc", "torch": "2.99", "device": "cpu: other", "environment": '{"threads": 1}'}
+    monkeypatch.setattr(trial, "provenance", lambda device, threads: where)
+    pipeline.run(made, store, Inline())
+    for row in pipeline.collect(made, store):
+        assert {name: getattr(row, name) for name in where} == where
 
 
 def test_declared_unsupported_is_a_row_with_the_reason(suite: Suite, tmp_path: Path, store: Store, clean_registry: None) -> None:

@@ -1,7 +1,6 @@
 """Names: what is registered, how names compose, and what a plug-in may and may not do to the table."""
 
 import importlib.metadata
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
