@@ -1,0 +1,50 @@
+"""With how many threads a job computes is the job's: the same numbers in a worker, in this process, and from `export`."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.checkpoints import Networks
+from bench.results import read_rows
+
+Bench = Callable[..., tuple[int, str, str]]
+OPTIONS = ("--suite", "tiny.toml", "--finetune-epochs", "0")
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """This process as a user's is: with as many threads as cores."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def test_what_export_leaves_is_what_run_would_have_made(
+    tiny: Path, bench: Bench, two_threads: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network wide enough for its sums to be divided among threads: bit for bit the same file, under the same key."""
+    text = (tiny / "tiny.toml").read_text()
+    (tiny / "tiny.toml").write_text(text.replace('"mlp"', '"mlp_256"').replace("batch_size = 64", "batch_size = 256"))
+    made: dict[str, dict[str, torch.Tensor]] = {}
+    for which, command in (
+        ("export", ("export", *OPTIONS, "--method", "magnitude", "--sparsity", "0.5", "--seed", "0", "--output", "net")),
+        ("run", ("run", *OPTIONS, "--methods", "magnitude", "--sparsities", "0.5", "--seeds", "0", "--workers", "1")),
+    ):
+        folder = tmp_path_factory.mktemp(which)
+        (folder / "tiny.toml").write_text((tiny / "tiny.toml").read_text())
+        monkeypatch.chdir(folder)
+        code, _, err = bench(*command)
+        assert (code, err) == (0, "")
+        (file,) = (folder / ".bench" / "networks").iterdir()
+        made[which] = {file.stem: Networks(file.parent).load(file.stem)[0]}
+    assert made["run"].keys() == made["export"].keys()
+    for key, state in made["run"].items():
+        assert all(torch.equal(value, made["export"][key][name]) for name, value in state.items())
+    assert torch.get_num_threads() == 2, "and the caller's threads are as they were"
+
+
+def test_rows_say_their_threads(tiny: Path, bench: Bench, two_threads: None) -> None:
+    bench("run", *OPTIONS, "--methods", "random", "--sparsities", "0.5", "--seeds", "0", "--workers", "1", "--output", "out")
+    assert {'"threads": 1' in row.environment for row in read_rows(Path("out/results.csv"))} == {True}
