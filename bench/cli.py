@@ -72,7 +72,13 @@ def run(
         str,
         typer.Option(help="Controls beside each method, with commas: shuffle permutes its mask in each layer, reinit draws new weights."),
     ] = "",
-    trials: Annotated[int | None, typer.Option(help="Tuning trials a method; 0 takes the declared defaults.")] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Number of tuning trials per method; 0 uses the default hyperparameters.", show_default="the suite's")
+    ] = None,
+    tuned: Annotated[
+        Path | None,
+        typer.Option(metavar="leaderboards/SUITE", help="Use the tuned hyperparameters of this leaderboard (or --output folder); do not search."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Training epochs.")] = None,
     finetune_epochs: Annotated[str | None, typer.Option(help="Fine-tuning epochs after the cut, with commas; 0 is one-shot.")] = None,
     executor: Annotated[str, typer.Option(help="Where jobs run: local or ray.")] = "local",
@@ -125,7 +131,7 @@ def run(
     report.run(
         chosen, methods=methods, datasets=names(datasets), architectures=names(architectures), changes=changes,
         ablations=ablations, executor=executor, ray_address=ray_address, workers=workers,
-        device=device, store=store, data_root=data_root, plugins=tuple(plugin or ()), output=output, dry_run=dry_run,
+        device=device, store=store, data_root=data_root, plugins=tuple(plugin or ()), output=output, dry_run=dry_run, chosen=tuned,
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from bench.pipeline import Progress
 from bench.planning import Request
 from bench.spec import Row, Suite, UserError
 from bench.store import DEFAULT_URL, Store
+from bench.study import Found
 
 CACHE = Path(".bench")
 # Column of the leaderboard -> (title, format). The first ones are shown on narrow terminals too.
@@ -37,12 +38,13 @@ NARROW = 100  # characters below which the last three are left out
 def run(
     suite: Suite, *, methods: str, datasets: list[str], architectures: list[str], changes: dict[str, Any],
     ablations: tuple[str, ...], executor: str, ray_address: str | None, workers: int | None, device: str, store: str | None,
-    data_root: Path | None, plugins: tuple[str, ...], output: Path | None, dry_run: bool,
+    data_root: Path | None, plugins: tuple[str, ...], output: Path | None, dry_run: bool, chosen: Path | None = None,
 ) -> None:  # fmt: skip
     """Plan, run and show; see `bench.cli.run` for the arguments."""
     console = make_console()
     place = make_place(device, data_root, plugins)
     request = _request(suite, methods, place, datasets, architectures, changes, ablations)
+    found = _chosen(request, chosen) if chosen is not None else None
     database = Store(store or DEFAULT_URL)
     if dry_run:
         dryrun.show(console, request, database, worker_count(workers, place.device))
@@ -55,24 +57,48 @@ def run(
         with _Display(console, len(planned.expected), pool.workers) as display:
             pipeline.run(planned, database, pool, display.show)
         rows = pipeline.collect(planned, database)
-        if request.suite.trials:
-            rows += _tuned(console, request, database, pool)
+        if found is None and request.suite.trials:
+            found = _search(console, request, database, pool)
+        if found is not None:
+            rows += _tuned(console, dataclasses.replace(request, tuned=found), database, pool)
     finally:
         pool.close()
     _finish(console, rows, output)
 
 
-def _tuned(console: Console, request: Request, database: Store, pool: pipeline.Pool) -> list[Row]:
-    """Search, then the rows of what was found."""
+def _search(console: Console, request: Request, database: Store, pool: pipeline.Pool) -> dict[tuple[str, str, str], Found]:
+    """What tuning finds for each method and block."""
     console.print(f"tuning: {request.suite.trials} trials for each method and block, on validation data", highlight=False)
     with _Display(console, 0, pool.workers) as display:
         studies = pipeline.pools(request, database, pool, display.show)
     with _Display(console, 0, pool.workers) as display:
-        found = pipeline.search(studies, database, request.place.cache, pool, display.show)
-    planned = planning.plan(dataclasses.replace(request, tuned=found), database)
+        return pipeline.search(studies, database, request.place.cache, pool, display.show)
+
+
+def _tuned(console: Console, request: Request, database: Store, pool: pipeline.Pool) -> list[Row]:
+    """The rows of what was found."""
+    planned = planning.plan(request, database)
     with _Display(console, len(planned.expected), pool.workers) as display:
         pipeline.run(planned, database, pool, display.show)
     return pipeline.collect(planned, database)
+
+
+def _chosen(request: Request, folder: Path) -> dict[tuple[str, str, str], Found]:
+    """What a published leaderboard, or the output of a run, has chosen. UserError where it says nothing of what the request is for."""
+    files = [*sorted((folder / "results").glob("*.csv")), *folder.glob("results.csv")]
+    if not files:
+        raise UserError(f"--tuned '{folder}': it contains neither results/*.csv nor results.csv")
+    try:
+        found = tuned.chosen(row for file in files for row in results.read_rows(file))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"--tuned '{folder}': {error}") from None
+    wanted = [(b.dataset, a, m.name) for b in request.suite.blocks for a in b.architectures for m in request.methods]
+    blocks = {cell[:2] for cell in found}  # an architecture that does not take a data set has rows of nobody
+    missing = [cell for cell in wanted if cell not in found and (cell[:2] in blocks or not blocks & {w[:2] for w in wanted})]
+    if missing:
+        dataset, architecture, method = missing[0]
+        raise UserError(f"--tuned '{folder}': it has no tuned rows of {method} on {dataset}/{architecture}")
+    return {cell: found[cell] for cell in wanted if cell in found}
 
 
 def status(suite: Suite, *, methods: str, store: str | None, device: str, data_root: Path | None, plugins: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from bench.leaderboard import area
 from bench.spec import Row
+from bench.study import Chosen, Found
 
 COLUMNS = (
     "dataset", "architecture", "granularity", "match", "method", "finetune_epochs", "trials", "tuning_epochs", "validation_default",
@@ -29,6 +30,23 @@ def tuned(rows: Iterable[Row]) -> pd.DataFrame:
         cells.setdefault(tuple(getattr(row, name) for name in CELL), {}).setdefault(row.tuning, []).append(row)
     lines = [_line(cell, found) for cell, found in cells.items() if "tuned" in found]
     return pd.DataFrame(lines, columns=list(COLUMNS))
+
+
+def chosen(rows: Iterable[Row]) -> dict[tuple[str, str, str], Found]:
+    """(data set, architecture, method) -> what the search of tuned rows has found, as the rows say it."""
+    found: dict[tuple[str, str, str], Found] = {}
+    scales: dict[tuple[str, str, str], float] = {}
+    for row in rows:
+        if row.tuning != "tuned" or not row.criterion:
+            continue
+        cell, said = (row.dataset, row.architecture, row.method), json.loads(row.hyperparameters)
+        if "finetuning" in said:  # rows without fine-tuning do not say it
+            scales[cell] = said["finetuning"]["lr_scale"]
+        search = said["tuning"]
+        values = Chosen(said["training"], said["criterion"], scales.get(cell))
+        validation = search["validation"]
+        found[cell] = Found(values, validation["default"], validation["tuned"], search["trials"], search["epochs"], 0.0)
+    return found
 
 
 def _line(cell: tuple[Any, ...], found: dict[str, list[Row]]) -> dict[str, Any]:

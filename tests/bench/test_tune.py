@@ -405,3 +405,26 @@ def test_status_counts_searches_and_tuned_rows(tiny: Path, bench: Callable[..., 
     _, out, _ = bench("status", *options)
     assert "tuning: 2 of 2 searches finished" in out
     assert f"tuned: {tuned_rows} of {tuned_rows} rows" in out
+
+
+def test_what_a_board_has_chosen_can_be_run_again_without_a_search(
+    tiny: Path, bench: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its rows alone, in another store: the same tuned rows, and no study."""
+    options = ("--suite", "tiny.toml", "--methods", "magnitude,snip", "--workers", "1", "--seeds", "0")
+    bench("run", *options, "--trials", "2", "--output", "out")
+    again = ("run", *options, "--tuned", "out", "--store", "sqlite:///other.db", "--output", "again")
+    monkeypatch.setattr(tune, "search", None)
+    code, _, err = bench(*again)
+    assert (code, err) == (0, "")
+    first, second = (
+        [dataclasses.replace(r, score_seconds=None, train_seconds=None) for r in read_rows(Path(f"{name}/results.csv"))]
+        for name in ("out", "again")
+    )
+    assert first == second
+    assert any(r.tuning == "tuned" for r in second)
+    assert bench("run", *options, "--tuned", "nowhere") == (
+        2, "", "error: --tuned 'nowhere': it contains neither results/*.csv nor results.csv\n",
+    )  # fmt: skip
+    code, _, err = bench("run", "--suite", "tiny.toml", "--methods", "random", "--tuned", "out")
+    assert (code, err) == (2, "error: --tuned 'out': it has no tuned rows of random on breast_cancer/mlp\n")
