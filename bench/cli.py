@@ -77,7 +77,9 @@ def run(
     ] = None,
     tuned: Annotated[
         Path | None,
-        typer.Option(metavar="leaderboards/SUITE", help="Use the tuned hyperparameters of this leaderboard (or --output folder); do not search."),
+        typer.Option(
+            metavar="leaderboards/SUITE", help="Use the tuned hyperparameters of this leaderboard (or --output folder); do not search."
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Training epochs.")] = None,
     finetune_epochs: Annotated[str | None, typer.Option(help="Fine-tuning epochs after the cut, with commas; 0 is one-shot.")] = None,

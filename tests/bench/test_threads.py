@@ -1,16 +1,25 @@
 """With how many threads a job computes is the job's: the same numbers in a worker, in this process, and from `export`."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from bench import trial
 from bench.checkpoints import Networks
+from bench.job import Configured, Job, Place
 from bench.results import read_rows
+from bench.spec import load_suite
 
 Bench = Callable[..., tuple[int, str, str]]
 OPTIONS = ("--suite", "tiny.toml", "--finetune-epochs", "0")
+
+
+def trained(job: Job) -> dict[str, torch.Tensor]:
+    trial.execute(job)
+    return Networks(job.place.cache / "networks").load(job.network)[0]
 
 
 @pytest.fixture
@@ -24,9 +33,16 @@ def two_threads() -> Iterator[None]:
 def test_what_export_leaves_is_what_run_would_have_made(
     tiny: Path, bench: Bench, two_threads: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A network wide enough for its sums to be divided among threads: bit for bit the same file, under the same key."""
+    """A network whose sums are divided among threads: bit for bit the same file, under the same key."""
     text = (tiny / "tiny.toml").read_text()
-    (tiny / "tiny.toml").write_text(text.replace('"mlp"', '"mlp_256"').replace("batch_size = 64", "batch_size = 256"))
+    (tiny / "tiny.toml").write_text(text.replace('"breast_cancer"', '"digits"').replace('"mlp"', '"lenet5"'))
+    job = Job(
+        method="dense", dataset="digits", architecture="lenet5", protocol=load_suite("tiny.toml").protocol("lenet5"), seed=0,
+        training=Configured("map"), criterion=None, stage=None, granularity="weight", network="x", points=(),
+        place=Place("cpu", None, tiny / "cache"),
+    )  # fmt: skip
+    states = [trained(dataclasses.replace(job, network=f"{n}", place=dataclasses.replace(job.place, threads=n))) for n in (1, 2)]
+    assert not all(torch.equal(value, states[1][name]) for name, value in states[0].items()), "or this test would say nothing"
     made: dict[str, dict[str, torch.Tensor]] = {}
     for which, command in (
         ("export", ("export", *OPTIONS, "--method", "magnitude", "--sparsity", "0.5", "--seed", "0", "--output", "net")),
