@@ -78,7 +78,7 @@ def run(
     tuned: Annotated[
         Path | None,
         typer.Option(
-            metavar="leaderboards/SUITE", help="Use the tuned hyperparameters of this leaderboard (or --output folder); do not search."
+            metavar="leaderboards/SUITE", help="Use the tuned hyperparameters of this leaderboard or --output folder; do not search."
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Training epochs.")] = None,
