@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from bench import leaderboard, statistics
-from bench.leaderboard import BLOCK
+from bench import cells, statistics, tracks
+from bench.tracks import BLOCK
 
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
@@ -16,10 +16,10 @@ PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 def ranks(title: str, board: pd.DataFrame, rows: pd.DataFrame) -> Figure:
     """A critical-difference diagram where there are blocks enough, else areas with their intervals, best on top.
 
-    `board`: the track's lines of the leaderboard; `rows`: its rows as `leaderboard.frame` has them, without controls by ablation.
+    `board`: the track's lines of the leaderboard; `rows`: its rows as `tracks.frame` has them, with the dense networks, without ablations.
     """
-    measured = {m: leaderboard.areas(c) for m, c in leaderboard.curves(rows).items()}
-    areas = pd.DataFrame({m: a.groupby(level=BLOCK).mean() for m, a in measured.items()})
+    (track,) = tracks.split(rows)
+    areas = pd.DataFrame({m: tracks.areas(c).groupby(level=BLOCK).mean() for m, c in track.curves.items()})
     found = statistics.critical_difference(areas)
     return _critical(title, found) if found is not None else _intervals(title, board)
 
@@ -29,17 +29,20 @@ def _intervals(title: str, board: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(7.6, 0.26 * len(lines) + 1.2), layout="constrained")
     axes = figure.subplots()
     for y, line in enumerate(lines.itertuples()):
-        ranked = not pd.isna(line.rank)
+        ranked = not pd.isna(line.rank) or lines["rank"].isna().all()
         colour = "#0072b2" if ranked else "#8c8c8c"
         if not pd.isna(line.relative_area_low):
             axes.plot([line.relative_area_low, line.relative_area_high], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
         axes.plot(line.relative_area, y, "o", color=colour, markerfacecolor=colour if ranked else "white")
-    names = [f"{line.method}   {line.rank}" if not pd.isna(line.rank) else f"{line.method}   –" for line in lines.itertuples()]
+    lacking = [cells.lacking(blocks, board["blocks"].max()) for blocks in lines["blocks"]]
+    methods = [f"{method} ({blocks})" if blocks else method for method, blocks in zip(lines["method"], lacking, strict=True)]
+    ranges = [cells.ranks(low, high) for low, high in zip(lines["rank_low"], lines["rank_high"], strict=True)]
+    names = [f"{method}   {ranks}" for method, ranks in zip(methods, ranges, strict=True)]
     axes.set_yticks(range(len(lines)), names)
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("area under the curve / dense accuracy, 95 % interval over seeds")
-    _title(figure, f"{title}: methods and ranks; equal ranks are not told apart")
+    _title(figure, f"{title}: area, and the range of ranks that the tests allow")
     return figure
 
 
