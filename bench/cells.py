@@ -125,11 +125,11 @@ def ranks(low: Any, high: Any) -> str:
 
 
 def spread(mean: Any, low: Any, high: Any, form: str = "{:.3f}") -> str:
-    """An interval beside its mean: '±' and its half width, or its ends where it was cut to what is possible; '' where it is not known."""
+    """An interval beside its mean: '±0.014', or its ends, '(0.700–1.000)', where it was cut to what is possible; '' if unknown."""
     if missing(mean) or missing(low) or missing(high):
         return ""
     symmetric = math.isclose(high - mean, mean - low, rel_tol=1e-5, abs_tol=1e-8)  # read from a CSV, numbers have ten digits
-    return "±" + form.replace(":+", ":").format(high - mean) if symmetric else f"{form.format(low)}–{form.format(high)}"
+    return "±" + form.replace(":+", ":").format(high - mean) if symmetric else f"({form.format(low)}–{form.format(high)})"
 
 
 def lacking(blocks: Any, most: Any) -> str:

@@ -78,7 +78,7 @@ class Resolution:
         least = f"about {self.difference:.2g}" if self.difference >= 0.001 else "0.001"
         shown = f"With {have}, a difference smaller than {least} in area cannot be detected reliably (power {100 * statistics.POWER:g} %)"
         if not self.ranks:
-            return f"{shown}: too few to rank these methods. They are sorted by area and have no ranks."
+            return f"{shown}. To rank methods it must be below {COARSEST:g}: they are sorted by area and have no ranks."
         ranks = (
             "Methods are sorted by area. The rank is a range: from 1 + the number of methods that are significantly better to the number "
             "of methods - those that are significantly worse (paired t-tests, Holm-corrected)."

@@ -58,6 +58,7 @@ def page(
         warnings=tracks.warnings(rows),
         interval=pagetables.INTERVAL,
         collapsed=leaderboard.COLLAPSED,
+        coarsest=leaderboard.COARSEST,
         troubles=pagetables.troubles(rows),
         facts=_facts(rows),
         recipes=_recipes(rows),

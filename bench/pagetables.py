@@ -25,7 +25,7 @@ class Board:
     blocks: Table = field(default_factory=lambda: Table([], []))
 
 
-INTERVAL = "± half width of its 95 % confidence interval over seeds, or low–high where that was cut to what is possible"
+INTERVAL = "± half width of its 95 % confidence interval over seeds, or (low–high) where that was cut to what is possible"
 BOARD_COLUMNS = (
     Column("Rank", first="ascending", hint="from 1 + the methods that are significantly better to all methods - those significantly worse"),
     Column("Method", first="ascending", kind="text"),

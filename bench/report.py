@@ -246,24 +246,30 @@ def _board_table(console: Console, title: str, board: pd.DataFrame, *, intervals
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("rank", justify="right")
     table.add_column("method", no_wrap=True)
+    most = board["blocks"].max()
+    lacking = any(cells.lacking(blocks, most) for blocks in board["blocks"])
+    if lacking:
+        table.add_column("blocks", justify="right", no_wrap=True)
     for name, (heading, _) in shown.items():
         table.add_column("area/dense\n± 95 % interval" if intervals and name == "relative_area" else heading, justify="right")
     table.add_column("wins/ties/losses\nagainst magnitude" if console.width >= NARROW else "w/t/l", justify="right")
-    remarks = [name for name in ("failed", "collapsed", "unsupported") if board[name].any()]
+    kinds = ["failed", "collapsed"] if lacking and console.width < NARROW else ["failed", "collapsed", "unsupported"]
+    remarks = [name for name in kinds if board[name].any()]  # on narrow terminals the number of blocks says enough
     for name in remarks:
         table.add_column(name, justify="right")
     if board["epochs"].nunique() > 1:  # who trained for longer is no rival: it has no rank
         remarks.append("epochs")
         table.add_column("epochs", justify="right")
     for _, line in board.iterrows():
-        rank, lacking = cells.ranks(line["rank_low"], line["rank_high"]), cells.lacking(line["blocks"], board["blocks"].max())
+        named = [cells.ranks(line["rank_low"], line["rank_high"]), line["method"]]
+        if lacking:
+            named.append(cells.lacking(line["blocks"], most).removesuffix(" blocks") or str(most))
         numbers = ["–" if cells.missing(line[name]) else form.format(line[name]) for name, (_, form) in shown.items()]
         if intervals and "relative_area" in shown:
             ends = (line[name] for name in ("relative_area", "relative_area_low", "relative_area_high"))
             numbers[0] = f"{numbers[0]} {cells.spread(*ends)}".rstrip()
         against = "–" if cells.missing(line["wins"]) else f"{line['wins']:.0f}/{line['ties']:.0f}/{line['losses']:.0f}"
-        method = f"{line['method']} ({lacking})" if lacking and line["blocks"] else line["method"]
-        table.add_row(rank, method, *numbers, against, *(f"{line[name]:.0f}" for name in remarks))
+        table.add_row(*named, *numbers, against, *(f"{line[name]:.0f}" for name in remarks))
     return table
 
 

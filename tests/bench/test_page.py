@@ -105,8 +105,8 @@ def test_an_interval_that_leaves_what_is_possible_is_cut_and_shown_by_its_ends()
     """As 43.6 ± 88.9 was: 4.303 * 0.36 / sqrt(3) to either side."""
     rows = [dense("digits", 0), *(row("snip", seed=s, accuracy=a) for s, a in enumerate((0.08, 0.436, 0.792)))]
     (board,) = tables_of(rows)
-    assert board.blocks.lines[0].cells[-1].note == "0.0–100.0"
-    assert board.table.lines[0].cells[2].note == "0.000–1.111", "relative to a dense accuracy of 0.9"
+    assert board.blocks.lines[0].cells[-1].note == "(0.0–100.0)"
+    assert board.table.lines[0].cells[2].note == "(0.000–1.111)", "relative to a dense accuracy of 0.9"
 
 
 def test_a_failure_counts_as_zero_and_is_told() -> None:
