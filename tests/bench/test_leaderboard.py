@@ -108,6 +108,13 @@ def test_largest_sparsity_within_a_point_is_interpolated() -> None:
     assert board.iloc[0]["sparsity_within_one_point"] == pytest.approx(0.6)
 
 
+def test_exactly_one_point_below_dense_is_within_one_point() -> None:
+    """0.5026 - 0.01 is a little more than 0.4926 in floating point, which is no loss of more than a point."""
+    same = {0: 0.0, 1: 0.0}
+    board = leaderboard([*(replace(r, accuracy=0.5026) for r in dense()), *rows("m", (0.5026, 0.4926, 0.4976, 0.4926), seeds=same)])
+    assert board.iloc[0]["sparsity_within_one_point"] == pytest.approx(0.99)
+
+
 def test_failures_are_the_worst_and_unsupported_is_not_ranked() -> None:
     failed = rows("broken", (0.0,) * 4, status="failed", accuracy=None, error="x")
     refused = rows("refuses", (0.0,) * 4, status="unsupported", accuracy=None)
@@ -263,6 +270,16 @@ def test_intervals_stay_inside_what_is_possible() -> None:
     line = leaderboard([*dense(0.895), *wild]).iloc[0]
     assert line["relative_area"] == pytest.approx((0.45 + 0.05 / 3) / 0.9)
     assert (line["relative_area_low"], line["relative_area_high"]) == (0, pytest.approx(1 / 0.9)), "accuracies end at 0 and 1"
+
+
+def test_a_failed_method_that_is_better_on_what_both_have_is_not_worse() -> None:
+    """`easy` has an easy block alone, and so the larger mean; on it the test shows `hard`, which failed elsewhere, to be better."""
+    seeds = {k: 0.001 * (k % 2) for k in range(5)}
+    hard = [*rows("hard", (0.9,) * 4, seeds=seeds), *rows("hard", (0.3,) * 4, dataset="e", seeds=seeds)]
+    hard = [replace(r, status="failed", accuracy=None) if (r.dataset, r.seed, r.sparsity) == ("e", 0, 0.99) else r for r in hard]
+    board = leaderboard([*dense(), *hard, *rows("easy", (0.8,) * 4, seeds={k: 0.002 * k for k in range(5)})])
+    assert board["method"].tolist() == ["easy", "hard"], "sorted by their own means"
+    assert ranges(board) == {"easy": (2, 2), "hard": (1, 1)}
 
 
 def test_two_failures_are_ordered_by_the_test_alone() -> None:
