@@ -65,16 +65,24 @@ class _Moments:
 
 def _moments(sample: pd.Series) -> _Moments:
     sample = sample.dropna()
-    codes, _ = sample.index.droplevel(-1).factorize()
-    y, seeds = sample.to_numpy(float), np.bincount(codes)
-    means = np.bincount(codes, y) / seeds
-    deviations = y - means[codes]
+    blocks = _numbered(sample.index)
+    y, seeds = sample.to_numpy(float), np.bincount(blocks)
+    means = np.bincount(blocks, y) / seeds
+    deviations = y - means[blocks]
     if len(y) == 0 or seeds.min() < 2:
         return _Moments(means, np.full(len(seeds), np.nan), seeds - 1, math.nan)
     if np.abs(deviations).max() < EXACT:
         return _Moments(means, np.zeros(len(seeds)), seeds - 1, 0.0)
-    variances = np.bincount(codes, deviations**2) / (seeds - 1)
+    variances = np.bincount(blocks, deviations**2) / (seeds - 1)
     return _Moments(means, variances, seeds - 1, math.sqrt((variances / seeds).sum()) / len(seeds))
+
+
+def _numbered(index: pd.MultiIndex) -> np.ndarray:
+    """The block of each value as a number from 0 on: pandas' own ways take longer than the test itself."""
+    numbers = np.zeros(len(index), int)
+    for codes, level in zip(index.codes[:-1], index.levels[:-1], strict=True):
+        numbers = numbers * len(level) + codes
+    return np.unique(numbers, return_inverse=True)[1]
 
 
 def welch_df(variances: np.ndarray, freedoms: np.ndarray) -> Any:
