@@ -47,13 +47,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table with what the filters look at."""
+    """A row of a table with what the filters look at. `remark`: a mark of the line, also a class; `note`: stands beside the method."""
 
     method: str
     cells: list[Cell]
     dataset: str = ""
     architecture: str = ""
     remark: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,24 @@ def percent(value: Any, **more: Any) -> Cell:
 def text(value: Any, kind: str = "text") -> Cell:
     """A word that sorts as it reads."""
     return Cell(words(value), words(value), kind=kind)
+
+
+def ranks(low: Any, high: Any) -> str:
+    """A range of ranks: '1', '2–4', '–' where there is none."""
+    return MISSING if missing(low) else f"{low}" if low == high else f"{low}–{high}"
+
+
+def spread(mean: Any, low: Any, high: Any, form: str = "{:.3f}") -> str:
+    """An interval beside its mean: '±0.014', or its ends, '(0.700–1.000)', where it was cut to what is possible; '' if unknown."""
+    if missing(mean) or missing(low) or missing(high):
+        return ""
+    symmetric = math.isclose(high - mean, mean - low, rel_tol=1e-5, abs_tol=1e-8)  # read from a CSV, numbers have ten digits
+    return "±" + form.replace(":+", ":").format(high - mean) if symmetric else f"({form.format(low)}–{form.format(high)})"
+
+
+def lacking(blocks: Any, most: Any) -> str:
+    """'3 of 4 blocks' for a method that lacks some of those that others of its table have, else ''."""
+    return "" if missing(blocks) or blocks == most else f"{blocks:.0f} of {most:.0f} blocks"
 
 
 def axis(low: float, high: float) -> tuple[float, float, int]:

@@ -11,13 +11,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench import leaderboard, pipeline, planning, report
+from bench import cells, pipeline, planning, report, tracks
 from bench.catalogue import WHEN
-from bench.leaderboard import BLOCK
 from bench.planning import Request
 from bench.spec import Row, Suite, UserError
 from bench.statistics import ALPHA, Estimate, estimate
 from bench.store import DEFAULT_URL, Store
+from bench.tracks import BLOCK
 from methods import Method
 
 
@@ -33,8 +33,8 @@ def compare(
     place = report.make_place(device, data_root, plugins)
     narrowed = planning.narrow(suite, datasets=datasets, architectures_=architectures, **changes)
     narrowed = planning.what_is_removed(narrowed, sparsities=changes.get("sparsities"))
-    tracks = {f: [leaderboard.track(m.stage, f) for m in pair] for f in narrowed.finetune_epochs}
-    shared = [f for f, (a, b) in tracks.items() if a == b]
+    names = {f: [tracks.track_name(m.stage, f) for m in pair] for f in narrowed.finetune_epochs}
+    shared = [f for f, (a, b) in names.items() if a == b]
     when = " and ".join(f"'{m.name}' is applied {WHEN[m.stage]}" for m in pair)
     if not shared:
         raise UserError(f"{when}: they share the fine-tuned tracks only; add --finetune-epochs with a number above 0")
@@ -52,9 +52,9 @@ def compare(
             notes.append(f"not tuned by {narrowed.trials} trials; this does it: {shlex.join(command)}")
     for note in notes:
         console.print(f"note: {note}", style="yellow", highlight=False)
-    if len(shared) < len(tracks):
+    if len(shared) < len(names):
         console.print(f"note: {when}: only the fine-tuned tracks compare them", style="yellow", highlight=False)
-    table = leaderboard.frame(row for row in rows if row.finetune_epochs in shared)
+    table = tracks.frame(row for row in rows if row.finetune_epochs in shared)
     for (track, tuning), part in table.groupby(["track", "tuning"], sort=False):
         _print_track(console, track if tuning == "default" else f"{track}, {tuning}", part, (pair[0].name, pair[1].name))
     _print_remarks(console, rows)
@@ -71,16 +71,16 @@ def _tuned(request: Request, database: Store) -> list[Row]:
 
 
 def _print_track(console: Console, title: str, part: pd.DataFrame, pair: tuple[str, str]) -> None:
-    measured = leaderboard.curves(part)
+    measured = tracks.curves(part)
     nothing = pd.DataFrame(index=part.set_index([*BLOCK, "seed"]).index[:0])
     first, second = (measured.get(name, nothing) for name in pair)
     first, second = first.align(second, join="inner")
     first, second = first.where(second.notna()), second.where(first.notna())  # what both have is compared
-    areas = pd.DataFrame({"first": leaderboard.areas(first), "second": leaderboard.areas(second)})
+    areas = pd.DataFrame({"first": tracks.areas(first), "second": tracks.areas(second)})
     if areas.empty:
         console.print(f"{title}: the two have no supported row in common\n", highlight=False)
         return
-    table = Table(title=f"{title}: area, {pair[0]} less {pair[1]}", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=f"{title}: area, {pair[0]} - {pair[1]} (positive: {pair[0]} is better)", title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("data set", "architecture"):
         table.add_column(heading)
     for heading in ("seeds", *pair, "difference", "95 % interval", "p"):
@@ -88,7 +88,7 @@ def _print_track(console: Console, title: str, part: pd.DataFrame, pair: tuple[s
     for block, lines in _blocks(areas):
         found, means = estimate(lines["first"] - lines["second"]), lines.groupby(level=BLOCK).mean().mean()
         seeds = lines.index.get_level_values("seed").nunique()
-        interval = "–" if math.isnan(found.p) else f"{found.low:+.3f} to {found.high:+.3f}"
+        interval = "–" if math.isnan(found.p) else f"{max(-1.0, found.low):+.3f} to {min(1.0, found.high):+.3f}"
         table.add_row(*block, str(seeds), *(f"{v:.3f}" for v in means), f"{found.mean:+.3f}", interval, _p(found))
     console.print(table)
     if first.shape[1] > 1:
@@ -98,7 +98,11 @@ def _print_track(console: Console, title: str, part: pd.DataFrame, pair: tuple[s
 
 def _print_sparsities(console: Console, differences: pd.DataFrame) -> None:
     """Difference in accuracy at each sparsity."""
-    table = Table(title="accuracy, difference in points at each sparsity", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title="accuracy, difference in points at each sparsity, ± half width of its 95 % interval",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
     for heading in ("data set", "architecture"):
         table.add_column(heading)
     for sparsity in differences.columns:
@@ -117,7 +121,8 @@ def _blocks(lines: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
 def _points(found: Estimate) -> str:
     if math.isnan(found.mean):
         return "–"
-    return f"{100 * found.mean:+.1f}" + ("" if math.isnan(found.p) else f" ±{100 * (found.high - found.mean):.1f}")
+    low, high = 100 * max(-1.0, found.low), 100 * min(1.0, found.high)  # two accuracies differ by 100 points at most
+    return f"{100 * found.mean:+.1f} {cells.spread(100 * found.mean, low, high, '{:+.1f}')}".rstrip()
 
 
 def _p(found: Estimate) -> str:
@@ -126,10 +131,10 @@ def _p(found: Estimate) -> str:
 
 def _verdict(found: Estimate, pair: tuple[str, str]) -> str:
     if math.isnan(found.p):
-        return "One seed tells no two methods apart.\n"
+        return "With one seed nothing can be tested.\n"
     better, worse = pair if found.mean > 0 else pair[::-1]
-    said = f"{better} is better than {worse}" if found.p < ALPHA else f"{pair[0]} and {pair[1]} are not told apart"
-    return f"{said}: p of this pair alone; the leaderboard's ranks correct for all pairs.\n"
+    said = f"{better} is better than {worse}" if found.p < ALPHA else f"{pair[0]} and {pair[1]} do not differ significantly"
+    return f"{said} (p-value not corrected for multiple comparisons; the leaderboard's ranks are corrected).\n"
 
 
 def _print_remarks(console: Console, rows: list[Row]) -> None:

@@ -1,46 +1,56 @@
 """Diagrams with a line for each method: ranks, areas with their intervals, the cost of scoring. Styles are those of `bench.plots`."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
 
-from bench import leaderboard, statistics
-from bench.leaderboard import BLOCK
+from bench import cells, statistics, tracks
+from bench.tracks import BLOCK
 
+PAD = 0.12  # inches at the sides: names are a little wider in a PNG than in the SVG that is laid out
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 
 def ranks(title: str, board: pd.DataFrame, rows: pd.DataFrame) -> Figure:
     """A critical-difference diagram where there are blocks enough, else areas with their intervals, best on top.
 
-    `board`: the track's lines of the leaderboard; `rows`: its rows as `leaderboard.frame` has them, without controls by ablation.
+    `board`: the track's lines of the leaderboard; `rows`: its rows as `tracks.frame` has them, with the dense networks, without ablations.
     """
-    measured = {m: leaderboard.areas(c) for m, c in leaderboard.curves(rows).items()}
-    areas = pd.DataFrame({m: a.groupby(level=BLOCK).mean() for m, a in measured.items()})
+    (track,) = tracks.split(rows)
+    areas = pd.DataFrame({m: tracks.areas(c).groupby(level=BLOCK).mean() for m, c in track.curves.items()})
     found = statistics.critical_difference(areas)
     return _critical(title, found) if found is not None else _intervals(title, board)
 
 
 def _intervals(title: str, board: pd.DataFrame) -> Figure:
     lines = board[board["relative_area"].notna()]
-    figure = Figure(figsize=(7.6, 0.26 * len(lines) + 1.2), layout="constrained")
+    figure = Figure(figsize=(7.6, 0.26 * len(lines) + 1.2), layout=ConstrainedLayoutEngine(w_pad=PAD))
     axes = figure.subplots()
+    none = bool(lines["rank"].isna().all())
     for y, line in enumerate(lines.itertuples()):
-        ranked = not pd.isna(line.rank)
+        ranked = none or not pd.isna(line.rank)
         colour = "#0072b2" if ranked else "#8c8c8c"
         if not pd.isna(line.relative_area_low):
             axes.plot([line.relative_area_low, line.relative_area_high], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
         axes.plot(line.relative_area, y, "o", color=colour, markerfacecolor=colour if ranked else "white")
-    names = [f"{line.method}   {line.rank}" if not pd.isna(line.rank) else f"{line.method}   –" for line in lines.itertuples()]
-    axes.set_yticks(range(len(lines)), names)
+    axes.set_yticks(range(len(lines)), [_name(line, board["blocks"].max(), ranks=not none) for line in lines.itertuples()])
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("area under the curve / dense accuracy, 95 % interval over seeds")
-    _title(figure, f"{title}: methods and ranks; equal ranks are not told apart")
+    _title(figure, f"{title}: area, no ranks" if none else f"{title}: area, and the range of ranks that the tests allow")
     return figure
+
+
+def _name(line: Any, most: int, *, ranks: bool) -> str:
+    """A method with its blocks where it lacks some, and its range of ranks."""
+    lacking = cells.lacking(line.blocks, most)
+    name = f"{line.method} ({lacking})" if lacking else str(line.method)
+    return f"{name}   {cells.ranks(line.rank_low, line.rank_high)}" if ranks else name
 
 
 def _critical(title: str, found: statistics.CriticalDifference) -> Figure:
@@ -83,7 +93,7 @@ def _groups(ranks: np.ndarray, distance: float) -> list[tuple[float, float]]:
 def scoring(title: str, board: pd.DataFrame) -> Figure:
     """What scoring costs, in epochs of the method's own training, on a logarithmic scale."""
     lines = board[board["scoring_epochs"].astype(float) > 0].sort_values(["scoring_epochs", "method"], ascending=False)
-    figure = Figure(figsize=(7.6, 0.26 * len(lines) + 1.2), layout="constrained")
+    figure = Figure(figsize=(7.6, 0.26 * len(lines) + 1.2), layout=ConstrainedLayoutEngine(w_pad=PAD))
     axes = figure.subplots()
     for y, line in enumerate(lines.itertuples()):
         axes.plot(line.scoring_epochs, y, "o", color="#0072b2")

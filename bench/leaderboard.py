@@ -6,177 +6,151 @@ Results at declared defaults and tuned results are two tables (rule 4), and so t
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bench import statistics
-from bench.spec import COLUMNS as ROW_COLUMNS
-from bench.spec import DENSE, Row
+from bench.spec import Row
+from bench.tracks import BLOCK, Track, accuracy, areas, difference, frame, split
 
 BASELINE = "magnitude"
-ONE_SHOT = {"after": "one-shot after training", "during": "one-shot while training", "init": "one-shot at initialisation"}
 AT = (0.9, 0.95, 0.99)  # sparsities with a column of accuracy
 CALIBRATION_AT = 0.95
 MARGIN = 0.01  # "within one point of dense"
+COLLAPSED = "a layer has no weights left, or the dense network did not train (chance accuracy)"  # what `collapsed` counts
+# A board whose smallest detectable difference in relative area is not below this has no ranks: dense is at 1, accuracy 0 at 0, random
+# pruning about half-way (0.25 to 0.64 on the published boards), so it could not even tell the best method there can be from chance.
+COARSEST = 0.5
 COLUMNS = (
-    "track", "tuning", "rank", "method", "relative_area", "relative_area_low", "relative_area_high", "relative_area_std",
-    "sparsity_within_one_point", "accuracy_90", "accuracy_95", "accuracy_99", "nll_95", "ece_95", "scoring_epochs",
-    "wins", "ties", "losses", "blocks", "seeds", "rows", "failed", "collapsed", "unsupported", "epochs",
+    "track", "tuning", "rank", "rank_low", "rank_high", "method", "relative_area", "relative_area_low", "relative_area_high",
+    "relative_area_std", "sparsity_within_one_point", "accuracy_90", "accuracy_95", "accuracy_99", "nll_95", "ece_95",
+    "scoring_epochs", "wins", "ties", "losses", "blocks", "seeds", "rows", "failed", "collapsed", "unsupported", "epochs",
 )  # fmt: skip
-BLOCK = ["dataset", "architecture"]
-
-
-def frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """Rows as a table, with the track of each: '' for the dense references; ablations under a name of their own."""
-    table = pd.DataFrame([[getattr(row, name) for name in ROW_COLUMNS] for row in rows], columns=list(ROW_COLUMNS))
-    ablated = table["ablation"] != "none"
-    table.loc[ablated, "method"] += " (" + table["ablation"] + ")"
-    kinds = zip(table["stage"], table["finetune_epochs"], table["granularity"], table["match"], strict=True)
-    table["track"] = [track(*kind) for kind in kinds]
-    return table
-
-
-def track(stage: str, finetune_epochs: int, granularity: str = "weight", match: str = "weights") -> str:
-    """The track of a row: what is not compared has another one. '' for a dense reference, which has no stage."""
-    if not stage:
-        return ""
-    name = f"fine-tuned {finetune_epochs} epochs" if finetune_epochs else ONE_SHOT[stage]
-    if granularity != "weight":
-        name += f", {granularity}"
-    return name if match == "weights" else f"{name}, equal {match}"
 
 
 def leaderboard(rows: Iterable[Row]) -> pd.DataFrame:
-    """The leaderboard of all tracks: one line a method, track and tuning, by rank and falling area, with the columns `COLUMNS`.
+    """The leaderboard of all tracks: one line a method, track and tuning, by falling `relative_area`, with the columns `COLUMNS`.
 
     Areas and accuracies are means over seeds, then over blocks. A failed row counts as accuracy 0. `relative_area` is the area over
-    the block's mean dense accuracy; `relative_area_low` and `relative_area_high` are its 95 % interval over new seeds, the dense
-    accuracy being taken as known, and `relative_area_std` its sample standard deviation over seeds, pooled within blocks
-    (`bench.statistics.estimate`); these are missing where there is one seed. Missing sparsities leave their columns empty.
+    the block's dense accuracy (see `bench.tracks`); `relative_area_low` and `relative_area_high` are its 95 % interval over new seeds,
+    cut to what is possible, the dense accuracy being taken as known, and `relative_area_std` its sample standard deviation over seeds,
+    pooled within blocks (`bench.statistics.estimate`); these are missing where a block has one seed. Missing sparsities leave their
+    columns empty. `blocks` are those that the area is a mean of: not those whose dense network did not train (`bench.tracks.warnings`).
 
-    `rank` is 1 + the number of ranked methods that are told apart from this one as better (see `_ranks`), so equal methods share it.
-    Shown without a rank: an unsupported method, one that trains for more epochs than the dense networks do, and ablations.
+    `rank_low` is 1 + the number of ranked methods that are significantly better, `rank_high` the number of ranked methods less those
+    that are significantly worse (see `_compared`), `rank` the former. Shown without a rank: an unsupported method, one that trains for
+    more epochs than the dense networks do, ablations, and all methods where seeds and blocks are too few (see `Resolution`).
+
+    Raises ValueError where a method has rows in a block and there is no dense accuracy to divide them by.
     """
-    table = frame(rows)
-    tracks = table[table["track"] != ""].groupby(["track", "tuning"], sort=False)
-    boards = [_board(name, tuning, part, table) for (name, tuning), part in tracks]
-    if not boards:
-        return pd.DataFrame(columns=list(COLUMNS))
-    order = {name: place for place, name in enumerate(ONE_SHOT.values())}
-    boards.sort(key=lambda b: (order.get(b["track"].iloc[0].partition(",")[0], len(order)), b["track"].iloc[0], b["tuning"].iloc[0]))
-    return pd.concat(boards, ignore_index=True)
+    boards = [_board(found) for found in split(frame(rows))]
+    return pd.concat(boards, ignore_index=True) if boards else pd.DataFrame(columns=list(COLUMNS))
 
 
-def _board(name: str, tuning: str, part: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    reference = _reference(table, int(part["finetune_epochs"].iloc[0]))
-    measured = curves(part)
-    lines = [_line(method, rows, reference, measured) for method, rows in part.groupby("method", sort=False)]
-    board = pd.DataFrame(lines).sort_values("area", ascending=False, na_position="last", kind="stable")
-    unranked = part.loc[(part["ablation"] != "none") | _over_budget(part, table), "method"]
-    ranks = _ranks(board[board["area"].notna() & ~board["method"].isin(unranked)], measured)
-    board["rank"] = board["method"].map(ranks).astype("Int64")
-    board = board.sort_values("rank", kind="stable", na_position="last")
-    board["track"], board["tuning"] = name, tuning
-    return board.reindex(columns=list(COLUMNS))
+@dataclass(frozen=True)
+class Resolution:
+    """What a board can show. `difference`: the smallest that is detected reliably, in relative area, between methods without failed rows;
+    NaN where there are no two that can be tested."""
+
+    seeds: int
+    blocks: int
+    methods: int
+    difference: float
+
+    @property
+    def ranks(self) -> bool:
+        """Whether there are ranks: a method like the dense network can be told from random pruning, or there is one method alone."""
+        return self.methods == 1 or (self.seeds > 1 and not self.difference >= COARSEST)
+
+    @property
+    def meaning(self) -> str:
+        """What the ranks say, and how small a difference the seeds can show; '' where there is nothing to rank."""
+        if self.methods < 2:
+            return ""
+        if self.seeds < 2:
+            return "With one seed nothing can be tested; methods are sorted by area and have no ranks."
+        have = f"{self.seeds} seeds and {self.blocks} {'block' if self.blocks == 1 else 'blocks'}"
+        least = f"about {self.difference:.2g}" if self.difference >= 0.001 else "0.001"
+        shown = f"With {have}, a difference smaller than {least} in area cannot be detected reliably (power {100 * statistics.POWER:g} %)"
+        if not self.ranks:
+            return f"{shown}. To rank methods it must be below {COARSEST:g}: they are sorted by area and have no ranks."
+        ranks = (
+            "Methods are sorted by area. The rank is a range: from 1 + the number of methods that are significantly better to the number "
+            "of methods - those that are significantly worse (paired t-tests, Holm-corrected)."
+        )
+        return ranks if math.isnan(self.difference) else f"{ranks} {shown}."
 
 
-def _ranks(board: pd.DataFrame, measured: dict[str, pd.DataFrame]) -> dict[str, int]:
-    """The rank of each line: 1 + the number of methods that are better, so that those that cannot be told apart share it.
+def resolutions(table: pd.DataFrame) -> dict[tuple[str, str], Resolution]:
+    """(track, tuning) -> what that board can show, from rows as `frame` has them."""
+    return {(found.name, found.tuning): _compared(found)[1] for found in split(table)}
 
-    Better is: a larger area, told apart by the paired test after Holm's correction over all pairs of the board. What did not fail
-    is also better than a method with failed rows and a smaller area: a failure is a result, not noise, and the spread that it
-    brings must not earn a place among the best. So a method that failed everywhere is last.
+
+def _board(track: Track) -> pd.DataFrame:
+    ranks, _ = _compared(track)
+    lines = [_line(str(method), rows, track) for method, rows in track.rows.groupby("method", sort=False)]
+    board = pd.DataFrame(lines).reindex(columns=[*COLUMNS, "order"])
+    board["track"], board["tuning"] = track.name, track.tuning
+    for name, end in (("rank", 0), ("rank_low", 0), ("rank_high", 1)):
+        board[name] = pd.Series([ranks[m][end] if m in ranks else pd.NA for m in board["method"]], board.index, dtype="Int64")
+    board["order"] = -board["relative_area"].astype(float).round(10)  # what differs beyond is rounding: equal areas come by name
+    return board.sort_values(["order", "method"], na_position="last")[list(COLUMNS)]
+
+
+def _compared(track: Track) -> tuple[dict[str, tuple[int, int]], Resolution]:
+    """The ranges of ranks, and what the board can show.
+
+    Better is: a larger relative area, significantly so by the paired tests of `bench.statistics.compare`. What did not fail is also
+    better than a method with failed rows and a smaller area, unless the test says the opposite on what both have: a failure is a result,
+    not noise, and the spread that it brings must not earn a place among the best.
     """
-    pairs = itertools.combinations(board["method"], 2)
-    better = statistics.told_apart({(a, b): difference(measured[a], measured[b]) for a, b in pairs})
-    for worse in board[board["failed"] > 0].itertuples():
-        better |= {(name, worse.method) for name in board.loc[board["area"] > worse.area, "method"]}
-    return statistics.shared_ranks(board["method"], better)
+    ranked = {method: curve for method, curve in track.curves.items() if method not in track.unranked and len(curve)}
+    pairs = list(itertools.combinations(ranked, 2))
+    found = statistics.compare({(a, b): difference(ranked[a], ranked[b]) for a, b in pairs})
+    means = {method: statistics.estimate(areas(curve)).mean for method, curve in ranked.items()}
+    failed = set(track.rows.loc[track.rows["status"] == "failed", "method"])
+    better = set(found.significant_pairs)
+    for worse, good in itertools.product(failed & ranked.keys(), ranked.keys() - failed):
+        if means[good] > means[worse] and (worse, good) not in better:
+            better.add((good, worse))
+    sizes = [(curve.index.get_level_values("seed").nunique(), len(curve.index.droplevel("seed").unique())) for curve in ranked.values()]
+    seeds, blocks = max(sizes, key=lambda size: (sizes.count(size), size), default=(0, 0))  # of most methods: some decline a block
+    resolution = Resolution(seeds, blocks, len(ranked), found.detectable(pair for pair in pairs if not failed.intersection(pair)))
+    return (statistics.rank_ranges(ranked, better) if resolution.ranks else {}), resolution
 
 
-def _over_budget(part: pd.DataFrame, table: pd.DataFrame) -> pd.Series:
-    """Which rows took more epochs than the dense networks of their block (protocol, rule 4)."""
-    budget = table[table["track"] == ""].groupby(BLOCK)["epochs"].min()
-    own = pd.MultiIndex.from_frame(part[BLOCK])
-    return pd.Series(part["epochs"].to_numpy() > budget.reindex(own).fillna(np.inf).to_numpy(), index=part.index)
-
-
-def _reference(table: pd.DataFrame, finetune_epochs: int) -> pd.Series:
-    """Mean dense accuracy of each block at this budget: ordinary training's where it was run, else each method's own is used.
-
-    At its defaults, for tuned methods too: so the default and the tuned table compare.
-    """
-    dense = table[(table["method"] == DENSE) & (table["finetune_epochs"] == finetune_epochs)]
-    plain = dense[dense["tuning"] == "default"]
-    dense = dense if plain.empty else plain
-    return dense.groupby(BLOCK)["accuracy"].mean()
-
-
-def _accuracy(rows: pd.DataFrame) -> pd.Series:
-    """Accuracy, with 0 where a row failed: a failure is the worst result, it does not vanish."""
-    return rows["accuracy"].astype(float).where(rows["status"] != "failed", 0.0)
-
-
-def area(sparsity: Sequence[float], accuracy: Sequence[float]) -> float:
-    """Mean height of the piecewise linear accuracy-sparsity curve over its range: the accuracy itself where there is one point."""
-    order = np.argsort(sparsity)
-    x, y = np.asarray(sparsity, float)[order], np.asarray(accuracy, float)[order]
-    return float(y[0]) if len(x) == 1 else float(np.trapezoid(y, x) / (x[-1] - x[0]))
-
-
-def curves(part: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Method -> accuracy by (data set, architecture, seed) and sparsity, of the rows that are supported."""
-    ran = part[part["status"] != "unsupported"].assign(value=_accuracy)
-    return {
-        str(method): rows.pivot_table(index=[*BLOCK, "seed"], columns="sparsity", values="value", sort=False)
-        for method, rows in ran.groupby("method", sort=False)
-    }
-
-
-def areas(curve: pd.DataFrame) -> pd.Series:
-    """Area by (data set, architecture, seed), over the sparsities that each line has; lines without any are left out."""
-    x, y = curve.columns.to_numpy(float), curve.to_numpy(float)
-    has = ~np.isnan(y)
-    values = [area(x[h].tolist(), line[h].tolist()) if h.any() else np.nan for line, h in zip(y, has, strict=True)]
-    return pd.Series(values, index=curve.index, dtype=float).dropna()
-
-
-def difference(a: pd.DataFrame, b: pd.DataFrame) -> pd.Series:
-    """Area of a less area of b, paired by data set, architecture and seed, over the sparsities that both have there."""
-    return areas(a - b)
-
-
-def _line(method: str, rows: pd.DataFrame, reference: pd.Series, measured: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    ran = rows[rows["status"] != "unsupported"].assign(value=_accuracy)
+def _line(method: str, rows: pd.DataFrame, track: Track) -> dict[str, Any]:
     line: dict[str, Any] = {
         "method": method,
-        "blocks": ran.groupby(BLOCK).ngroups,
-        "seeds": ran["seed"].nunique(),
+        "blocks": 0,
+        "seeds": 0,
         "rows": len(rows),
         "epochs": float((rows["epochs"] + rows["finetune_epochs"]).mean()),
         **{status: int((rows["status"] == status).sum()) for status in ("failed", "collapsed", "unsupported")},
     }
+    ran = rows[rows["status"] != "unsupported"].assign(value=accuracy)
     if ran.empty:
-        return line | {"area": np.nan}
-    own = ran.groupby(BLOCK)["dense_accuracy"].mean()
-    dense = own.mul(0).add(reference, fill_value=np.nan).fillna(own) if len(reference) else own
-    mine = areas(measured[method])
-    relative = statistics.estimate(mine / dense.reindex(mine.index.droplevel("seed")).to_numpy(float))
+        return line
+    dense = track.dense[method]
+    relative = statistics.estimate(areas(track.curves[method]))
     return line | {
-        "area": mine.groupby(level=BLOCK).mean().mean(),
+        "blocks": len(dense),
+        "seeds": ran["seed"].nunique(),
         "relative_area": relative.mean,
-        "relative_area_low": relative.low,
-        "relative_area_high": relative.high,
+        "relative_area_low": np.clip(relative.low, 0, None),
+        "relative_area_high": np.clip(relative.high, None, (1 / dense).mean()),
         "relative_area_std": relative.std,
         "sparsity_within_one_point": _largest_sparsity(ran, dense),
         **{f"accuracy_{round(s * 100)}": _mean_at(ran, "value", s) for s in AT},
         "nll_95": _mean_at(ran, "nll", CALIBRATION_AT),
         "ece_95": _mean_at(ran, "ece", CALIBRATION_AT),
         "scoring_epochs": _scoring_epochs(ran),
-        **_versus_baseline(measured[method], measured),
+        **_versus_baseline(track.curves[method], track.curves),
     }
 
 
@@ -193,8 +167,10 @@ def _largest_sparsity(ran: pd.DataFrame, dense: pd.Series) -> float:
     """
     reached = []
     for block, rows in ran.groupby(BLOCK):
+        if block not in dense.index:
+            continue
         curve = rows.groupby("sparsity")["value"].mean()
-        floor = dense[block] - MARGIN
+        floor = dense[block] - MARGIN - statistics.EXACT
         x, y = [0.0, *curve.index], [dense[block], *curve.to_numpy()]
         last = x[-1]
         for x0, x1, y0, y1 in zip(x, x[1:], y, y[1:], strict=False):
@@ -202,7 +178,7 @@ def _largest_sparsity(ran: pd.DataFrame, dense: pd.Series) -> float:
                 last = x0 + (x1 - x0) * (y0 - floor) / (y0 - y1)
                 break
         reached.append(last)
-    return float(np.mean(reached))
+    return float(np.mean(reached)) if reached else np.nan
 
 
 def _scoring_epochs(ran: pd.DataFrame) -> float:

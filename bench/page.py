@@ -18,14 +18,14 @@ import jinja2
 import markupsafe
 import pandas as pd
 
-from bench import cells, leaderboard, pagetables
+from bench import cells, leaderboard, pagetables, tracks
 from bench.spec import COLUMNS, DENSE
 
 TEMPLATES = resources.files("bench") / "templates"
 TEXTS = (
     "dataset", "architecture", "granularity", "match", "method", "criterion", "training", "stage", "tuning", "ablation", "status", "error",
 )  # fmt: skip
-STAGES = {stage: track.removeprefix("one-shot ") for stage, track in leaderboard.ONE_SHOT.items()}
+STAGES = {stage: track.removeprefix("one-shot ") for stage, track in tracks.ONE_SHOT.items()}
 POLICY = "default-src 'none'; style-src '{style}'; script-src '{script}'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
@@ -55,6 +55,10 @@ def page(
         tunings=list(dict.fromkeys(b.tuning for b in boards)),
         plots=_placed(plots, boards),
         gains=tried,
+        warnings=tracks.warnings(rows),
+        interval=pagetables.INTERVAL,
+        collapsed=leaderboard.COLLAPSED,
+        coarsest=leaderboard.COARSEST,
         troubles=pagetables.troubles(rows),
         facts=_facts(rows),
         recipes=_recipes(rows),
@@ -97,10 +101,10 @@ def _prepared(rows: pd.DataFrame) -> pd.DataFrame:
     for name in TEXTS:
         table[name] = pd.Series([cells.words(value) for value in table[name]], table.index, dtype=object)
     table["finetune_epochs"] = table["finetune_epochs"].fillna(0).astype(int)
-    known = {"", *leaderboard.ONE_SHOT}
+    known = {"", *tracks.ONE_SHOT}
     stages = [stage if stage in known else "" for stage in table["stage"]]
     kinds = zip(stages, table["finetune_epochs"], table["granularity"], table["match"], strict=True)
-    table["track"] = [leaderboard.track(*kind) for kind in kinds]
+    table["track"] = [tracks.track_name(*kind) for kind in kinds]
     table["plain"] = table["method"]
     table["method"] = [m if a in ("none", "") else f"{m} ({a})" for m, a in zip(table["plain"], table["ablation"], strict=True)]
     return table

@@ -1,14 +1,13 @@
 """The tables of a leaderboard's page as plain values: each track's board and blocks, what tuning gained, what went wrong."""
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bench import leaderboard, statistics, tuned
+from bench import cells, leaderboard, statistics, tracks, tuned
 from bench.cells import MISSING, Bar, Cell, Column, Line, Table, axis, exact, missing, number, percent, text, words
 
 OUTSIDE = 0.2  # the share of methods that the axis may leave out, with an arrow
@@ -26,25 +25,26 @@ class Board:
     blocks: Table = field(default_factory=lambda: Table([], []))
 
 
+INTERVAL = "± half width of its 95 % confidence interval over seeds, or (low–high) where that was cut to what is possible"
 BOARD_COLUMNS = (
-    Column("Rank", first="ascending", hint="1 + the number of methods that are told apart as better"),
+    Column("Rank", first="ascending", hint="from 1 + the methods that are significantly better to all methods - those significantly worse"),
     Column("Method", first="ascending", kind="text"),
-    Column("Area / dense", kind="area", hint="area under the accuracy-sparsity curve over dense accuracy, and its 95 % interval"),
+    Column("Area / dense", kind="area", hint=f"area under the accuracy-sparsity curve over dense accuracy, mean over blocks, {INTERVAL}"),
     Column("Std", first="ascending", hint="standard deviation of the area over seeds, pooled within blocks"),
     Column("90 %", "Accuracy, % at sparsity", "mean test accuracy at 90 % sparsity"),
     Column("95 %", "Accuracy, % at sparsity", "mean test accuracy at 95 % sparsity"),
     Column("99 %", "Accuracy, % at sparsity", "mean test accuracy at 99 % sparsity"),
     Column("Within\n1 point", hint="largest sparsity, %, at which accuracy stays within one point of dense, interpolated"),
-    Column("NLL", "At 95 %", "negative log-likelihood of the test data, in nats: less is better", first="ascending"),
-    Column("ECE", "At 95 %", "expected calibration error: less is better", first="ascending"),
+    Column("NLL", "At 95 %", "negative log-likelihood of the test data, in nats: lower is better", first="ascending"),
+    Column("ECE", "At 95 %", "expected calibration error: lower is better", first="ascending"),
     Column("Scoring,\nepochs", first="ascending", hint="median cost of scoring, in epochs of training"),
     Column("W / T / L", f"Against {leaderboard.BASELINE}", "wins, ties, losses of area, over blocks and seeds", kind="center"),
     Column("Failed", "Rows", "rows that ended in an error; counted as accuracy 0", first="descending"),
-    Column("Collapsed", "Rows", "rows with a layer that lost every weight; counted as measured"),
-    Column("Unsup.", "Rows", "rows that the method declined beforehand; left out of means and ranks"),
-    Column("All", "Rows", "a row is a sparsity of a seed of a block"),
-    Column("Blocks", "Measured on", "data sets with an architecture"),
-    Column("Seeds", "Measured on", "each with an initial network and batches of its own, the same for every method"),
+    Column("Collapsed", "Rows", f"rows in which {leaderboard.COLLAPSED}; counted as measured"),
+    Column("Unsup.", "Rows", "rows that the method does not support, as it said before running; left out of means and ranks"),
+    Column("All", "Rows", "one row = one method, data set, architecture, sparsity and seed"),
+    Column("Blocks", "Measured on", "blocks that the area is a mean of; one block = one data set and architecture"),
+    Column("Seeds", "Measured on", "one seed = one initial network and order of batches, the same for every method"),
     Column("Epochs", first="ascending", hint="epochs of training and fine-tuning"),
 )  # fmt: skip
 
@@ -52,12 +52,13 @@ BOARD_COLUMNS = (
 def boards(board: pd.DataFrame, rows: pd.DataFrame) -> list[Board]:
     """One for each track and tuning, in the order of leaderboard.csv."""
     table = board.reindex(columns=list(leaderboard.COLUMNS))
-    measured = _by_block(rows)
+    measured, resolutions = _by_block(rows), leaderboard.resolutions(rows)
     found = []
     for (track, tuning), part in table.groupby(["track", "tuning"], sort=False):
         order = {str(name): place for place, name in enumerate(part["method"])}
         own = measured[(measured["track"] == track) & (measured["tuning"] == tuning)]
-        found.append(Board(str(track), str(tuning), _board(part), meaning(part[part["rank"].notna()]), _blocks(own, order)))
+        resolution = resolutions.get((str(track), str(tuning)))
+        found.append(Board(str(track), str(tuning), _board(part), resolution.meaning if resolution else "", _blocks(own, order)))
     return found
 
 
@@ -71,8 +72,8 @@ def _board(part: pd.DataFrame) -> Table:
         column = columns[2]
         ends = f"{low:.{decimals}f}", f"{high:.{decimals}f}"
         columns[2] = Column(column.title, column.group, column.hint, kind=column.kind, axis=ends, mark=dense)
-    falling = area["relative_area"].dropna().is_monotonic_decreasing  # lines come by area, and nearly always so relative to dense too
-    return Table(columns, [_board_line(line, scale) for _, line in part.iterrows()], ordered=2 if falling else None)
+    most = part["blocks"].max()
+    return Table(columns, [_board_line(line, scale, most) for _, line in part.iterrows()], ordered=2)
 
 
 def _lowest(area: pd.DataFrame) -> float:
@@ -82,15 +83,16 @@ def _lowest(area: pd.DataFrame) -> float:
     return most if highest - most < (highest - lowest) / 2 else lowest
 
 
-def _board_line(line: "pd.Series[Any]", scale: tuple[float, float] | None) -> Line:
+def _board_line(line: "pd.Series[Any]", scale: tuple[float, float] | None, most: Any) -> Line:
     versus = Cell(MISSING, kind="center")
     if not missing(line["wins"]):
         counts = " / ".join(f"{line[name]:.0f}" for name in ("wins", "ties", "losses"))
         versus = Cell(counts, exact(line["wins"] - line["losses"]), kind="center")
     name = words(line["method"])
     remark = "baseline" if name == leaderboard.BASELINE else ""
-    cells = [
-        number(line["rank"], "{:.0f}", kind="rank"),
+    rank = Cell(cells.ranks(line["rank_low"], line["rank_high"]), "" if missing(line["rank_low"]) else exact(line["rank_low"]), kind="rank")
+    shown = [
+        rank,
         text(name, "method"),
         _area(line, scale),
         number(line["relative_area_std"]),
@@ -104,7 +106,7 @@ def _board_line(line: "pd.Series[Any]", scale: tuple[float, float] | None) -> Li
         *(number(line[name], "{:.0f}") for name in ("rows", "blocks", "seeds")),
         number(line["epochs"], "{:.3g}"),
     ]
-    return Line(name, cells, remark=remark)
+    return Line(name, shown, remark=remark, note=cells.lacking(line["blocks"], most))
 
 
 def _area(line: "pd.Series[Any]", scale: tuple[float, float] | None) -> Cell:
@@ -112,7 +114,7 @@ def _area(line: "pd.Series[Any]", scale: tuple[float, float] | None) -> Cell:
     if missing(mean) or scale is None:
         return Cell(MISSING, kind="area")
     known = not (missing(low) or missing(high))
-    note = f"±{high - mean:.3f}" if known else ""
+    note = cells.spread(mean, low, high)
     hint = f"95 % interval {exact(low)} to {exact(high)}" if known else ""
     first, middle, last = (
         max(0.0, (float(v) - scale[0]) / (scale[1] - scale[0])) for v in ((low, mean, high) if known else (mean, mean, mean))
@@ -120,35 +122,18 @@ def _area(line: "pd.Series[Any]", scale: tuple[float, float] | None) -> Cell:
     return number(mean, kind="area", note=note, hint=hint, bar=Bar(first, middle, last, off=bool(mean < scale[0])))
 
 
-def meaning(ranked: pd.DataFrame) -> str:
-    """What the ranks of one board say, and how small a difference its seeds can show; '' where there is nothing to rank."""
-    if len(ranked) < 2:
-        return ""
-    seeds, blocks = map(int, ranked[["seeds", "blocks"]].value_counts().index[0])  # of most methods: some fail, some decline a block
-    if seeds < 2:
-        return "One seed tells no two methods apart: lines are in the order of their areas, and all ranks are 1."
-    gap = statistics.detectable(seeds, blocks, len(ranked))
-    typical = float(ranked["relative_area_std"].astype(float).median())
-    about = "" if math.isnan(typical) else f", about {gap * typical:.3f} of area at this table's median deviation"
-    on = f"{seeds} seeds on {blocks} {'block' if blocks == 1 else 'blocks'}"
-    return f"{on} show a difference of {gap:.1f} standard deviations over seeds with 80 % power among {len(ranked)} methods{about}."
-
-
 def _by_block(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean, half width of the 95 % interval and remarks for each track, tuning, method, block and sparsity."""
+    """Mean, its 95 % interval cut to [0, 1], and remarks for each track, tuning, method, block and sparsity."""
     ran = rows[(rows["track"] != "") & (rows["status"] != "unsupported")]
     failed = ran["status"] == "failed"
-    ran = ran.assign(value=ran["accuracy"].astype(float).where(~failed, 0.0), failed=failed, collapsed=ran["status"] == "collapsed")
+    ran = ran.assign(value=tracks.accuracy, failed=failed, collapsed=ran["status"] == "collapsed")
     groups = ran.groupby(["track", "tuning", "method", *BLOCK, "sparsity"], sort=False)
     table = groups.agg(
         mean=("value", "mean"), std=("value", "std"), n=("value", "count"), dense=("dense_accuracy", "mean"),
         failed=("failed", "sum"), collapsed=("collapsed", "sum"),
     ).reset_index()  # fmt: skip
-    from scipy import stats  # a second, which only a page with rows has to wait for
-
-    level = 1 - statistics.ALPHA / 2
-    table["half"] = stats.t.ppf(level, (table["n"] - 1).clip(lower=1)) * table["std"] / np.sqrt(table["n"].clip(lower=1))
-    return table
+    half = statistics.half_width(table["std"], table["n"])
+    return table.assign(low=(table["mean"] - half).clip(lower=0), high=(table["mean"] + half).clip(upper=1))
 
 
 def _blocks(table: pd.DataFrame, order: dict[str, int]) -> Table:
@@ -167,32 +152,32 @@ def _blocks(table: pd.DataFrame, order: dict[str, int]) -> Table:
     for key, part in table.groupby(["method", *BLOCK], sort=False):
         at = {line.sparsity: line for line in part.itertuples()}
         named = dict(zip(["method", *BLOCK], key, strict=True))
-        cells = [text(named["method"], "method"), *(text(named[name]) for name in kinds), percent(part["dense"].mean())]
-        cells += [_point(at.get(s)) for s in sparsities]
-        lines.append(Line(str(named["method"]), cells, str(named["dataset"]), str(named["architecture"])))
+        shown = [text(named["method"], "method"), *(text(named[name]) for name in kinds), percent(part["dense"].mean())]
+        shown += [_point(at.get(s)) for s in sparsities]
+        lines.append(Line(str(named["method"]), shown, str(named["dataset"]), str(named["architecture"])))
     lines.sort(key=lambda line: (line.dataset, line.architecture, order.get(line.method, len(order))))
     return Table(columns, lines)
 
 
 def _point(found: Any) -> Cell:
-    """Mean accuracy at one sparsity; † where a row failed, ‡ where a layer was emptied."""
+    """Mean accuracy at one sparsity; † where a row failed, ‡ where one collapsed."""
     if found is None or missing(found.mean):
         return Cell(MISSING)
     remarks = [(found.failed, "failed", "†"), (found.collapsed, "collapsed", "‡")]
     said = [f"{count} of {found.n} {what}" for count, what, _ in remarks if count]
     marks = "".join(mark for count, _, mark in remarks if count)
-    note = ("" if missing(found.half) else f"±{100 * found.half:.1f}") + marks
+    note = cells.spread(100 * found.mean, 100 * found.low, 100 * found.high, "{:.1f}") + marks
     return percent(found.mean, note=note, hint=", ".join(said))
 
 
 GAIN_COLUMNS = (
     ("area_default", "Defaults", "Area", "mean over seeds of the area on test data, at the declared defaults"),
     ("area_tuned", "Tuned", "Area", "the same, tuned"),
-    ("gain", "Gain", "Area", "tuned less defaults"),
-    ("validation_default", "Defaults", "Validation", "what the search saw: mean pruned accuracy on validation data"),
+    ("gain", "Gain", "Area", "tuned - defaults (positive: tuning helped)"),
+    ("validation_default", "Defaults", "Validation", "mean pruned accuracy on validation data, on which the search decided"),
     ("validation_tuned", "Tuned", "Validation", "the same, for what was chosen"),
     ("trials", "Trials", "Cost", "trials of the search"),
-    ("tuning_epochs", "Epochs", "Cost", "epochs that the search trained, beside the pool that all methods share"),
+    ("tuning_epochs", "Epochs", "Cost", "training epochs used by this search (without the networks shared by all methods)"),
 )
 
 
@@ -214,24 +199,24 @@ def gains(table: pd.DataFrame) -> Table | None:
     ]
     lines = []
     for _, line in table.iterrows():
-        cells = [text(line["method"], "method"), *(text(line[name]) for name in kinds), number(line["finetune_epochs"], "{:.0f}")]
+        shown = [text(line["method"], "method"), *(text(line[name]) for name in kinds), number(line["finetune_epochs"], "{:.0f}")]
         for name, *_ in GAIN_COLUMNS:
             sign = ("gain" if line[name] > 0 else "loss" if line[name] < 0 else "number") if name == "gain" else "number"
             said = number(line[name], form.get(name, "{:.3f}"), kind=sign)
-            cells.append(dataclasses.replace(said, text=said.text.replace("-", "−")))
-        cells += [number(line["seeds"], "{:.0f}"), text(line["hyperparameters"], "json")]
-        lines.append(Line(words(line["method"]), cells, words(line["dataset"]), words(line["architecture"])))
+            shown.append(dataclasses.replace(said, text=said.text.replace("-", "−")))
+        shown += [number(line["seeds"], "{:.0f}"), text(line["hyperparameters"], "json")]
+        lines.append(Line(words(line["method"]), shown, words(line["dataset"]), words(line["architecture"])))
     return Table(columns, lines)
 
 
 def troubles(rows: pd.DataFrame) -> Table | None:
-    """Failed and declined rows with what they say; None where there are none."""
+    """Failed and unsupported rows with their errors; None where there are none."""
     bad = rows[rows["status"].isin(["failed", "unsupported"])]
     if bad.empty:
         return None
     keys = ["method", "dataset", "architecture", "status", "error"]
     columns = [*(Column(t, first="ascending", kind="text") for t in ("Method", "Data set", "Architecture", "Status")), Column("Rows")]
-    columns.append(Column("What it says", first="ascending", kind="text"))
+    columns.append(Column("Error", first="ascending", kind="text"))
     lines = []
     for key, part in bad.groupby(keys, sort=False):
         method, dataset, architecture, status, error = map(str, key)

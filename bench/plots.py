@@ -18,12 +18,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
-from scipy import stats
 
-from bench import diagrams, leaderboard, statistics
+from bench import diagrams, statistics, tracks
 from bench.diagrams import PLAIN
-from bench.leaderboard import BLOCK
 from bench.spec import DENSE, Row
+from bench.tracks import BLOCK
 
 RELEASE = f"Matplotlib v{matplotlib.__version__}"
 STYLE: Any = {
@@ -50,19 +49,19 @@ PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
 
 @dataclass(frozen=True)
 class Track:
-    """The rows of one ranking: those that ran, no controls by ablation, failures as accuracy 0 and nothing else measured."""
+    """The rows of one ranking: those that ran, no ablations, failures as accuracy 0 and nothing else measured; and the dense rows."""
 
     name: str
     slug: str
     rows: pd.DataFrame
     board: pd.DataFrame
-    dense: pd.Series
+    dense: pd.DataFrame
 
 
 def draw(rows: Iterable[Row], board: pd.DataFrame) -> dict[str, bytes]:
     """File name -> contents of every picture: `board` is the leaderboard of the rows."""
-    table = leaderboard.frame(rows)
-    ran = table[table["status"] != "unsupported"].assign(value=lambda t: t["accuracy"].astype(float).where(t["status"] != "failed", 0.0))
+    table = tracks.frame(rows)
+    ran = table[table["status"] != "unsupported"].assign(value=tracks.accuracy)
     styles = _styles(ran.loc[(ran["track"] != "") & (ran["ablation"] == "none"), "method"])
     files: dict[str, bytes] = {}
     with matplotlib.rc_context():
@@ -93,7 +92,7 @@ def _tracks(ran: pd.DataFrame, board: pd.DataFrame) -> Iterator[Track]:
         dense = ran[(ran["method"] == DENSE) & (ran["tuning"] == "default") & (ran["finetune_epochs"] == finetuned)]
         title = name if tuning == "default" else f"{name}, tuned"
         slug = re.sub(r"[^a-z0-9]+", "-", title)
-        yield Track(title, slug, part, lines, dense.groupby(BLOCK)["value"].mean())
+        yield Track(title, slug, part, lines, dense)
 
 
 def _styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -108,7 +107,7 @@ def _styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def _figures(track: Track, styles: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Figure]]:
     yield "accuracy", _curves(track, styles, "value", "test accuracy", _against_sparsity, spread=True)
-    yield "ranks", diagrams.ranks(track.name, track.board, track.rows)
+    yield "ranks", diagrams.ranks(track.name, track.board, pd.concat([track.rows, track.dense]))
     yield "flops", _curves(track, styles, "value", "test accuracy", _against_share("flops_kept", "flops", "FLOPs, share of dense"))
     if track.rows["latency_ms"].notna().any():
         yield (
@@ -172,6 +171,7 @@ def _curves(
     logarithmic: bool = False,
 ) -> Figure:  # fmt: skip
     """A panel for each block, a line for each method: means over seeds, with 95 % intervals where `spread`."""
+    dense = track.dense.groupby(BLOCK)["value"].mean()
     blocks = list(dict.fromkeys(track.rows[BLOCK].itertuples(index=False, name=None)))
     methods = [m for m in track.board["method"] if m in set(track.rows["method"])]
     wide = min(len(blocks), 2 if len(blocks) <= 4 else 3)
@@ -185,8 +185,8 @@ def _curves(
         rows = rows.assign(x=place(axes, rows), y=rows[column].astype(float))
         for k, method in enumerate(methods):
             _line(axes, rows[rows["method"] == method], styles[method], (k - (len(methods) - 1) / 2) * step if spread else 0.0, spread)
-        if column == "value" and block in track.dense.index:
-            axes.axhline(track.dense[block], color="#b0b0b0", linewidth=1.0, linestyle=(0, (1, 1.5)), zorder=1)
+        if column == "value" and block in dense.index:
+            axes.axhline(dense[block], color="#b0b0b0", linewidth=1.0, linestyle=(0, (1, 1.5)), zorder=1)
         axes.set_title(" · ".join(block))
         if logarithmic:
             axes.set_yscale("log")
@@ -219,13 +219,6 @@ def _line(axes: Axes, rows: pd.DataFrame, style: dict[str, Any], shift: float, s
     y = np.array([part["y"].mean() for part in groups])
     axes.plot(x, y, **style, zorder=3)
     if spread:
-        half = np.array([_half_width(part["y"]) for part in groups])
+        half = np.array([statistics.half_width(part["y"].std(), len(part)) for part in groups])
         low, high = np.minimum(half, y), np.minimum(half, 1 - y)
         axes.errorbar(x, y, yerr=np.nan_to_num([low, high]), fmt="none", ecolor=style["color"], elinewidth=0.8, alpha=0.55, zorder=2)
-
-
-def _half_width(values: pd.Series) -> float:
-    """Half of the t-based 95 % interval of a mean; NaN for one value."""
-    return (
-        float(stats.t.isf(statistics.ALPHA / 2, len(values) - 1) * values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
-    )

@@ -4,6 +4,8 @@ import io
 
 import pandas as pd
 
+from bench import cells
+
 BEGIN, END = "<!-- leaderboard -->", "<!-- /leaderboard -->"
 HEADINGS = (
     "rank",
@@ -28,24 +30,25 @@ def rewritten(text: str, board_csv: bytes) -> str | None:
 
 def tables(board_csv: bytes) -> str:
     """A Markdown table for each track of a leaderboard.csv: methods at their defaults, without the controls by ablation."""
-    board = pd.read_csv(io.BytesIO(board_csv), dtype={"rank": "Int64"})
+    board = pd.read_csv(io.BytesIO(board_csv), dtype={"rank_low": "Int64", "rank_high": "Int64"})
     board = board[(board["tuning"] == "default") & ~board["method"].str.contains(r" \((?:shuffle|reinit)\)$")]
     parts = []
     for track, lines in board.groupby("track", sort=False):
         head = ["| " + " | ".join(HEADINGS) + " |", "|---:|---|" + "---:|" * (len(HEADINGS) - 2)]
-        parts.append("\n".join([f"**{track}**", "", *head, *(_line(line) for _, line in lines.iterrows())]) + "\n")
+        parts.append("\n".join([f"**{track}**", "", *head, *(_line(line, lines["blocks"].max()) for _, line in lines.iterrows())]) + "\n")
     return "\n".join(parts)
 
 
-def _line(line: pd.Series) -> str:
-    area = _shown(line["relative_area"], "{:.3f}")
-    if not pd.isna(line["relative_area_low"]):
-        area += f" ±{line['relative_area_high'] - line['relative_area']:.3f}"
+def _line(line: pd.Series, most: int) -> str:
+    ends = (line[name] for name in ("relative_area", "relative_area_low", "relative_area_high"))
+    area = f"{_shown(line['relative_area'], '{:.3f}')} {cells.spread(*ends)}".rstrip()
     against = "–" if pd.isna(line["wins"]) else f"{line['wins']:.0f}/{line['ties']:.0f}/{line['losses']:.0f}"
     method = str(line["method"]).replace("|", "\\|").replace("`", "'")
-    cells = [_shown(line["rank"], "{}"), f"`{method}`", area, *(_shown(line[n], "{:.1%}") for n in SHARES), against, str(line["collapsed"])]
-    return "| " + " | ".join(cells) + " |"
+    lacking = cells.lacking(line["blocks"], most)
+    named = f"`{method}` ({lacking})" if lacking else f"`{method}`"
+    rank = cells.ranks(line["rank_low"], line["rank_high"])
+    return "| " + " | ".join([rank, named, area, *(_shown(line[n], "{:.1%}") for n in SHARES), against, str(line["collapsed"])]) + " |"
 
 
 def _shown(value: object, form: str) -> str:
-    return "–" if pd.isna(value) else form.format(value)
+    return cells.MISSING if cells.missing(value) else form.format(value)

@@ -1,7 +1,6 @@
 """What `run` and `status` do and show: progress while it runs, the leaderboard at the end."""
 
 import dataclasses
-import math
 import os
 import sys
 import time
@@ -17,13 +16,14 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from bench import catalogue, dryrun, executor, leaderboard, pipeline, planning, results, statistics, tuned
+from bench import catalogue, cells, dryrun, executor, leaderboard, pipeline, planning, results, statistics, tracks, tuned
 from bench.job import Place
 from bench.pipeline import Progress
 from bench.planning import Request
 from bench.spec import Row, Suite, UserError
 from bench.store import DEFAULT_URL, Store
 from bench.study import Found
+from bench.tracks import BLOCK
 
 CACHE = Path(".bench")
 # Column of the leaderboard -> (title, format). The first ones are shown on narrow terminals too.
@@ -196,10 +196,14 @@ class _Display:
 
 def _finish(console: Console, rows: list[Row], output: Path | None) -> None:
     """Print dense networks and leaderboard, write the CSVs, name what failed."""
-    board = leaderboard.leaderboard(rows)
+    board, table = leaderboard.leaderboard(rows), tracks.frame(rows)
     print_dense(console, rows)
+    for warning in tracks.warnings(table):
+        console.print(f"warning: {warning}", style="yellow", highlight=False)
+    resolutions = leaderboard.resolutions(table)
     for (track, tuning), part in board.groupby(["track", "tuning"], sort=False):
-        print_board(console, track if tuning == "default" else f"{track}, {tuning}", part)
+        title = track if tuning == "default" else f"{track}, {tuning}"
+        print_board(console, title, part, resolutions[track, tuning].meaning)
     gains = tuned.tuned(rows)
     if len(gains):
         print_gains(console, gains)
@@ -220,26 +224,27 @@ def _finish(console: Console, rows: list[Row], output: Path | None) -> None:
 
 
 def print_dense(console: Console, rows: list[Row]) -> None:
-    """Accuracy of the dense networks: mean and standard deviation over seeds."""
+    """Accuracy of the dense networks: mean over seeds and its 95 % interval."""
     rows = [row for row in rows if row.tuning == "default"]
-    dense = leaderboard.frame(row for row in rows if not row.criterion and row.finetune_epochs == 0)
+    dense = tracks.frame(row for row in rows if not row.criterion and row.finetune_epochs == 0)
     if dense.empty:
-        dense = leaderboard.frame(row for row in rows if not row.criterion)
+        dense = tracks.frame(row for row in rows if not row.criterion)
     blocks = list(dict.fromkeys(zip(dense["dataset"], dense["architecture"], strict=True)))
-    table = Table(title="dense networks: test accuracy", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title="dense networks: test accuracy, ± half width of the 95 % interval", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("training", no_wrap=True)
     for dataset, architecture in blocks:
         table.add_column(f"{dataset}\n{architecture}", justify="right")
     for method, part in dense.groupby("method", sort=False):
         groups = [part[(part["dataset"] == d) & (part["architecture"] == a)]["accuracy"].astype(float) for d, a in blocks]
-        table.add_row(str(method), *(_mean_and_deviation(g) for g in groups))
+        table.add_row(str(method), *(_mean_and_interval(g.dropna()) for g in groups))
     console.print(table)
 
 
-def _mean_and_deviation(values: pd.Series) -> str:
-    if values.isna().all():
+def _mean_and_interval(values: pd.Series) -> str:
+    if values.empty:
         return "failed"
-    return f"{values.mean():.2%}" + (f" ± {values.std():.2%}" if len(values) > 1 else "")
+    mean, half = values.mean(), statistics.half_width(values.std(), len(values))
+    return f"{mean:.2%} {cells.spread(mean, max(0.0, mean - half), min(1.0, mean + half), '{:.2%}')}".rstrip()
 
 
 def make_console() -> Console:
@@ -248,14 +253,17 @@ def make_console() -> Console:
     return console if console.is_terminal else Console(width=140)
 
 
-def print_board(console: Console, title: str, board: pd.DataFrame) -> None:
+def print_board(console: Console, title: str, board: pd.DataFrame, meaning: str) -> None:
     """One track's table, with the 95 % interval of the area where there is room, and below it what its ranks mean."""
     table = _board_table(console, title, board, intervals=True)
     if Measurement.get(console, console.options.update_width(10 * console.width), table).maximum > console.width:
         table = _board_table(console, title, board, intervals=False)
     console.print(table)
-    if meaning := _meaning(board[board["rank"].notna()]):
-        console.print(meaning, style="dim", highlight=False)
+    said = [meaning] * bool(meaning)
+    if board["collapsed"].any():
+        said.append(f"collapsed: rows in which {leaderboard.COLLAPSED}.")
+    if said:
+        console.print(" ".join(said), style="dim", highlight=False)
 
 
 def _board_table(console: Console, title: str, board: pd.DataFrame, *, intervals: bool) -> Table:
@@ -264,27 +272,35 @@ def _board_table(console: Console, title: str, board: pd.DataFrame, *, intervals
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("rank", justify="right")
     table.add_column("method", no_wrap=True)
-    for heading, _ in shown.values():
-        table.add_column(heading, justify="right")
+    most = board["blocks"].max()
+    lacking = any(cells.lacking(blocks, most) for blocks in board["blocks"])
+    if lacking:
+        table.add_column("blocks", justify="right", no_wrap=True)
+    for name, (heading, _) in shown.items():
+        table.add_column("area/dense\n± 95 % interval" if intervals and name == "relative_area" else heading, justify="right")
     table.add_column("wins/ties/losses\nagainst magnitude" if console.width >= NARROW else "w/t/l", justify="right")
-    remarks = [name for name in ("failed", "collapsed", "unsupported") if board[name].any()]
+    kinds = ["failed", "collapsed"] if lacking and console.width < NARROW else ["failed", "collapsed", "unsupported"]
+    remarks = [name for name in kinds if board[name].any()]  # on narrow terminals the number of blocks says enough
     for name in remarks:
         table.add_column(name, justify="right")
     if board["epochs"].nunique() > 1:  # who trained for longer is no rival: it has no rank
         remarks.append("epochs")
         table.add_column("epochs", justify="right")
     for _, line in board.iterrows():
-        rank = "–" if pd.isna(line["rank"]) else str(line["rank"])
-        numbers = ["–" if _missing(line[name]) else form.format(line[name]) for name, (_, form) in shown.items()]
-        if intervals and not _missing(line["relative_area_low"]):
-            numbers[0] += f" ±{line['relative_area_high'] - line['relative_area']:.3f}"
-        against = "–" if _missing(line["wins"]) else f"{line['wins']:.0f}/{line['ties']:.0f}/{line['losses']:.0f}"
-        table.add_row(rank, line["method"], *numbers, against, *(f"{line[name]:.0f}" for name in remarks))
+        named = [cells.ranks(line["rank_low"], line["rank_high"]), line["method"]]
+        if lacking:
+            named.append(cells.lacking(line["blocks"], most).removesuffix(" blocks") or str(most))
+        numbers = ["–" if cells.missing(line[name]) else form.format(line[name]) for name, (_, form) in shown.items()]
+        if intervals and "relative_area" in shown:
+            ends = (line[name] for name in ("relative_area", "relative_area_low", "relative_area_high"))
+            numbers[0] = f"{numbers[0]} {cells.spread(*ends)}".rstrip()
+        against = "–" if cells.missing(line["wins"]) else f"{line['wins']:.0f}/{line['ties']:.0f}/{line['losses']:.0f}"
+        table.add_row(*named, *numbers, against, *(f"{line[name]:.0f}" for name in remarks))
     return table
 
 
 def print_gains(console: Console, gains: pd.DataFrame) -> None:
-    """What tuning gained each method, on average over blocks, beside what it cost."""
+    """What tuning gained each method, on average over blocks, and what it cost."""
     table = Table(title="what tuning gained: area on test data, mean over blocks", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("method", no_wrap=True)
     lengths = sorted(gains["finetune_epochs"].unique())
@@ -293,27 +309,10 @@ def print_gains(console: Console, gains: pd.DataFrame) -> None:
         for heading in (f"{kind}\ndefault", "\ntuned", "\ngain"):
             table.add_column(heading, justify="right")
     table.add_column("trials", justify="right")
-    table.add_column("epochs they\ntrained", justify="right")
+    table.add_column("training\nepochs", justify="right")
     means = gains.groupby(["method", "finetune_epochs"], sort=False)[["area_default", "area_tuned", "gain"]].mean()
-    cost = gains.drop_duplicates(["method", *leaderboard.BLOCK]).groupby("method")[["trials", "tuning_epochs"]].sum()
+    cost = gains.drop_duplicates(["method", *BLOCK]).groupby("method")[["trials", "tuning_epochs"]].sum()
     for method in means["gain"].groupby(level=0).mean().sort_values(ascending=False).index:
         numbers = [form.format(v) for f in lengths for v, form in zip(means.loc[(method, f)], ("{:.3f}", "{:.3f}", "{:+.3f}"), strict=True)]
         table.add_row(str(method), *numbers, *(f"{cost.loc[method, name]:.0f}" for name in ("trials", "tuning_epochs")))
     console.print(table)
-
-
-def _meaning(ranked: pd.DataFrame) -> str:
-    """What shared ranks mean, and what so many seeds and blocks can tell; '' where there is nothing to rank."""
-    if len(ranked) < 2:
-        return ""
-    seeds, blocks = int(ranked["seeds"].min()), int(ranked["blocks"].min())
-    if seeds < 2:
-        return "One seed tells no two methods apart: the order is that of the areas."
-    shared = "Equal ranks are not told apart" if ranked["rank"].duplicated().any() else "All ranks are told apart"
-    gap = statistics.detectable(seeds, blocks, len(ranked))
-    on = f"{seeds} seeds on {blocks} {'block' if blocks == 1 else 'blocks'}"
-    return f"{shared} (paired t, Holm). {on} show a difference of {gap:.1f} standard deviations over seeds with 80 % power."
-
-
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value)) or pd.isna(value)

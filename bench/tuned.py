@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from bench.leaderboard import area
 from bench.spec import Row
 from bench.study import Chosen, Found
+from bench.tracks import area
 
 COLUMNS = (
     "dataset", "architecture", "granularity", "match", "method", "finetune_epochs", "trials", "tuning_epochs", "validation_default",

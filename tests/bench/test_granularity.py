@@ -87,8 +87,8 @@ def test_channels_are_tuned_and_compared(tiny: Path, bench: Bench) -> None:
     assert {row.tuning for row in read_rows(Path("out/results.csv"))} == {"default", "tuned"}
     code, out, _ = bench("compare", "magnitude", "random", *options)
     assert code == 0
-    assert "one-shot after training, channel: area, magnitude less random" in out
-    assert "one-shot after training, channel, tuned: area, magnitude less random" in out
+    assert "one-shot after training, channel: area, magnitude - random" in out
+    assert "one-shot after training, channel, tuned: area, magnitude - random" in out
 
 
 @pytest.mark.parametrize(

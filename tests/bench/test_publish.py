@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench import diagrams, leaderboard, plots, published, readme, results
+from bench import diagrams, leaderboard, plots, published, readme, results, tracks
 from bench.datapackage import SCHEMAS
 from bench.published import Board
 from bench.spec import COLUMNS, Row, UserError, load_suite, suites
@@ -216,7 +216,7 @@ def test_pictures_are_the_same_every_time_whatever_the_order_and_the_settings(mo
 
 def test_from_ten_blocks_on_ranks_are_a_critical_difference_diagram() -> None:
     rows = [row for row in made_up(blocks=10) if row.criterion]
-    figure = diagrams.ranks("a track", leaderboard.leaderboard(rows), leaderboard.frame(rows))
+    figure = diagrams.ranks("a track", leaderboard.leaderboard(rows), tracks.frame(rows))
     texts = [text.get_text() for text in figure.axes[0].texts]
     distance = 2.3437 * (3 * 4 / (6 * 10)) ** 0.5  # Demšar 2006, table 5(a): q = 2.343 for three methods at 5 %
     assert f"critical difference {distance:.2f}" in texts
@@ -226,6 +226,31 @@ def test_from_ten_blocks_on_ranks_are_a_critical_difference_diagram() -> None:
 def test_groups_join_what_is_closer_than_the_critical_difference() -> None:
     assert diagrams._groups(np.array([1.0, 1.5, 2.4, 4.0]), 1.0) == [(1.0, 1.5), (1.5, 2.4)]
     assert diagrams._groups(np.array([1.0, 1.2, 1.4]), 0.5) == [(1.0, 1.4)]
+
+
+def test_without_ten_blocks_areas_are_drawn_with_ranges_of_ranks_and_blocks() -> None:
+    rows = [row for row in made_up(blocks=2) if (row.method, row.dataset) != ("random", "d1")]
+    board = leaderboard.leaderboard(rows)
+    axes = diagrams.ranks("a track", board, tracks.frame(rows)).axes[0]
+    ranges = [f"{low}–{high}" if low < high else str(low) for low, high in zip(board["rank_low"], board["rank_high"], strict=True)]
+    lacking = [" (1 of 2 blocks)" * (method == "random") for method in board["method"]]
+    wanted = [f"{m}{b}   {r}" for m, b, r in zip(board["method"], lacking, ranges, strict=True)]
+    assert [label.get_text() for label in axes.get_yticklabels()] == wanted
+    one = leaderboard.leaderboard([row for row in rows if row.seed == 0])
+    axes = diagrams.ranks("a track", one, tracks.frame(row for row in rows if row.seed == 0)).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [m + " (1 of 2 blocks)" * (m == "random") for m in one["method"]]
+
+
+def test_the_readme_shows_ranges_of_ranks_and_who_lacks_blocks() -> None:
+    rows = [row for row in made_up(blocks=2) if (row.method, row.dataset) != ("random", "d1")]
+    board = leaderboard.leaderboard(rows)
+    lines = readme.tables(results.table_text(board).encode()).splitlines()[4:]
+    assert len(lines) == len(board) == 3
+    for shown, line in zip(lines, board.itertuples(), strict=True):
+        cells = [cell.strip() for cell in shown.strip("|").split("|")]
+        assert cells[0] == (f"{line.rank_low}–{line.rank_high}" if line.rank_low < line.rank_high else f"{line.rank_low}")
+        assert cells[1] == f"`{line.method}`" + " (1 of 2 blocks)" * (line.method == "random")
+        assert cells[2] == f"{line.relative_area:.3f} ±{line.relative_area_high - line.relative_area:.3f}"
 
 
 def test_a_readme_without_markers_stays() -> None:

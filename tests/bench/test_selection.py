@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from bench.leaderboard import area
 from bench.selection import Measured, gain, rounds, weights
+from bench.tracks import area
 
 
 @pytest.mark.parametrize("trials", range(1, 60))
