@@ -15,6 +15,7 @@ from torch import nn
 import methods
 from bench import architectures, data, evaluate
 from bench.checkpoints import Networks
+from bench.flops import layer_flops
 from bench.job import Job, Place
 from bench.progress import Beat
 from bench.spec import Protocol
@@ -103,7 +104,7 @@ class Workbench:
         logits = evaluate.logits_of(problem.model, split)
         measured = evaluate.quality(logits, split.targets)
         dense = _dense(self.job.architecture, self.dataset.input_shape, self.dataset.classes)
-        flops = (dense.flops, dense.layers) if left == dense.prunable else evaluate.layer_flops(problem.model, self.dataset.input_shape)
+        flops = (dense.flops, dense.layers) if left == dense.prunable else layer_flops(problem.model, self.dataset.input_shape)
         size = evaluate.size(problem.model, problem.mask, flops)
         collapsed = size.layers_collapsed > 0 or self.dense_off
         return {
