@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from bench import leaderboard, published, results
 from bench.spec import Row
@@ -113,3 +114,23 @@ def test_an_awkward_board_is_what_its_rows_give(seeds: int, tmp_path: Path) -> N
     wanted = recomputed.leaderboard(recomputed.read(tmp_path))
     assert_same(shown, wanted, leaderboard.COLUMNS)
     assert any(line["rank_low"] for line in shown) == (seeds > 1)
+
+
+def test_tuning_makes_no_method_significantly_worse() -> None:
+    """On every committed board, for every method and length of fine-tuning: tuned against default, paired by block and seed."""
+    found = {}
+    for folder in FOLDERS:
+        rows = [r for r in recomputed.read(folder) if r["criterion"] and r["ablation"] == "none" and r["status"] != "unsupported"]
+        curves: dict[Any, dict[str, dict[Any, dict[float, float]]]] = {}
+        for r in rows:
+            line = curves.setdefault((folder.name, r["method"], r["finetune_epochs"]), {}).setdefault(r["tuning"], {})
+            key = (*recomputed.block_of(r), r["seed"])
+            line.setdefault(key, {})[float(r["sparsity"])] = recomputed.accuracy(r)
+        for name, line in curves.items():
+            if "tuned" in line:
+                gains = {k: recomputed.area(c) - recomputed.area(line["default"][k]) for k, c in line["tuned"].items()}
+                found[name] = recomputed.Sample(gains)
+    assert found, "a board has tuned rows"
+    losses = {name: sample for name, sample in found.items() if sample.mean < -1e-12}
+    worse = {n: s.mean for n, s in losses.items() if not s.error or 2 * stats.t.sf(-s.mean / s.error, s.df) < 0.05}
+    assert not worse
