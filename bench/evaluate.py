@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from bench.data import Split
+from bench.flops import layer_flops
 from methods import Cost, Mask, prunable
 from methods.granularity.nm import semi_structured
 from methods.pruning import evaluating
@@ -99,17 +99,6 @@ def dense(model: nn.Module, input_shape: tuple[int, ...]) -> Dense:
 def parameters(model: nn.Module) -> int:
     """How many numbers it has to learn."""
     return sum(p.numel() for p in model.parameters())
-
-
-def layer_flops(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, dict[str, int]]:
-    """(all FLOPs, weight name -> FLOPs of its layer) for one input: a multiply and an add count as two."""
-    counter = FlopCounterMode(display=False)
-    with evaluating(model), torch.no_grad(), counter:
-        model(torch.zeros(1, *input_shape, device=next(model.parameters()).device))
-    # The counter names a module by its path below the root's class name.
-    by_module = {path.partition(".")[2]: sum(ops.values()) for path, ops in counter.get_flop_counts().items()}
-    layers = {name: int(by_module.get(name.removesuffix(".weight"), 0)) for name in prunable(model)}
-    return int(counter.get_total_flops()), layers
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import nn
 
 import methods
 from bench import architectures, data, evaluate
+from bench.flops import layer_flops
 from bench.job import Job, Place
 from bench.progress import Beat
 from bench.spec import Protocol
@@ -102,7 +103,7 @@ class Workbench:
         split = self.dataset.test if self.job.split == "test" else self.dataset.validation
         measured = evaluate.quality(evaluate.logits_of(problem.model, split), split.targets)
         dense = _dense(self.job.architecture, self.dataset.input_shape, self.dataset.classes)
-        flops = (dense.flops, dense.layers) if left == dense.prunable else evaluate.layer_flops(problem.model, self.dataset.input_shape)
+        flops = (dense.flops, dense.layers) if left == dense.prunable else layer_flops(problem.model, self.dataset.input_shape)
         size = evaluate.size(problem.model, problem.mask, flops)
         collapsed = size.layers_collapsed > 0 or self.dense_off
         return {

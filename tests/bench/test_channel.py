@@ -157,7 +157,7 @@ def test_flops_can_be_what_is_cut() -> None:
     problem = trained_like("resnet20", (1, 8, 8))
 
     def flops(model: nn.Module) -> float:
-        from bench.evaluate import layer_flops
+        from bench.flops import layer_flops
 
         return float(layer_flops(copy.deepcopy(model).float(), (1, 8, 8))[0])
 

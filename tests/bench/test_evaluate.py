@@ -6,7 +6,8 @@ from torch import nn
 
 from bench import evaluate
 from bench.data import Split
-from bench.evaluate import cost, dense, latency, layer_flops, logits_of, peak_memory, quality, size, switched_off
+from bench.evaluate import cost, dense, latency, logits_of, peak_memory, quality, size, switched_off
+from bench.flops import layer_flops
 from methods import full_mask
 
 
