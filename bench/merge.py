@@ -17,6 +17,7 @@ from typing import Any
 import methods
 from bench import agreement
 from bench.datapackage import SCHEMAS
+from bench.noise import Noise
 from bench.planning import dense_name, hyperparameters_of
 from bench.published import Board
 from bench.results import KINDS, value_of
@@ -45,6 +46,7 @@ def check(path: Path, board: Board) -> Checked:
     seen: dict[tuple[Any, ...], int] = {}
     shapes = {(r.dataset, r.architecture): {n: getattr(r, n) for n in SHAPE} for r in board.rows if r.prunable_weights}
     numbers: dict[int, int] = {}
+    repeated: list[tuple[int, agreement.Pair]] = []
     for number, record in _records(path):
         row, faults = _row(record)
         if row is not None and not faults:
@@ -59,16 +61,26 @@ def check(path: Path, board: Board) -> Checked:
         if there is None:
             checked.new.append(row)
             numbers[id(row)] = number
-        elif different := [*agreement.differences(there, row, agreement.TOLERANCE), *_configuration(there, row)]:
-            checked.refused.append((number, f"differs from what is published: {'; '.join(different)}"))
         else:
-            checked.repeated += 1
+            repeated.append((number, (there, row)))
+    contradictions = list(_contradictions(repeated, board))
+    checked.refused += contradictions
+    checked.repeated = len(repeated) - len(contradictions)
     complete = {row.identity: row for row in (*board.rows, *checked.new)}.values()
     if not checked.refused:
         new = {(row.method, row.tuning, row.ablation): numbers[id(row)] for row in reversed(checked.new)}
         checked.refused += [(new[key], reason) for key, reason in incomplete(complete, board.suite) if key in new]
     checked.refused.sort(key=lambda fault: fault[0])
     return checked
+
+
+def _contradictions(repeated: list[tuple[int, agreement.Pair]], board: Board) -> Iterator[tuple[int, str]]:
+    """(row number, reason) for rows that are not what is published of the same cell and seed, judged as `verify` does."""
+    verdicts = agreement.compare([pair for _, pair in repeated], Noise(board.rows))
+    for (number, pair), verdict in zip(repeated, verdicts, strict=True):
+        different = [*verdict.differences, *_configuration(*pair)]
+        if different:
+            yield number, f"differs from what is published: {'; '.join(different)}"
 
 
 def incomplete(rows: Iterable[Row], suite: Suite) -> Iterator[tuple[tuple[str, str, str], str]]:
