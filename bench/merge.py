@@ -21,7 +21,7 @@ from bench.noise import Noise
 from bench.planning import dense_name, hyperparameters_of
 from bench.published import Board
 from bench.results import KINDS, value_of
-from bench.spec import COLUMNS, DENSE, PROTOCOL_VERSION, Row, Suite, UserError
+from bench.spec import COLUMNS, PROTOCOL_VERSION, Row, Suite, UserError
 from methods import Stage
 
 FIELDS = {f["name"]: f for f in SCHEMAS["results"]["fields"]}
@@ -86,13 +86,16 @@ def _contradictions(repeated: list[tuple[int, agreement.Pair]], board: Board) ->
 def incomplete(rows: Iterable[Row], suite: Suite) -> Iterator[tuple[tuple[str, str, str], str]]:
     """((method, tuning, ablation), what is missing) for all that lack a cell or a seed of the suite."""
     found: dict[tuple[str, str, str], dict[tuple[Any, ...], set[int]]] = {}
+    pruned: set[tuple[str, str, str]] = set()
     for row in rows:
+        if row.criterion:
+            pruned.add((row.method, row.tuning, row.ablation))
         seeds = found.setdefault((row.method, row.tuning, row.ablation), {})
         seeds.setdefault((row.dataset, row.architecture, row.sparsity, row.finetune_epochs), set()).add(row.seed)
     # Architectures that do not take a data set have rows of nobody.
     blocks = {cell[:2] for cells in found.values() for cell in cells}
     for key, cells in found.items():
-        if key[0].startswith(DENSE):
+        if key not in pruned:
             own = {cell[:2] for cell in cells}  # a training's reference is there where a method has chosen it
             wanted = {(*block, 0.0, f) for block in own for f in suite.finetune_epochs}
         else:

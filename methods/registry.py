@@ -20,6 +20,7 @@ KINDS: dict[str, type[Configuration]] = {"criteria": Criterion, "trainings": Tra
 _registered: dict[str, dict[str, type[Configuration]]] = {kind: {} for kind in KINDS}
 _methods: dict[str, "Method"] = {}
 SCHEDULES: dict[str, Schedule] = {}  # name -> what `criterion(schedule=name)` means
+RESERVED = {"dense": "the rows of unpruned networks", "all": "every method"}  # what a name on the command line or a board stands for
 _loaded: set[str] = set()
 C = TypeVar("C", bound=type[Configuration])
 
@@ -91,14 +92,15 @@ def register(name: str, *, costly: bool = False) -> Callable[[C], C]:
     """Class decorator that registers a Criterion, a Training or a Granularity under its name.
 
     A criterion becomes a method of that name under training `map` at its default stage (DURING: by the default `Gradual`).
-    Names are lower-case words joined by underscores (or n:m). Raises ValueError where the name is taken, TypeError where the
-    class is none of these.
+    Names are lower-case words joined by underscores (or n:m). Raises ValueError where the name is taken or reserved, TypeError
+    where the class is none of these.
     """
 
     def add(cls: C) -> C:
         kind = next((k for k, base in KINDS.items() if isinstance(cls, type) and issubclass(cls, base)), None)
         if kind is None:
             raise TypeError(f"register('{name}'): {cls!r} is neither a Criterion nor a Training nor a Granularity")
+        _refuse_reserved(f"register('{name}')", name)
         if not name.replace("_", "").replace(":", "").isalnum() or name != name.lower():
             raise ValueError(f"register('{name}'): a name is lower-case letters, digits and underscores")
         if name in _registered[kind] or (kind == "criteria" and name in _methods):
@@ -114,13 +116,21 @@ def register(name: str, *, costly: bool = False) -> Callable[[C], C]:
 
 
 def define(method: Method) -> None:
-    """Add one named method to the table. Raises ValueError where the name, or the same thing under another name, is there."""
+    """Add one named method to the table. Raises ValueError where the name is reserved or there, or the same under another name."""
+    _refuse_reserved(f"method '{method.name}'", method.name)
     if method.name in _methods:
         raise ValueError(f"method '{method.name}' is defined twice")
     twin = next((m.name for m in _methods.values() if _identity(m) == _identity(method)), None)
     if twin is not None:
         raise ValueError(f"method '{method.name}' is '{twin}' under another name")
     _methods[method.name] = method
+
+
+def _refuse_reserved(what: str, name: str) -> None:
+    """ValueError where a name, or what stands before its training and options, is reserved."""
+    plain = name.partition("@")[0].partition("(")[0].strip()
+    if plain in RESERVED:
+        raise ValueError(f"{what}: the name '{plain}' is reserved for {RESERVED[plain]}")
 
 
 def _identity(m: Method) -> tuple[Any, ...]:

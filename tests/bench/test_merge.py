@@ -12,7 +12,8 @@ import methods
 from bench import merge, plots, publish, published, results
 from bench.planning import hyperparameters_of
 from bench.published import Board
-from bench.spec import COLUMNS, Row, UserError, load_suite
+from bench.spec import COLUMNS, DENSE, Row, UserError, load_suite
+from methods import registry
 
 Bench = Callable[..., tuple[int, str, str]]
 SHAPE = {"prunable_weights": 1000, "parameters": 1010, "flops": 2000}
@@ -191,6 +192,34 @@ def test_a_method_comes_for_all_cells_and_seeds(board: Board, without: dict[str,
     assert number == 2
     assert reason.startswith("'spam' has no row for breast_cancer/mlp at sparsity ")
     assert reason.endswith("seeds 1" if "seed" in without else "seeds 0, 1, 2")
+
+
+DENSE_MINE = """
+from dataclasses import dataclass
+import methods
+
+@methods.register("dense_mine")
+@dataclass(frozen=True, kw_only=True)
+class Mine(methods.Criterion):
+    def score(self, problem):
+        return methods.Scores({n: w.detach() for n, w in problem.weights.items()})
+"""
+
+
+def test_a_method_is_pruned_whatever_its_name_begins_with(board: Board, bench: Bench) -> None:
+    """`dense_mine` is asked for all sparsities, counts as a method, and its dense reference is that of its training."""
+    Path("mine.py").write_text(DENSE_MINE)
+    methods.load_plugin("mine.py")
+    results.write_rows([r for r in cells("dense_mine") if r.sparsity == 0.5], Path("theirs.csv"))
+    ((_, reason),) = merge.check(Path("theirs.csv"), board).refused
+    assert reason == "'dense_mine' has no row for breast_cancer/mlp at sparsity 0.9 with 0 epochs of fine-tuning, seeds 0, 1, 2"
+    results.write_rows(cells("dense_mine"), Path("theirs.csv"))
+    code, out, _ = bench("publish", "--suite", "tiny", "--merge", "theirs.csv", "--plugin", "mine.py")
+    assert code == 0
+    assert "theirs.csv: 6 rows to merge (dense_mine)" in out
+    assert "27 rows of 4 methods" in out
+    assert all(row.method not in registry.RESERVED for row in board.rows if row.criterion)
+    assert DENSE in registry.RESERVED
 
 
 def test_publishing_keeps_what_others_have_contributed_but_not_of_other_settings(board: Board) -> None:

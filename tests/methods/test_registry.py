@@ -170,6 +170,19 @@ def test_names_that_could_not_be_typed_are_refused(name: str) -> None:
         register(name)(twin())
 
 
+@pytest.mark.parametrize(("name", "meaning"), [("dense", "the rows of unpruned networks"), ("all", "every method")])
+def test_names_that_mean_something_else_are_refused(name: str, meaning: str) -> None:
+    before = state()
+    with pytest.raises(ValueError, match=rf"^register\('{name}'\): the name '{name}' is reserved for {meaning}$"):
+        register(name)(twin())
+    for full in (name, f"{name}@spam", f"{name}(lr=0.2)"):
+        with pytest.raises(ValueError, match=rf"the name '{name}' is reserved for {meaning}$"):
+            methods.define(Method(full, "magnitude", options={"scope": "erk"}))
+    assert state() == before
+    register(f"{name}_mine")(twin())
+    assert methods.names()[-1] == f"{name}_mine", "a name may begin so"
+
+
 def test_only_the_three_kinds_register() -> None:
     with pytest.raises(TypeError, match="neither a Criterion nor a Training nor a Granularity"):
         register("number")(int)  # type: ignore[type-var]
