@@ -130,10 +130,8 @@ def _sample(board: Board, methods: str | None, size: int, seed: int) -> list[Row
     """Rows drawn without replacement, in the order of the files. UserError for a method that is not there."""
     rows = list(board.rows)
     if methods is not None:
-        names = [name.strip() for name in re.split(r",(?![^()]*\))", methods) if name.strip()]
-        for name in names:
-            if name not in {row.method for row in rows}:
-                raise unknown("method of this leaderboard", name, sorted({row.method for row in rows}))
+        there = {row.method for row in rows}
+        names = [_spelled(name.strip(), there) for name in re.split(r",(?![^()]*\))", methods) if name.strip()]
         rows = [row for row in rows if row.method in names]
     if not rows:
         raise UserError("there are no rows to verify")
@@ -142,6 +140,19 @@ def _sample(board: Board, methods: str | None, size: int, seed: int) -> list[Row
         raise UserError(f"rows of protocol {', '.join(sorted(others))}: this is protocol {PROTOCOL_VERSION}; take the release they name")
     chosen = random.Random(seed).sample(range(len(rows)), min(size, len(rows)))
     return [rows[k] for k in sorted(chosen)]
+
+
+def _spelled(name: str, there: set[str]) -> str:
+    """A method of the leaderboard as it is spelled there; UserError where there is none of that name."""
+    if name in there:
+        return name
+    try:
+        spelled = methods.get(name).name
+    except ValueError:
+        spelled = name
+    if spelled not in there:
+        raise unknown("method of this leaderboard", name, sorted(there))
+    return spelled
 
 
 def _caveat(row: Row, place: Place) -> str:

@@ -1,6 +1,5 @@
 """Where methods are found by name: registration, composition (`criterion@training`), plug-ins."""
 
-import ast
 import difflib
 import hashlib
 import importlib.metadata
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from methods import spelling
 from methods.interface import Configuration, Criterion, Granularity, Stage, Training
 from methods.schedule import Gradual, Schedule
 from methods.space import ranges
@@ -148,13 +148,14 @@ def get(name: str) -> Method:
 
     Hyperparameters may be fixed in brackets, of the criterion or of the training after `@`: `magnitude@map(weight_decay=0.005)`,
     `opd(form=eigenbasis)@spam(prior=layer)`; those of a name without `@` may be of either. `obd(schedule=iterative)` cuts by a
-    schedule: `SCHEDULES`. Raises ValueError naming what is wrong.
+    schedule: `SCHEDULES`. The method's own name is the one spelling of it: `opd(precision=2)` is `opd(precision=2.0)`, and options
+    that are so anyway are left out. Raises ValueError naming what is wrong.
     """
     load_entry_points()
     if name in _methods:
         return _methods[name]
     left, at, right = name.partition("@")
-    (left, given), (right, trained) = _bracketed(left), _bracketed(right)
+    (left, given), (right, trained) = spelling.parsed(left), spelling.parsed(right)
     if left not in _methods or not (at or given):
         raise unknown("method", left, _methods)
     base = _methods[left]
@@ -168,15 +169,11 @@ def get(name: str) -> Method:
         own = ranges(lookup("criteria", base.criterion))
         trained = {k: v for k, v in given.items() if k not in own}
         given = {k: v for k, v in given.items() if k in own}
-    options = _new_options("criteria", made.criterion, {**base.options, **given})
-    training_options = _new_options("trainings", made.training, {**base.training_options, **trained})
+    options = _options("criteria", made.criterion, {**base.options, **given})
+    training_options = _options("trainings", made.training, {**base.training_options, **trained})
     made = replace(made, options=options, training_options=training_options)
     twin = next((m for m in _methods.values() if _identity(m) == _identity(made)), None)
-    if twin is not None:
-        return twin
-    if made.training == base.training and not trained.keys() & ranges(lookup("criteria", base.criterion)).keys():
-        return replace(made, name=left + _brackets({**given, **planned, **trained}))
-    return replace(made, name=f"{left}{_brackets({**given, **planned})}@{right}{_brackets(trained)}")
+    return twin or spelling.named(made, base, planned, _methods.values())
 
 
 def _scheduled(schedule: str | None = None) -> dict[str, Any]:
@@ -188,31 +185,10 @@ def _scheduled(schedule: str | None = None) -> dict[str, Any]:
     return {"schedule": SCHEDULES[schedule], "stage": SCHEDULES[schedule].stage}
 
 
-def _bracketed(text: str) -> tuple[str, dict[str, Any]]:
-    """`name(key=value,...)` -> (name, options); ValueError where that cannot be read."""
-    name, bracket, rest = text.partition("(")
-    if not bracket:
-        return name.strip(), {}
-    options = {}
-    for part in rest.removesuffix(")").split(","):
-        key, equals, value = (p.strip() for p in part.partition("="))
-        if not (rest.endswith(")") and key and equals and value):
-            raise ValueError(f"cannot read '{text}': options are written name(key=value,key=value)")
-        try:
-            options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[key] = value
-    return name.strip(), options
-
-
-def _brackets(options: Mapping[str, Any]) -> str:
-    return f"({','.join(f'{k}={v}' for k, v in options.items())})" if options else ""
-
-
-def _new_options(kind: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that differ from the defaults, checked."""
+def _options(kind: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that differ from the defaults, checked: canonical values, in the order of declaration."""
     made, plain = make(kind, name, options), make(kind, name, {})
-    return {k: v for k, v in options.items() if getattr(made, k) != getattr(plain, k)}
+    return {k: getattr(made, k) for k in ranges(made) if getattr(made, k) != getattr(plain, k)}
 
 
 def lookup(kind: str, name: str) -> type[Configuration]:
@@ -238,7 +214,7 @@ def get_granularity(name: str) -> Granularity:
 
     Raises ValueError naming what is wrong.
     """
-    plain, options = _bracketed(name)
+    plain, options = spelling.parsed(name)
     n, colon, m = plain.partition(":")
     if colon and n.isdecimal() and m.isdecimal():
         plain, options = "2:4", {"n": int(n), "m": int(m), **options}

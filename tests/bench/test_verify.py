@@ -140,6 +140,13 @@ def test_all_rows_together_can_be_shifted_though_none_differs(
     assert out.endswith("all 60 rows are as published; all rows together are shifted\n")
 
 
+def test_a_method_may_be_spelled_otherwise_than_on_the_board(check: Callable[..., tuple[int, str]]) -> None:
+    code, out = check(lambda row: row, rounding, "--methods", "random@map,opd(precision=1)")
+    assert code == 0
+    assert "computing 20 of 60 rows" in out
+    assert set(re.findall(r"agrees   (\w+) · ", out)) == {"random", "opd"}
+
+
 def test_a_tolerance_decides_alone(check: Callable[..., tuple[int, str]]) -> None:
     wrong: Rerun = lambda row: replace(row, accuracy=(round((row.accuracy or 0) * SAMPLES) - 11) / SAMPLES, nll=0.4)  # noqa: E731
     assert check(rerun=wrong)[0] == 1
