@@ -9,7 +9,7 @@ import methods
 from bench.spec import UserError, load_suite, suites
 from methods import Stage, contract
 from methods.contract import Finding
-from methods.registry import KINDS
+from methods.registry import KINDS, RESERVED
 
 WHEN = {Stage.INIT: "at initialisation", Stage.DURING: "while training", Stage.AFTER: "after training"}
 
@@ -140,6 +140,8 @@ def write_template(name: str, directory: Path) -> Path:
     if not name.isidentifier() or name != name.lower() or name.startswith("_") or keyword.iskeyword(name):
         raise UserError(f"'{name}' is no method name: lower-case letters, digits and underscores, beginning with a letter")
     taken = [*methods.names(), *(n for kind in KINDS for n in methods.names(kind))]
+    if name in RESERVED:
+        raise UserError(f"'{name}' is reserved for {RESERVED[name]}; choose another")
     if name in taken:
         raise UserError(f"'{name}' is a registered name; choose another")
     path = directory / f"{name}.py"

@@ -179,19 +179,22 @@ def publish(
 
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="leaderboards/SUITE", help="A leaderboard's folder.")],
-    sample: Annotated[int | None, typer.Option(help="How many rows to compute again, drawn at random.", show_default="3")] = None,
-    methods: Annotated[str | None, typer.Option(help="Draw from the rows of these methods, with commas.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    sample: Annotated[int | None, typer.Option(help="Number of rows to recompute, drawn at random.", show_default="3")] = None,
+    methods: Annotated[str | None, typer.Option(help="Draw only from these methods (comma-separated).")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
     tolerance: Annotated[
         float | None,
-        typer.Option(help="Difference of accuracy to allow, a fraction.", show_default="none on the same torch and device, else 0.05"),
+        typer.Option(
+            help="Allowed difference in accuracy, a fraction, instead of the tests.",
+            show_default="none on the same torch and device, elsewhere what each cell shows over seeds",
+        ),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes; as many as cores by default, one on a GPU.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     data_root: Annotated[Path | None, typer.Option(help="Where torchvision's data sets lie.")] = None,
     plugin: Plugins = None,
 ) -> None:
-    """Compute published rows again and compare, and rebuild derived files; exit code 1 where something is not as published."""
+    """Recompute a random sample of published results and compare, and rebuild derived files. Exit code 1 if anything differs."""
     from bench.spec import UserError
 
     check_device(device)

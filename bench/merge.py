@@ -17,10 +17,11 @@ from typing import Any
 import methods
 from bench import agreement
 from bench.datapackage import SCHEMAS
+from bench.noise import Noise
 from bench.planning import dense_name, hyperparameters_of
 from bench.published import Board
 from bench.results import KINDS, value_of
-from bench.spec import COLUMNS, DENSE, PROTOCOL_VERSION, Row, Suite, UserError
+from bench.spec import COLUMNS, PROTOCOL_VERSION, Row, Suite, UserError
 from methods import Stage
 
 FIELDS = {f["name"]: f for f in SCHEMAS["results"]["fields"]}
@@ -45,6 +46,7 @@ def check(path: Path, board: Board) -> Checked:
     seen: dict[tuple[Any, ...], int] = {}
     shapes = {(r.dataset, r.architecture): {n: getattr(r, n) for n in SHAPE} for r in board.rows if r.prunable_weights}
     numbers: dict[int, int] = {}
+    repeated: list[tuple[int, agreement.Pair]] = []
     for number, record in _records(path):
         row, faults = _row(record)
         if row is not None and not faults:
@@ -59,10 +61,11 @@ def check(path: Path, board: Board) -> Checked:
         if there is None:
             checked.new.append(row)
             numbers[id(row)] = number
-        elif different := [*agreement.differences(there, row, agreement.TOLERANCE), *_configuration(there, row)]:
-            checked.refused.append((number, f"differs from what is published: {'; '.join(different)}"))
         else:
-            checked.repeated += 1
+            repeated.append((number, (there, row)))
+    contradictions = list(_contradictions(repeated, board))
+    checked.refused += contradictions
+    checked.repeated = len(repeated) - len(contradictions)
     complete = {row.identity: row for row in (*board.rows, *checked.new)}.values()
     if not checked.refused:
         new = {(row.method, row.tuning, row.ablation): numbers[id(row)] for row in reversed(checked.new)}
@@ -71,16 +74,28 @@ def check(path: Path, board: Board) -> Checked:
     return checked
 
 
+def _contradictions(repeated: list[tuple[int, agreement.Pair]], board: Board) -> Iterator[tuple[int, str]]:
+    """(row number, reason) for rows that are not what is published of the same cell and seed, judged as `verify` does."""
+    verdicts = agreement.compare([pair for _, pair in repeated], Noise(board.rows))
+    for (number, pair), verdict in zip(repeated, verdicts, strict=True):
+        different = [*verdict.differences, *_configuration(*pair)]
+        if different:
+            yield number, f"differs from what is published: {'; '.join(different)}"
+
+
 def incomplete(rows: Iterable[Row], suite: Suite) -> Iterator[tuple[tuple[str, str, str], str]]:
     """((method, tuning, ablation), what is missing) for all that lack a cell or a seed of the suite."""
     found: dict[tuple[str, str, str], dict[tuple[Any, ...], set[int]]] = {}
+    pruned: set[tuple[str, str, str]] = set()
     for row in rows:
+        if row.criterion:
+            pruned.add((row.method, row.tuning, row.ablation))
         seeds = found.setdefault((row.method, row.tuning, row.ablation), {})
         seeds.setdefault((row.dataset, row.architecture, row.sparsity, row.finetune_epochs), set()).add(row.seed)
     # Architectures that do not take a data set have rows of nobody.
     blocks = {cell[:2] for cells in found.values() for cell in cells}
     for key, cells in found.items():
-        if key[0].startswith(DENSE):
+        if key not in pruned:
             own = {cell[:2] for cell in cells}  # a training's reference is there where a method has chosen it
             wanted = {(*block, 0.0, f) for block in own for f in suite.finetune_epochs}
         else:

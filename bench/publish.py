@@ -15,7 +15,7 @@ from rich.console import Console
 from bench import catalogue, merge, pipeline, planning, published, readme, report, results
 from bench.planning import Plan, Request
 from bench.published import Board
-from bench.spec import ABLATIONS, DENSE, Row, Suite, UserError
+from bench.spec import ABLATIONS, Row, Suite, UserError
 from bench.store import DEFAULT_URL, Store
 from methods import Stage
 
@@ -164,7 +164,7 @@ def _write(console: Console, board: Board, folder: Path, dry_run: bool) -> None:
     if len(board.suite.seeds) < ENOUGH_SEEDS:
         seeds = f"{len(board.suite.seeds)} seeds; a published suite should have {ENOUGH_SEEDS} (protocol, rule 9)"
         console.print(f"warning: {seeds}", style="yellow", highlight=False)
-    said = f"{len(board.rows)} rows of {len({row.method for row in board.rows if not _is_dense(row)})} methods"
+    said = f"{len(board.rows)} rows of {len({row.method for row in board.rows if row.criterion})} methods"
     if dry_run:
         console.print(f"{folder}: {said}, {len(changes)} files would change; nothing was written", highlight=False, soft_wrap=True)
         return
@@ -175,7 +175,3 @@ def _write(console: Console, board: Board, folder: Path, dry_run: bool) -> None:
     except OSError as error:
         raise UserError(f"cannot write '{folder}': {error.strerror}") from None
     console.print(f"{folder}: {said}, {len(changes)} files written", highlight=False, soft_wrap=True)
-
-
-def _is_dense(row: Row) -> bool:
-    return row.method.partition("@")[0] == DENSE

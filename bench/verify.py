@@ -16,8 +16,10 @@ from typing import Any
 from rich.console import Console
 
 import methods
-from bench import agreement, catalogue, executor, pipeline, published, report
+from bench import agreement, catalogue, executor, pipeline, published, report, workbench
+from bench.agreement import Shift, Verdict
 from bench.job import Configured, Job, Place, Point
+from bench.noise import Noise
 from bench.planning import Plan
 from bench.provenance import provenance
 from bench.published import Board
@@ -48,26 +50,69 @@ def verify(
             computed = _compute(chosen, board, place, pool)
         finally:
             pool.close()
-    wrong = rounding = 0
-    for row, got in zip(chosen, computed, strict=True):
-        allowed = tolerance if tolerance is not None else None if agreement.same_machine(row, got) else agreement.TOLERANCE
-        different = agreement.differences(row, got, allowed)
-        _print_verdict(console, row, got, different)
-        wrong += bool(different)
-        rounding += bool(different) and not agreement.differences(row, got, agreement.TOLERANCE)
-    if rounding:
-        hint = f"{rounding} of them may be rounding on another processor: --tolerance {agreement.TOLERANCE:g} allows that much of accuracy"
-        console.print(hint, highlight=False, soft_wrap=True)
-    console.print(f"{wrong} of {len(chosen)} rows differ" if wrong else f"all {len(chosen)} rows are as published", highlight=False)
+        pairs = list(zip(chosen, computed, strict=True))
+        verdicts = agreement.compare(pairs, Noise(board.rows), tolerance)
+        verdicts = [_with_whole_samples(*pair, verdict, board, place) for pair, verdict in zip(pairs, verdicts, strict=True)]
+    wrong = _print_rows(console, pairs, verdicts, Noise(board.rows) if tolerance is None else None)
     return not (_print_stale(console, folder, board) or wrong)
 
 
-def _print_verdict(console: Console, row: Row, got: Row, different: list[str]) -> None:
+def _with_whole_samples(row: Row, got: Row, verdict: Verdict, board: Board, place: Place) -> Verdict:
+    """The verdict with accuracies that no number of the test samples gives; what repeats itself is not looked at."""
+    suspects = [name for name in (*agreement.ACCURACIES, "top5") if agreement.unequal(row, got, (name,))]
+    if not suspects:
+        return verdict
+    data = workbench.load_data(row.dataset, board.suite.protocol(row.architecture), dataclasses.replace(place, device="cpu"))
+    samples = len(data.held_out)
+    counts = {name: getattr(row, name) * samples for name in suspects}
+    broken = [f"{name}: {getattr(row, name)!r} is not a whole number of the {samples} test samples"
+              for name, count in counts.items() if abs(count - round(count)) > 1e-6]  # fmt: skip
+    return dataclasses.replace(verdict, differences=[*verdict.differences, *broken])
+
+
+def _print_rows(console: Console, pairs: list[agreement.Pair], verdicts: list[Verdict], noise: Noise | None) -> bool:
+    """A line for each row, for what differs in it, and for the sample as a whole; whether anything differs.
+
+    `noise`: of the board; None where a tolerance has decided.
+    """
+    for (row, got), verdict in zip(pairs, verdicts, strict=True):
+        _print_verdict(console, row, got, verdict)
+    shifts = agreement.shifts(pairs, noise) if noise else []
+    for shift in shifts:
+        _print_shift(console, shift)
+    wrong = [pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict.differences]
+    near = sum(agreement.same_environment(*pair) and not agreement.judge(*pair, noise).differences for pair in wrong) if noise else 0
+    if near:
+        hint = (
+            f"{near} of them differ no more than another seed of the same cell does: perhaps the processor is another one under this name"
+        )
+        console.print(hint, highlight=False, soft_wrap=True)
+    shifted = any(shift.significant for shift in shifts)
+    end = f"{len(wrong)} of {len(pairs)} rows differ" if wrong else f"all {len(pairs)} rows are as published"
+    console.print(end + ("; all rows together are shifted" if shifted else ""), highlight=False)
+    return bool(wrong) or shifted
+
+
+def _print_verdict(console: Console, row: Row, got: Row, verdict: Verdict) -> None:
     """A line for the row, and one for each difference."""
-    verdict = "DIFFERS" if different else "agrees" if agreement.differences(row, got, None) else "equal"
-    reasons = [*different, *([got.error] if got.error and got.error != row.error else [])]
-    lines = [f"{verdict:<8} {_label(row)}: accuracy {_percent(row)} published, {_percent(got)} computed", *(f"{'':9}{r}" for r in reasons)]
+    equal = not agreement.unequal(row, got)
+    word = "DIFFERS" if verdict.differences else "equal" if equal else "agrees"
+    reasons = [*verdict.differences, *([got.error] if got.error and got.error != row.error else [])]
+    allowed = "" if equal or verdict.differences else f"; {verdict.allowed}"
+    lines = [
+        f"{word:<8} {_label(row)}: accuracy {_percent(row)} published, {_percent(got)} computed{allowed}",
+        *(f"{'':9}{r}" for r in reasons),
+    ]
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_shift(console: Console, shift: Shift) -> None:
+    """A line for a test of the whole sample."""
+    word = "DIFFERS" if shift.significant else "agrees"
+    size = f"{abs(shift.mean):.2f} deviations {'above' if shift.mean > 0 else 'below'} the published"
+    said = f"on average computed {shift.column} lies {size}" if shift.mean else f"on average computed {shift.column} is as published"
+    networks = f"{shift.networks} independent network{'s' * (shift.networks != 1)}"
+    console.print(f"{word:<8} all rows together: {said} ({networks}, p = {shift.p:.2g})", highlight=False, soft_wrap=True)
 
 
 def _print_stale(console: Console, folder: Path, board: Board) -> bool:
@@ -85,10 +130,8 @@ def _sample(board: Board, methods: str | None, size: int, seed: int) -> list[Row
     """Rows drawn without replacement, in the order of the files. UserError for a method that is not there."""
     rows = list(board.rows)
     if methods is not None:
-        names = [name.strip() for name in re.split(r",(?![^()]*\))", methods) if name.strip()]
-        for name in names:
-            if name not in {row.method for row in rows}:
-                raise unknown("method of this leaderboard", name, sorted({row.method for row in rows}))
+        there = {row.method for row in rows}
+        names = [_spelled(name.strip(), there) for name in re.split(r",(?![^()]*\))", methods) if name.strip()]
         rows = [row for row in rows if row.method in names]
     if not rows:
         raise UserError("there are no rows to verify")
@@ -99,13 +142,28 @@ def _sample(board: Board, methods: str | None, size: int, seed: int) -> list[Row
     return [rows[k] for k in sorted(chosen)]
 
 
+def _spelled(name: str, there: set[str]) -> str:
+    """A method of the leaderboard as it is spelled there; UserError where there is none of that name."""
+    if name in there:
+        return name
+    try:
+        spelled = methods.get(name).name
+    except ValueError:
+        spelled = name
+    if spelled not in there:
+        raise unknown("method of this leaderboard", name, sorted(there))
+    return spelled
+
+
 def _caveat(row: Row, place: Place) -> str:
     """What keeps a row from being repeated bit for bit here; '' where nothing is known to."""
     here = provenance(place.device, place.threads)
     differ = [
-        f"{name} {getattr(row, name) or '?'} there, {here[name]} here" for name in ("torch", "device") if getattr(row, name) != here[name]
+        f"{name} {getattr(row, name) or '?'} there, {here[name]} here"
+        for name in agreement.WHERE
+        if name in here and getattr(row, name) != here[name]
     ]
-    return f"{'; '.join(differ)}: accuracies may differ by {agreement.TOLERANCE:g}" if differ else ""
+    return f"{'; '.join(differ)}: numbers may differ by what their cells show over seeds" if differ else ""
 
 
 def _compute(rows: Sequence[Row], board: Board, place: Place, pool: pipeline.Pool) -> list[Row]:
@@ -138,7 +196,8 @@ def _compute(rows: Sequence[Row], board: Board, place: Place, pool: pipeline.Poo
 def _blank(row: Row, place: Place) -> Row:
     """The row without what is measured, and with where it is measured now."""
     empty: dict[str, Any] = dict.fromkeys((*agreement.MEASURED, *COST_COLUMNS))
-    return dataclasses.replace(row, **empty, error="", status="missing", **provenance(place.device, place.threads))
+    where = dict.fromkeys(agreement.WHERE, "") | provenance(place.device, place.threads)
+    return dataclasses.replace(row, **empty, error="", status="missing", **where)
 
 
 def _job(row: Row, board: Board, place: Place, key: str) -> Job:

@@ -159,12 +159,12 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """A named thing with hyperparameters: a frozen dataclass whose fields are the hyperparameters."""
+    """A named thing with hyperparameters: a frozen dataclass whose fields are the hyperparameters, in their canonical form."""
 
     name: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        space.validate(self)
+        space.settle(self)
 
 
 @dataclass(frozen=True, kw_only=True)

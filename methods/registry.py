@@ -1,6 +1,5 @@
 """Where methods are found by name: registration, composition (`criterion@training`), plug-ins."""
 
-import ast
 import difflib
 import hashlib
 import importlib.metadata
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from methods import spelling
 from methods.interface import Configuration, Criterion, Granularity, Stage, Training
 from methods.schedule import Gradual, Schedule
 from methods.space import ranges
@@ -20,6 +20,7 @@ KINDS: dict[str, type[Configuration]] = {"criteria": Criterion, "trainings": Tra
 _registered: dict[str, dict[str, type[Configuration]]] = {kind: {} for kind in KINDS}
 _methods: dict[str, "Method"] = {}
 SCHEDULES: dict[str, Schedule] = {}  # name -> what `criterion(schedule=name)` means
+RESERVED = {"dense": "the rows of unpruned networks", "all": "every method"}  # what a name on the command line or a board stands for
 _loaded: set[str] = set()
 C = TypeVar("C", bound=type[Configuration])
 
@@ -91,14 +92,15 @@ def register(name: str, *, costly: bool = False) -> Callable[[C], C]:
     """Class decorator that registers a Criterion, a Training or a Granularity under its name.
 
     A criterion becomes a method of that name under training `map` at its default stage (DURING: by the default `Gradual`).
-    Names are lower-case words joined by underscores (or n:m). Raises ValueError where the name is taken, TypeError where the
-    class is none of these.
+    Names are lower-case words joined by underscores (or n:m). Raises ValueError where the name is taken or reserved, TypeError
+    where the class is none of these.
     """
 
     def add(cls: C) -> C:
         kind = next((k for k, base in KINDS.items() if isinstance(cls, type) and issubclass(cls, base)), None)
         if kind is None:
             raise TypeError(f"register('{name}'): {cls!r} is neither a Criterion nor a Training nor a Granularity")
+        _refuse_reserved(f"register('{name}')", name)
         if not name.replace("_", "").replace(":", "").isalnum() or name != name.lower():
             raise ValueError(f"register('{name}'): a name is lower-case letters, digits and underscores")
         if name in _registered[kind] or (kind == "criteria" and name in _methods):
@@ -114,13 +116,21 @@ def register(name: str, *, costly: bool = False) -> Callable[[C], C]:
 
 
 def define(method: Method) -> None:
-    """Add one named method to the table. Raises ValueError where the name, or the same thing under another name, is there."""
+    """Add one named method to the table. Raises ValueError where the name is reserved or there, or the same under another name."""
+    _refuse_reserved(f"method '{method.name}'", method.name)
     if method.name in _methods:
         raise ValueError(f"method '{method.name}' is defined twice")
     twin = next((m.name for m in _methods.values() if _identity(m) == _identity(method)), None)
     if twin is not None:
         raise ValueError(f"method '{method.name}' is '{twin}' under another name")
     _methods[method.name] = method
+
+
+def _refuse_reserved(what: str, name: str) -> None:
+    """ValueError where a name, or what stands before its training and options, is reserved."""
+    plain = name.partition("@")[0].partition("(")[0].strip()
+    if plain in RESERVED:
+        raise ValueError(f"{what}: the name '{plain}' is reserved for {RESERVED[plain]}")
 
 
 def _identity(m: Method) -> tuple[Any, ...]:
@@ -138,13 +148,14 @@ def get(name: str) -> Method:
 
     Hyperparameters may be fixed in brackets, of the criterion or of the training after `@`: `magnitude@map(weight_decay=0.005)`,
     `opd(form=eigenbasis)@spam(prior=layer)`; those of a name without `@` may be of either. `obd(schedule=iterative)` cuts by a
-    schedule: `SCHEDULES`. Raises ValueError naming what is wrong.
+    schedule: `SCHEDULES`. The method's own name is the one spelling of it: `opd(precision=2)` is `opd(precision=2.0)`, and options
+    that are so anyway are left out. Raises ValueError naming what is wrong.
     """
     load_entry_points()
     if name in _methods:
         return _methods[name]
     left, at, right = name.partition("@")
-    (left, given), (right, trained) = _bracketed(left), _bracketed(right)
+    (left, given), (right, trained) = spelling.parsed(left), spelling.parsed(right)
     if left not in _methods or not (at or given):
         raise unknown("method", left, _methods)
     base = _methods[left]
@@ -158,15 +169,11 @@ def get(name: str) -> Method:
         own = ranges(lookup("criteria", base.criterion))
         trained = {k: v for k, v in given.items() if k not in own}
         given = {k: v for k, v in given.items() if k in own}
-    options = _new_options("criteria", made.criterion, {**base.options, **given})
-    training_options = _new_options("trainings", made.training, {**base.training_options, **trained})
+    options = _options("criteria", made.criterion, {**base.options, **given})
+    training_options = _options("trainings", made.training, {**base.training_options, **trained})
     made = replace(made, options=options, training_options=training_options)
     twin = next((m for m in _methods.values() if _identity(m) == _identity(made)), None)
-    if twin is not None:
-        return twin
-    if made.training == base.training and not trained.keys() & ranges(lookup("criteria", base.criterion)).keys():
-        return replace(made, name=left + _brackets({**given, **planned, **trained}))
-    return replace(made, name=f"{left}{_brackets({**given, **planned})}@{right}{_brackets(trained)}")
+    return twin or spelling.named(made, base, planned, _methods.values())
 
 
 def _scheduled(schedule: str | None = None) -> dict[str, Any]:
@@ -178,31 +185,10 @@ def _scheduled(schedule: str | None = None) -> dict[str, Any]:
     return {"schedule": SCHEDULES[schedule], "stage": SCHEDULES[schedule].stage}
 
 
-def _bracketed(text: str) -> tuple[str, dict[str, Any]]:
-    """`name(key=value,...)` -> (name, options); ValueError where that cannot be read."""
-    name, bracket, rest = text.partition("(")
-    if not bracket:
-        return name.strip(), {}
-    options = {}
-    for part in rest.removesuffix(")").split(","):
-        key, equals, value = (p.strip() for p in part.partition("="))
-        if not (rest.endswith(")") and key and equals and value):
-            raise ValueError(f"cannot read '{text}': options are written name(key=value,key=value)")
-        try:
-            options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[key] = value
-    return name.strip(), options
-
-
-def _brackets(options: Mapping[str, Any]) -> str:
-    return f"({','.join(f'{k}={v}' for k, v in options.items())})" if options else ""
-
-
-def _new_options(kind: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that differ from the defaults, checked."""
+def _options(kind: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that differ from the defaults, checked: canonical values, in the order of declaration."""
     made, plain = make(kind, name, options), make(kind, name, {})
-    return {k: v for k, v in options.items() if getattr(made, k) != getattr(plain, k)}
+    return {k: getattr(made, k) for k in ranges(made) if getattr(made, k) != getattr(plain, k)}
 
 
 def lookup(kind: str, name: str) -> type[Configuration]:
@@ -228,7 +214,7 @@ def get_granularity(name: str) -> Granularity:
 
     Raises ValueError naming what is wrong.
     """
-    plain, options = _bracketed(name)
+    plain, options = spelling.parsed(name)
     n, colon, m = plain.partition(":")
     if colon and n.isdecimal() and m.isdecimal():
         plain, options = "2:4", {"n": int(n), "m": int(m), **options}

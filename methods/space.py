@@ -10,6 +10,7 @@ The field's default is the method's default; its range is what tuning may choose
 import dataclasses
 import math
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -41,6 +42,22 @@ class Range:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return False
         return self.low <= value <= self.high and not (self.integer and not isinstance(value, int))
+
+    def canonical(self, value: Any) -> Any:
+        """The value as it is kept and written: 2 where a real number is asked for is 2.0, a number among choices is that choice.
+
+        A real number is no integer, not even 2.0; what is no number is left as it is.
+        """
+        if isinstance(value, bool) or not isinstance(value, Real):
+            return value
+        if self.choices:
+            return next((c for c in self.choices if c == value and not isinstance(c, bool)), value)
+        if self.integer:
+            return int(value) if isinstance(value, Integral) else value
+        try:
+            return float(value) + 0.0  # which has no negative zero
+        except OverflowError:
+            return value
 
     def at(self, u: float) -> Any:
         """The value at the fraction u, in [0, 1), of the range: of its logarithm where it is searched on that scale."""
@@ -76,9 +93,11 @@ def ranges(config: Any) -> dict[str, Range]:
     return {f.name: f.metadata["range"] for f in dataclasses.fields(config) if "range" in f.metadata}
 
 
-def validate(config: Any) -> None:
-    """Raise ValueError, naming the value and what is allowed, where a field lies outside its range."""
+def settle(config: Any) -> None:
+    """Bring each field into its canonical form; ValueError, naming the value and what is allowed, where it lies outside its range."""
     for name, allowed in ranges(config).items():
-        value = getattr(config, name)
+        given = getattr(config, name)
+        value = allowed.canonical(given)
         if value not in allowed:
-            raise ValueError(f"{type(config).__name__}: {name}={value!r} is not {allowed}")
+            raise ValueError(f"{type(config).__name__}: {name}={given!r} is not {allowed}")
+        object.__setattr__(config, name, value)  # configurations are frozen

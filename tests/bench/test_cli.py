@@ -82,6 +82,7 @@ def test_run_prints_a_leaderboard_and_writes_the_contract_columns(tiny: Path, be
         (["check", "magnitud"], "did you mean 'magnitude'"),
         (["new", "Magnitude"], "is no method name"),
         (["new", "magnitude"], "is a registered name"),
+        (["new", "dense"], "'dense' is reserved for the rows of unpruned networks; choose another"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(tiny: Path, bench: Bench, arguments: list[str], said: str) -> None:

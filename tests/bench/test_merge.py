@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 import methods
-from bench import agreement, merge, plots, publish, published, results
+from bench import merge, plots, publish, published, results
 from bench.planning import hyperparameters_of
 from bench.published import Board
-from bench.spec import COLUMNS, Row, UserError, load_suite
+from bench.spec import COLUMNS, DENSE, Row, UserError, load_suite
+from methods import registry
 
 Bench = Callable[..., tuple[int, str, str]]
 SHAPE = {"prunable_weights": 1000, "parameters": 1010, "flops": 2000}
@@ -29,7 +30,7 @@ def row(method: str, sparsity: float, seed: int, accuracy: float = 0.9, **more: 
         "criterion": "" if dense else m.criterion, "training": m.training, "stage": "" if dense else str(m.stage), "tuning": "default",
         "ablation": "none", "sparsity": sparsity, "seed": seed, "epochs": 3, "finetune_epochs": 0, "status": "ok", **SHAPE,
         "sparsity_reached": 1 - kept / 1000, "kept_weights": kept, "parameters_kept": kept + 10, "flops_kept": 2 * kept,
-        "accuracy": accuracy - 0.01 * seed, "nll": 0.3, "brier": 0.1, "ece": 0.05, "dense_accuracy": 0.95, "dense_nll": 0.2,
+        "accuracy": accuracy - 0.01 * seed, "nll": 0.3 + 0.01 * seed, "brier": 0.1, "ece": 0.05, "dense_accuracy": 0.95, "dense_nll": 0.2,
         "layers_collapsed": 0, "score_seconds": 0.1, "train_seconds": 1.0, "hyperparameters": json.dumps(said, sort_keys=True),
         "version": "0.1.0", "torch": "2.15.0", "device": "cpu",
     }  # fmt: skip
@@ -51,7 +52,7 @@ def board(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
 
 
 def test_a_good_file_joins_and_a_repeated_row_changes_nothing(board: Board, bench: Bench) -> None:
-    theirs = [replace(r, device="cuda: other", accuracy=(r.accuracy or 0) + 0.004, nll=0.31) for r in cells("magnitude")]
+    theirs = [replace(r, device="cuda: other", accuracy=(r.accuracy or 0) + 0.004, nll=(r.nll or 0) + 0.004) for r in cells("magnitude")]
     results.write_rows([*cells("spam", 0.93), *cells("dense"), *theirs], Path("theirs.csv"))
     before = Path("leaderboards/tiny/results/magnitude.csv").read_bytes()
     code, out, _ = bench("publish", "--suite", "tiny", "--merge", "theirs.csv", "--dry-run")
@@ -63,6 +64,22 @@ def test_a_good_file_joins_and_a_repeated_row_changes_nothing(board: Board, benc
     assert results.read_rows(Path("leaderboards/tiny/results/spam.csv")) == results.ordered(cells("spam", 0.93))
     assert "spam" in Path("leaderboards/tiny/leaderboard.csv").read_text()
     assert Path("leaderboards/tiny/results/magnitude.csv").read_bytes() == before
+
+
+def test_repeated_rows_are_judged_by_what_their_cells_show_over_seeds(board: Board) -> None:
+    """As `verify` judges them: to the last bit where release and device are the same, elsewhere by the noise of the cell."""
+
+    def refused(**changes: object) -> list[str]:
+        theirs = [replace(cells("magnitude")[0], **changes)]  # type: ignore[arg-type]
+        results.write_rows(theirs, Path("theirs.csv"))
+        return [reason for _, reason in merge.check(Path("theirs.csv"), board).refused]
+
+    assert refused() == []
+    assert refused(nll=0.300001) == ["differs from what is published: nll: expected 0.3, got 0.300001"]
+    assert refused(nll=0.305, torch="2.14.1") == []
+    assert refused(nll=0.305, torch="2.14.1", accuracy=0.885) == []
+    (reason,) = refused(nll=0.305, torch="2.14.1", accuracy=0.8)
+    assert reason.startswith("differs from what is published: accuracy: expected 0.9, got 0.8: differs by 10 points, this cell allows ")
 
 
 def changed(**values: object) -> Callable[[list[Row]], list[Row]]:
@@ -177,6 +194,33 @@ def test_a_method_comes_for_all_cells_and_seeds(board: Board, without: dict[str,
     assert reason.endswith("seeds 1" if "seed" in without else "seeds 0, 1, 2")
 
 
+DENSE_MINE = """
+from dataclasses import dataclass
+import methods
+
+@methods.register("dense_mine")
+@dataclass(frozen=True, kw_only=True)
+class Mine(methods.Criterion):
+    def score(self, problem):
+        return methods.Scores({n: w.detach() for n, w in problem.weights.items()})
+"""
+
+
+def test_a_method_is_pruned_whatever_its_name_begins_with(board: Board, bench: Bench) -> None:
+    """`dense_mine` is asked for all sparsities, counts as a method, and its dense reference is that of its training."""
+    Path("mine.py").write_text(DENSE_MINE)
+    methods.load_plugin("mine.py")
+    results.write_rows([r for r in cells("dense_mine") if r.sparsity == 0.5], Path("theirs.csv"))
+    ((_, reason),) = merge.check(Path("theirs.csv"), board).refused
+    assert reason == "'dense_mine' has no row for breast_cancer/mlp at sparsity 0.9 with 0 epochs of fine-tuning, seeds 0, 1, 2"
+    results.write_rows(cells("dense_mine"), Path("theirs.csv"))
+    code, out, _ = bench("publish", "--suite", "tiny", "--merge", "theirs.csv", "--plugin", "mine.py")
+    assert code == 0
+    assert "theirs.csv: 6 rows to merge (dense_mine)" in out
+    assert "27 rows of 4 methods" in out
+    assert DENSE in registry.RESERVED, "no method of that name, so that no dense row is taken for one"
+
+
 def test_publishing_keeps_what_others_have_contributed_but_not_of_other_settings(board: Board) -> None:
     there = Board(board.suite, (*board.rows, *cells("spam")))
     again = [replace(r, accuracy=0.5) for r in cells("magnitude")]
@@ -221,17 +265,3 @@ def test_formulas_come_in_and_go_out_as_text(board: Board) -> None:
     files = published.evidence(Board(board.suite, (*board.rows, *checked.new)))
     cell = next(csv.DictReader(files["results/spam.csv"].decode().splitlines()))["device"]
     assert cell == '\'=HYPERLINK("x")'
-
-
-def test_agreement_is_exact_where_the_computation_repeats_itself() -> None:
-    mine = row("magnitude", 0.5, 0)
-    off = replace(mine, accuracy=0.91)
-    assert agreement.differences(mine, mine, None) == []
-    assert agreement.differences(mine, off, agreement.TOLERANCE) == [
-        "accuracy: expected 0.9, got 0.91, though nll is the same to the last bit"
-    ]
-    elsewhere = replace(off, nll=0.3000001)
-    assert agreement.differences(mine, elsewhere, agreement.TOLERANCE) == []
-    assert len(agreement.differences(mine, elsewhere, None)) == 2
-    assert agreement.differences(mine, replace(elsewhere, kept_weights=1), agreement.TOLERANCE) == ["kept_weights: expected 500, got 1"]
-    assert agreement.differences(mine, replace(elsewhere, accuracy=0.8), agreement.TOLERANCE) == ["accuracy: expected 0.9, got 0.8"]

@@ -1,15 +1,19 @@
 """Names: what is registered, how names compose, and what a plug-in may and may not do to the table."""
 
+import csv
 import importlib.metadata
+import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from torch import Tensor, nn
 
 import methods
-from methods import Criterion, Float, Gradual, Method, Problem, Scores, Stage, register, registry
+from methods import Choice, Criterion, Float, Gradual, Method, Problem, Scores, Stage, register, registry
 from methods.registry import KINDS
 
 configuration = dataclass(frozen=True, kw_only=True)
@@ -169,6 +173,19 @@ def test_names_that_could_not_be_typed_are_refused(name: str) -> None:
         register(name)(twin())
 
 
+@pytest.mark.parametrize(("name", "meaning"), [("dense", "the rows of unpruned networks"), ("all", "every method")])
+def test_names_that_mean_something_else_are_refused(name: str, meaning: str) -> None:
+    before = state()
+    with pytest.raises(ValueError, match=rf"^register\('{name}'\): the name '{name}' is reserved for {meaning}$"):
+        register(name)(twin())
+    for full in (name, f"{name}@spam", f"{name}(lr=0.2)"):
+        with pytest.raises(ValueError, match=rf"the name '{name}' is reserved for {meaning}$"):
+            methods.define(Method(full, "magnitude", options={"scope": "erk"}))
+    assert state() == before
+    register(f"{name}_mine")(twin())
+    assert methods.names()[-1] == f"{name}_mine", "a name may begin so"
+
+
 def test_only_the_three_kinds_register() -> None:
     with pytest.raises(TypeError, match="neither a Criterion nor a Training nor a Granularity"):
         register("number")(int)  # type: ignore[type-var]
@@ -246,6 +263,145 @@ def test_a_wrong_hyperparameter_is_named_with_what_is_allowed(kind: str, name: s
     with pytest.raises(ValueError, match=message) as error:
         methods.make(kind, name, options)
     assert "\n" not in str(error.value)
+
+
+HYPERPARAMETERS = [
+    (kind, name, key) for kind in KINDS for name in methods.names(kind) for key in methods.ranges(methods.lookup(kind, name))
+]
+
+
+def numbers_of(kind: str, name: str, key: str) -> list[float]:
+    """A whole number and a broken one in the range of a hyperparameter, where there are."""
+    allowed = methods.ranges(methods.lookup(kind, name))[key]
+    whole = [v for v in (0, 1, 2, 3, 4, 10, 300, 1000) if not allowed.choices and allowed.low <= v <= allowed.high]
+    return [*whole[-2:], *([] if allowed.integer or allowed.choices else [(allowed.low + min(allowed.high, 1e3)) / 2])]
+
+
+@pytest.mark.parametrize(("kind", "name", "key"), HYPERPARAMETERS)
+def test_a_number_is_one_value_however_it_is_given(kind: str, name: str, key: str) -> None:
+    """2, 2.0 and 2e0, typed or passed in Python, from numpy too: one configuration, one JSON, one name."""
+    allowed, real = methods.ranges(methods.lookup(kind, name))[key], float
+    for value in numbers_of(kind, name, key):
+        other = {"m": 32} if key == "n" else {"n": 1} if key == "m" else {}  # a pattern n:m needs n < m
+        if allowed.integer:
+            given, wanted = [value, np.int64(value)], int(value)
+            with pytest.raises(ValueError, match=rf"{key}={real(value)} is not an integer"):
+                methods.make(kind, name, {**other, key: real(value)})
+        else:
+            given, wanted = [value, real(value), np.float64(value), *([int(value)] if value == int(value) else [])], real(value)
+        made = [methods.make(kind, name, {**other, key: v}) for v in given]
+        assert {repr(m) for m in made} == {repr(made[0])}
+        assert json.dumps(getattr(made[0], key)) == json.dumps(wanted)
+        if kind != "granularities":
+            method = name if kind == "criteria" else f"magnitude@{name}"
+            texts = {str(value), repr(wanted), *([] if allowed.integer else [f"{value:e}", f" {value!r} "])}
+            found = [methods.get(f"{method}({key}={text})") for text in texts if float(text) == value]
+            assert len({m.name for m in found}) == 1
+            assert repr(found[0].make_criterion() if kind == "criteria" else found[0].make_training()) == repr(made[0])
+
+
+def test_the_name_says_the_value_as_it_is_kept() -> None:
+    assert methods.get("opd(precision=2)").name == methods.get("opd(precision=2.0)").name == "opd(precision=2.0)"
+    assert methods.get("opd(precision=1e1)").name == "opd(precision=10.0)"
+    assert methods.get("opd(precision=1)") is methods.get("opd")
+    assert methods.get("spam(burn_in=-0.0)").name == "spam(burn_in=0.0)"
+    assert methods.get("snip(n_batches=2)").name == "snip(n_batches=2)"
+    with pytest.raises(ValueError, match=r"Snip: n_batches=2.0 is not an integer"):
+        methods.get("snip(n_batches=2e0)")
+    with pytest.raises(ValueError, match=r"Opd: precision=1000+ is not a number in"):
+        methods.get("opd(precision=1" + "0" * 400 + ")")
+    with pytest.raises(ValueError, match="precision is given twice"):
+        methods.get("opd(precision=2,precision=3)")
+
+
+def test_numbers_among_choices_are_the_choice_itself() -> None:
+    @configuration
+    class Picky(Plain):
+        """s = w."""
+
+        rate: float = Choice(1, 1, 2.5, "none", True)
+
+    register("picky")(Picky)
+    assert [repr(Picky(rate=v).rate) for v in (1, 1.0, 2.5, "none", True)] == ["1", "1", "2.5", "'none'", "True"]
+    assert methods.get("picky(rate=2.50)").name == "picky(rate=2.5)"
+    assert methods.get("picky(rate=1.0)") is methods.get("picky")
+    with pytest.raises(ValueError, match=r"rate=2 is not one of 1, 2.5, none, True"):
+        Picky(rate=2)
+
+
+def test_what_prune_is_given_is_kept_alike(batches: list[tuple[Tensor, Tensor]], mlp: Callable[..., nn.Sequential]) -> None:
+    seen: list[str] = []
+
+    @configuration
+    class Telling(Plain):
+        """s = w."""
+
+        def score(self, problem: Problem) -> Scores:
+            seen.append(repr(self))
+            return super().score(problem)
+
+    register("telling")(Telling)
+    for power in (2, 2.0):
+        methods.prune(mlp(), batches, method="telling", sparsity=0.5, power=power)
+    methods.prune(mlp(), batches, method="telling(power=2)", sparsity=0.5)
+    assert len(seen) == 3
+    assert len(set(seen)) == 1
+
+
+def spellings() -> Iterator[str]:
+    """Every registered method with one or two options of its criterion and its training, in either order, and under each training."""
+    for name in methods.names():
+        method = methods.get(name)
+        options = []
+        for kind, of in (("criteria", method.criterion), ("trainings", method.training)):
+            for key, allowed in methods.ranges(methods.lookup(kind, of)).items():
+                value = allowed.choices[-1] if allowed.choices else (numbers_of(kind, of, key) or [allowed.high])[0]
+                options.append(f"{key}={value}")
+        for first, second in zip(options, options[1:] + options[:1], strict=True):
+            yield from (f"{name}({first})", f"{name}({first},{second})", f"{name}({second},{first})")
+        for training in methods.names("trainings"):
+            yield from (f"{name}@{training}", f"{name}@{training}(lr=0.5)", f"{name}({options[0]})@{training}(lr=0.5)")
+            if training == "spam":
+                yield from (f"{name}@spam(curvature=ef,prior=layer)", f"{name}@spam(prior=layer,weight_decay=0.01)")
+        yield from (f"{name}(schedule={schedule})" for schedule in registry.SCHEDULES)
+
+
+def test_one_thing_has_one_name_and_the_name_means_it() -> None:
+    names: dict[object, set[str]] = {}
+    tried = 0
+    for text in spellings():
+        try:
+            method = methods.get(text)
+        except ValueError:
+            continue  # what does not go together
+        tried += 1
+        assert methods.get(method.name) == method, text
+        key = (
+            method.stage, method.schedule, method.training, repr(method.make_criterion()), repr(method.make_training()),
+        )  # fmt: skip
+        names.setdefault(key, set()).add(method.name)
+    assert tried > 500
+    assert {key: found for key, found in names.items() if len(found) > 1} == {}
+    assert methods.get("magnitude(scope=layer)@spam").name == "magnitude_layer@spam"
+    assert methods.get("opd@spam(weight_decay=0.01)").name == methods.get("spam(weight_decay=1e-2)").name == "spam(weight_decay=0.01)"
+    assert methods.get("spam@spam(curvature=ef)").name == "opd@spam(curvature=ef)", "a criterion and its training both have it"
+
+
+def test_a_method_of_another_stage_that_fixes_an_option_says_the_default() -> None:
+    """Nothing registered is at initialisation with another scope: the name goes by what was typed, and says what is not as there."""
+    register("plain")(type("Plain", (Plain,), {"__doc__": "s = w.", "stages": (Stage.AFTER, Stage.INIT)}))
+    methods.define(Method("strong_init", "plain", stage=Stage.INIT, options={"power": 2}))
+    found = methods.get("strong_init(power=1)")
+    assert (found.name, found.stage, dict(found.options)) == ("strong_init(power=1.0)", Stage.INIT, {})
+    assert methods.get(found.name) == found
+    assert methods.get("strong_init(power=2.0)") is methods.get("strong_init")
+
+
+def test_names_that_are_published_are_spelled_so() -> None:
+    boards = Path(__file__).resolve().parents[2] / "leaderboards"
+    published = {row["method"] for file in boards.glob("*/results/*.csv") for row in csv.DictReader(file.open()) if row["criterion"]}
+    assert len(published) > 20
+    assert {name: methods.get(name).name for name in published if methods.get(name).name != name} == {}
 
 
 def test_the_ends_of_a_range_belong_to_it() -> None:
