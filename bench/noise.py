@@ -45,7 +45,7 @@ class Measure:
     @property
     def weight(self) -> float:
         """Degrees of freedom of a matched cell."""
-        return 0.4 if self.positive else 1.0
+        return 0.4
 
     def value(self, row: Row, column: str = "") -> float | None:
         """The number on the scale on which it is judged; None where it is missing."""

@@ -12,7 +12,7 @@ import methods
 from bench import merge, plots, publish, published, results
 from bench.planning import hyperparameters_of
 from bench.published import Board
-from bench.spec import COLUMNS, DENSE, Row, UserError, load_suite
+from bench.spec import COLUMNS, DENSE, PROTOCOL_VERSION, Row, UserError, load_suite
 from methods import registry
 
 Bench = Callable[..., tuple[int, str, str]]
@@ -89,7 +89,7 @@ def changed(**values: object) -> Callable[[list[Row]], list[Row]]:
 
 FAULTS: list[tuple[Callable[[list[Row]], list[Row]], str]] = [
     (changed(suite="digits"), "suite 'digits', this leaderboard is of 'tiny'"),
-    (changed(protocol="0"), "protocol: '0' is not one of 1"),
+    (changed(protocol="0"), f"protocol: '0' is not one of {PROTOCOL_VERSION}"),
     (changed(dataset="digits"), "digits/mlp is not a block of the suite"),
     (changed(seed=7), "seed 7 is not one of 0, 1, 2"),
     (changed(sparsity=0.7), "sparsity 0.7 is not one of 0.5, 0.9"),

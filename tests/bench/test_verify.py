@@ -22,7 +22,7 @@ SAMPLES = 114  # of the test split of breast_cancer
 def rows_of_a_board() -> list[Row]:
     """Six methods at two sparsities with five seeds; every accuracy is a number of test samples."""
     rng = np.random.default_rng(0)
-    here = provenance.provenance("cpu")
+    here = provenance.provenance("cpu", 1)
     return [
         Row(
             suite="tiny", dataset="breast_cancer", architecture="mlp", granularity="weight", match="weights", method=method,
@@ -44,7 +44,7 @@ def check(tiny: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable
     def run(tamper: Rerun = lambda row: row, rerun: Rerun = lambda row: row, *options: str, here: bool = False) -> tuple[int, str]:
         rows = rows_of_a_board()
         if here:
-            rows = [replace(row, torch=str(provenance.provenance("cpu")["torch"])) for row in rows]
+            rows = [replace(row, torch=str(provenance.provenance("cpu", 1)["torch"])) for row in rows]
         honest = {row.identity: row for row in rows}
         board = Board(load_suite("tiny.toml"), tuple(map(tamper, rows)))
         results.write_files(Path("board"), published.evidence(board))
@@ -160,7 +160,7 @@ def test_a_tolerance_decides_alone(check: Callable[..., tuple[int, str]]) -> Non
 def test_what_a_row_says_of_its_machine_is_not_taken_over(tmp_path: Path) -> None:
     place = Place("cpu", None, tmp_path)
     blank = verify._blank(replace(rows_of_a_board()[0], device="cuda: other"), place)
-    here = provenance.provenance("cpu")
+    here = provenance.provenance("cpu", 1)
     assert {name: getattr(blank, name) for name in agreement.WHERE} == {name: here.get(name, "") for name in agreement.WHERE}
     assert blank.accuracy is None
     assert blank.status == "missing"
