@@ -129,6 +129,21 @@ def test_the_spread_of_a_cell_is_what_lists_give() -> None:
         assert found == pytest.approx(plain_spread(board.rows, mine, again.accuracy or 0.0), rel=1e-9)
 
 
+@pytest.mark.parametrize("samples", [114, 360, 10_000])
+def test_the_step_is_a_test_sample_though_a_row_was_changed_by_hand(samples: int) -> None:
+    rng = np.random.default_rng(0)
+    rows = [row(f"m{m}", 0.5, s, 0) for m in range(12) for s in range(5)]
+    rows = [replace(r, accuracy=int(rng.integers(int(0.9 * samples), int(0.93 * samples) + 1)) / samples) for r in rows]
+    again = elsewhere(rows[0], 0.9)
+    for told in (rows, [rows[0], replace(rows[1], accuracy=0.91237), *rows[2:]]):
+        spread = Noise(told).spread(rows[0], again, ACCURACY)
+        assert spread is not None
+        assert spread.step == pytest.approx(1 / samples)
+    constant = Noise(replace(r, accuracy=0.5) for r in rows).spread(rows[0], again, ACCURACY)
+    assert constant is not None
+    assert constant.step == 0
+
+
 @pytest.mark.parametrize("rows", [1, 10])
 def test_the_limits_are_quantiles_of_t(rows: int) -> None:
     """A re-run is moved away from its row until it is rejected: there the tail of t is the level of the test."""
