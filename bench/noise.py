@@ -154,6 +154,14 @@ def _variance(values: list[float], step: float = 0.0) -> float:
 
 
 def _step(values: Iterable[float]) -> float:
-    """The smallest difference between two values: one test sample, of accuracies. 0 where all are the same."""
-    distinct = sorted({round(v, 12) for v in values})
-    return min((b - a for a, b in itertools.pairwise(distinct)), default=0.0)
+    """The smallest step between two values that nearly all are multiples of: one test sample, of accuracies. 0 where all are the same.
+
+    Nearly: a value that was changed by hand must not make the step smaller for all others.
+    """
+    rounded = [round(v, 12) for v in values]
+    gaps = sorted({b - a for a, b in itertools.pairwise(sorted(set(rounded)))})
+    for gap in gaps[:20]:
+        counts = [v / gap for v in rounded]
+        if sum(abs(c - round(c)) < 0.01 for c in counts) > 0.9 * len(counts):
+            return gap
+    return min(gaps, default=0.0)

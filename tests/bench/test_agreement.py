@@ -129,6 +129,21 @@ def test_the_spread_of_a_cell_is_what_lists_give() -> None:
         assert found == pytest.approx(plain_spread(board.rows, mine, again.accuracy or 0.0), rel=1e-9)
 
 
+@pytest.mark.parametrize("samples", [114, 360, 10_000])
+def test_the_step_is_a_test_sample_though_a_row_was_changed_by_hand(samples: int) -> None:
+    rng = np.random.default_rng(0)
+    rows = [row(f"m{m}", 0.5, s, 0) for m in range(12) for s in range(5)]
+    rows = [replace(r, accuracy=int(rng.integers(int(0.9 * samples), int(0.93 * samples) + 1)) / samples) for r in rows]
+    again = elsewhere(rows[0], 0.9)
+    for told in (rows, [rows[0], replace(rows[1], accuracy=0.91237), *rows[2:]]):
+        spread = Noise(told).spread(rows[0], again, ACCURACY)
+        assert spread is not None
+        assert spread.step == pytest.approx(1 / samples)
+    constant = Noise(replace(r, accuracy=0.5) for r in rows).spread(rows[0], again, ACCURACY)
+    assert constant is not None
+    assert constant.step == 0
+
+
 @pytest.mark.parametrize("rows", [1, 10])
 def test_the_limits_are_quantiles_of_t(rows: int) -> None:
     """A re-run is moved away from its row until it is rejected: there the tail of t is the level of the test."""
@@ -355,6 +370,27 @@ def test_where_the_likelihood_repeats_itself_so_does_the_accuracy(quiet: tuple[R
     assert judge(mine, elsewhere(mine, y - 0.0002, nll=nll * (1 + 3e-4)), noise).differences == []
 
 
+@pytest.mark.parametrize(("changed", "witness"), [("nll", "brier"), ("brier", "nll"), ("ece", "nll")])
+def test_scores_of_one_network_repeat_themselves_together(changed: str, witness: str) -> None:
+    """A likelihood changed by hand is found in a cell that would allow far more, for the score beside it repeats itself."""
+    rng = np.random.default_rng(0)
+
+    def scores() -> Values:
+        return {name: math.exp(-1 + 0.5 * rng.standard_normal()) for name in ("nll", "brier", "ece")}
+
+    rows = [replace(row(f"m{m}", 0.5, seed, 0.9 + 0.03 * rng.standard_normal()), **scores()) for m in range(12) for seed in range(5)]
+    noise, mine = Noise(rows), rows[3]
+    rounded = {name: getattr(mine, name) * (1 + 2e-6) for name in ("nll", "brier", "ece")}
+    again = elsewhere(mine, mine.accuracy, **rounded)
+    assert judge(mine, again, noise, 10).differences == []
+    told = replace(mine, **{changed: getattr(mine, changed) * 0.9})
+    (said,) = judge(told, again, noise, 10).differences
+    assert said.startswith(f"{changed}: expected ")
+    assert said.endswith(f"differs by a factor of 1.11, a factor of 1.01 allowed, for {witness} is the same but for rounding")
+    other = {name: value * 1.02 for name, value in rounded.items()}
+    assert judge(told, elsewhere(mine, mine.accuracy, **other), noise, 10).differences == [], "as another seed would"
+
+
 def test_at_chance_an_equal_likelihood_says_nothing() -> None:
     """Networks that answer by chance have the same likelihood to six digits without being the same network."""
     rng = np.random.default_rng(0)
@@ -365,6 +401,9 @@ def test_at_chance_an_equal_likelihood_says_nothing() -> None:
     ]
     verdict = judge(rows[0], elsewhere(rows[0], 0.115, nll=rows[0].nll * (1 + 1e-6) if rows[0].nll else None), Noise(rows))
     assert verdict.differences == []
+    rows = [replace(r, nll=math.log(10)) for r in rows]
+    assert judge(rows[0], elsewhere(rows[0], rows[0].accuracy, nll=math.log(10)), Noise(rows)).differences == []
+    assert "last bit" in judge(rows[0], elsewhere(rows[0], 0.115, nll=math.log(10)), Noise(rows)).differences[0]
 
 
 # --- the rest of what is judged, and words
