@@ -54,7 +54,7 @@ def run(
         planned = planning.plan(request, database)
         for note in planned.notes:
             console.print(f"note: {note}", style="yellow", highlight=False)
-        with _Display(console, len(planned.expected), pool.workers) as display:
+        with Display(console, len(planned.expected), pool.workers) as display:
             pipeline.run(planned, database, pool, display.show)
         rows = pipeline.collect(planned, database)
         if found is None and request.suite.trials:
@@ -69,16 +69,16 @@ def run(
 def _search(console: Console, request: Request, database: Store, pool: pipeline.Pool) -> dict[tuple[str, str, str], Found]:
     """What tuning finds for each method and block."""
     console.print(f"tuning: {request.suite.trials} trials for each method and block, on validation data", highlight=False)
-    with _Display(console, 0, pool.workers) as display:
+    with Display(console, 0, pool.workers) as display:
         studies = pipeline.pools(request, database, pool, display.show)
-    with _Display(console, 0, pool.workers) as display:
+    with Display(console, 0, pool.workers) as display:
         return pipeline.search(studies, database, request.place.cache, pool, display.show)
 
 
 def _tuned(console: Console, request: Request, database: Store, pool: pipeline.Pool) -> list[Row]:
     """The rows of what was found."""
     planned = planning.plan(request, database)
-    with _Display(console, len(planned.expected), pool.workers) as display:
+    with Display(console, len(planned.expected), pool.workers) as display:
         pipeline.run(planned, database, pool, display.show)
     return pipeline.collect(planned, database)
 
@@ -154,7 +154,7 @@ def worker_count(asked: int | None, device: str) -> int:
     return asked or (1 if device == "cuda" else os.cpu_count() or 1)
 
 
-class _Display:
+class Display:
     """A line that moves where a terminal is watching: done, running, time left. A line now and then where none is."""
 
     QUIET_SECONDS = 15.0  # between two lines in a log
@@ -164,7 +164,7 @@ class _Display:
         self._start = self._said = time.monotonic()
         self._live = Live(console=console, transient=True, refresh_per_second=4) if console.is_terminal else None
 
-    def __enter__(self) -> "_Display":
+    def __enter__(self) -> "Display":
         if self._live:
             self._live.start()
         return self

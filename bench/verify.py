@@ -47,7 +47,8 @@ def verify(
             console.print(f"note: {note}", style="yellow", highlight=False)
         pool = executor.make("local", report.worker_count(workers, place.device))
         try:
-            computed = _compute(chosen, board, place, pool)
+            with report.Display(console, len(chosen), pool.workers) as display:
+                computed = _compute(chosen, board, place, pool, display.show)
         finally:
             pool.close()
         pairs = list(zip(chosen, computed, strict=True))
@@ -166,7 +167,7 @@ def _caveat(row: Row, place: Place) -> str:
     return f"{'; '.join(differ)}: numbers may differ by what their cells show over seeds" if differ else ""
 
 
-def _compute(rows: Sequence[Row], board: Board, place: Place, pool: pipeline.Pool) -> list[Row]:
+def _compute(rows: Sequence[Row], board: Board, place: Place, pool: pipeline.Pool, show: pipeline.Show) -> list[Row]:
     """The same rows, measured here."""
     plan = Plan(place)
     dense: dict[str, Job] = {}
@@ -183,7 +184,7 @@ def _compute(rows: Sequence[Row], board: Board, place: Place, pool: pipeline.Poo
             plan.blocked.setdefault(job.network, []).append(job)
     plan.ready = list(dense.values())
     store = Store(f"sqlite:///{place.cache / 'store.db'}")
-    pipeline.run(plan, store, pool)
+    pipeline.run(plan, store, pool, show)
     found = store.get(plan.expected)
     joined = []
     for key, reference_key in zip(keys, references, strict=True):

@@ -14,7 +14,7 @@ import pytest
 
 from bench import agreement, published
 from bench.agreement import SHIFT_LEVEL, compare, judge, same_environment, shifts
-from bench.noise import MATCHED, MEASURES, Measure, Noise
+from bench.noise import MATCHED, MEASURES, WEIGHT, Measure, Noise
 from bench.spec import Row
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,8 +114,8 @@ def plain_spread(rows: list[Row], mine: Row, again: float) -> tuple[float, float
             values = [r.accuracy or 0.0 for r in members]
             distances.append((abs(odds(values) - odds([*seeds, again, mine.accuracy or 0.0])), stdev(values) ** 2 + step**2 / 12))
     near = sorted(distances)[:10]
-    pooled = 10 * fmean(v for _, v in near) + (len(seeds) - 1) * (stdev(seeds) ** 2 + step**2 / 12)
-    return pooled / (10 + len(seeds) - 1), 10 + len(seeds) - 1, fmean([*seeds, again]), len(seeds) + 1
+    pooled = 4 * fmean(v for _, v in near) + (len(seeds) - 1) * (stdev(seeds) ** 2 + step**2 / 12)
+    return pooled / (4 + len(seeds) - 1), 4 + len(seeds) - 1, fmean([*seeds, again]), len(seeds) + 1
 
 
 def test_the_spread_of_a_cell_is_what_lists_give() -> None:
@@ -237,10 +237,9 @@ def power(deviation: float, *, rows: int, like_published: float, runs: int = 200
 def test_one_point_is_caught_in_a_quiet_cell() -> None:
     """The power that the documentation states, in a sample of ten rows and in the default one of three."""
     assert power(0.001, rows=10, like_published=0) >= 0.99
-    assert power(0.0015, rows=10, like_published=0) >= 0.93
-    assert power(0.002, rows=10, like_published=0) >= 0.6
-    assert power(0.002, rows=3, like_published=0) >= 0.75
-    assert power(0.002, rows=3, like_published=0.9) >= 0.8
+    assert power(0.0015, rows=10, like_published=0) >= 0.7
+    assert power(0.0015, rows=3, like_published=0) >= 0.85
+    assert power(0.002, rows=3, like_published=0.9) >= 0.55
 
 
 @pytest.mark.parametrize("by", [0.01, 0.02, 0.05, 0.2, 0.5, -0.05, -0.5, -0.9])
@@ -440,7 +439,7 @@ def test_one_seed_is_judged_by_the_cells_around_it() -> None:
     noise = Noise([*board.rows, lone])
     assert judge(lone, elsewhere(lone, 0.9705), noise).differences == []
     assert "(1 seed)" in judge(lone, elsewhere(lone, 0.96), noise).differences[0]
-    assert MATCHED == 10
+    assert (MATCHED, WEIGHT) == (10, 0.4)
 
 
 def test_a_tolerance_replaces_every_rule_but_that_of_repetition(quiet: tuple[Row, Noise]) -> None:
@@ -462,8 +461,8 @@ def test_what_is_said_of_a_row_can_be_read_without_a_manual() -> None:
     rows = [row(f"m{m}", 0.5, seed, 0.95 + 0.001 * (seed - 2), nll=0.3 + 0.01 * seed) for m in range(12) for seed in range(5)]
     noise, mine = Noise(rows), rows[2]
     difference, allowed = said(0.93)
-    assert difference.startswith("accuracy: expected 0.95, got 0.93: differs by 2 points, this cell allows 0.")
+    assert difference.startswith("accuracy: expected 0.95, got 0.93: differs by 2 points, this cell allows 1.")
     assert difference.endswith(" points (5 seeds)")
     assert allowed in difference
     (alone,) = said(0.949)
-    assert alone.startswith("this cell allows 0.")
+    assert alone.startswith("this cell allows 1.")

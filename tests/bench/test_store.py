@@ -192,7 +192,7 @@ def test_a_network_survives_with_its_posterior(tmp_path: Path) -> None:
     assert facts == networks.facts("k") == {"train_seconds": 1.5}
     assert networks.facts("absent") is None
     networks.fail("bad", "ValueError: x")
-    assert (networks.failed("bad"), networks.has("bad"), networks.failed("k")) == (True, False, False)
+    assert (networks.failed("bad"), networks.has("bad"), networks.failed("k")) == ("ValueError: x", False, "")
     (networks.folder / "bad.failed").unlink()
     assert [p.name for p in networks.folder.iterdir()] == ["k.safetensors"], "no partial file is left"
 

@@ -49,7 +49,7 @@ def check(tiny: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable
         board = Board(load_suite("tiny.toml"), tuple(map(tamper, rows)))
         results.write_files(Path("board"), published.evidence(board))
 
-        def compute(chosen: Sequence[Row], board: Board, place: Place, pool: object) -> list[Row]:
+        def compute(chosen: Sequence[Row], board: Board, place: Place, *rest: object) -> list[Row]:
             return [rerun(replace(honest[row.identity], torch=verify._blank(row, place).torch)) for row in chosen]
 
         monkeypatch.setattr(verify, "_compute", compute)
