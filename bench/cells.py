@@ -105,8 +105,8 @@ def number(value: Any, form: str = "{:.3f}", **more: Any) -> Cell:
 
 
 def exact(value: Any) -> str:
-    """As the CSV has it: whole numbers without a point, floats so that they read back."""
-    return str(int(value)) if float(value).is_integer() else repr(float(value))
+    """As the derived CSVs have it: ten significant digits, for further ones differ between processors and libraries."""
+    return f"{float(value):.10g}"
 
 
 def percent(value: Any, **more: Any) -> Cell:

@@ -159,11 +159,9 @@ def _spelled(name: str, there: set[str]) -> str:
 def _caveat(row: Row, place: Place) -> str:
     """What keeps a row from being repeated bit for bit here; '' where nothing is known to."""
     here = provenance(place.device, place.threads)
-    differ = [
-        f"{name} {getattr(row, name) or '?'} there, {here[name]} here"
-        for name in agreement.WHERE
-        if name in here and getattr(row, name) != here[name]
-    ]
+    names = [name for name in agreement.WHERE if name in here and getattr(row, name) != here[name]]
+    differ = [f"{name} {getattr(row, name) or '?'} there, {here[name]} here" for name in names if name != "environment"]
+    differ += ["other packages or threads"] * ("environment" in names)
     return f"{'; '.join(differ)}: numbers may differ by what their cells show over seeds" if differ else ""
 
 
