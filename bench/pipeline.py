@@ -114,12 +114,13 @@ def searched(request: Request, store: Store) -> tuple[dict[tuple[str, str, str],
 
 
 def _lease(work: Job | Study) -> str:
-    """Under which name a piece of work is leased: the same for jobs that differ in their points only."""
+    """Under which name a piece of work is leased: the same for jobs that do the same thing up to other points."""
     if isinstance(work, Study):
         return digest(["study", work.key])
     if work.criterion is None:
         return digest(["network", work.network])
-    return digest(["job", repr(dataclasses.replace(work, points=(), place=dataclasses.replace(work.place, progress=None)))])
+    bare = dataclasses.replace(work, points=(), place=dataclasses.replace(work.place, progress=None))
+    return digest(["job", repr(bare), work.sparsities if work.trains_each else []])
 
 
 class _Shared(executor.Queue):

@@ -213,7 +213,7 @@ def test_killed_and_started_again_equals_undisturbed(tiny: Path, tmp_path: Path)
 
 
 def test_ctrl_c_ends_at_once_in_one_line(tiny: Path) -> None:
-    process = start(tiny, *RUN)
+    process = start(tiny, *RUN[:-4], "--epochs", "200", "--output", "out")  # long enough to be in the middle of it
     wait_for_rows(tiny, process)
     os.killpg(process.pid, signal.SIGINT)  # a terminal tells the whole group
     _, err = process.communicate(timeout=30)
