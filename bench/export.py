@@ -23,12 +23,16 @@ import torch
 from torch import Tensor, nn
 
 import methods
-from bench import architectures, evaluate, planning, report, trial
-from bench.checkpoints import Networks
-from bench.job import Job
-from bench.planning import Request
-from bench.spec import Suite, UserError
-from bench.workbench import load_data
+from bench.cli import report
+from bench.networks import build
+from bench.planning import planning
+from bench.planning.planning import Request
+from bench.spec.errors import UserError
+from bench.spec.suite import Suite
+from bench.storage.checkpoints import Networks
+from bench.trial import metrics, trial
+from bench.trial.job import Job
+from bench.trial.workbench import load_data
 from methods import Mask, Method
 
 FORMAT = "razorbench.network.v1"
@@ -107,7 +111,7 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         raise ValueError(f"'{folder}' holds no exported network: {error}") from None
     shape, classes = tuple(card["architecture"]["input_shape"]), card["architecture"]["classes"]
     with torch.random.fork_rng(devices=[]):
-        model = architectures.create(card["architecture"]["name"], shape, classes)
+        model = build.create(card["architecture"]["name"], shape, classes)
     if card["compact"]:
         mask = {name.removeprefix("rows."): _outer(kept, name.removeprefix("rows."), model) for name in kept if name.startswith("rows.")}
         model = methods.compact(model, mask, input_shape=shape, granularity=card["granularity"])
@@ -132,9 +136,9 @@ def _card(row: dict[str, Any], job: Job, found: trial.Made) -> dict[str, Any]:
     """All that is to be said of a network but the digest of its file."""
     data = load_data(job.dataset, job.protocol, job.place)
     drop = ("hyperparameters", "latency_ms", "dense_latency_ms")
-    latencies, inputs = {}, data.train.inputs[: evaluate.LATENCY_BATCHES[-1]]
-    for batch in evaluate.LATENCY_BATCHES:
-        dense, pruned = evaluate.latency([found.whole, found.model], data.train.inputs[:batch], found.mask)
+    latencies, inputs = {}, data.train.inputs[: metrics.LATENCY_BATCHES[-1]]
+    for batch in metrics.LATENCY_BATCHES:
+        dense, pruned = metrics.latency([found.whole, found.model], data.train.inputs[:batch], found.mask)
         latencies[f"batch_{batch}"] = {"dense": dense, "pruned": pruned}
     return {
         "format": FORMAT,
@@ -151,7 +155,7 @@ def _card(row: dict[str, Any], job: Job, found: trial.Made) -> dict[str, Any]:
         "protocol": dataclasses.asdict(job.protocol),
         "row": {name: value for name, value in row.items() if name not in drop},
         "latency_ms": latencies,
-        "memory_mb": {name: evaluate.peak_memory(model, inputs) for name, model in (("dense", found.whole), ("pruned", found.model))},
+        "memory_mb": {name: metrics.peak_memory(model, inputs) for name, model in (("dense", found.whole), ("pruned", found.model))},
     }
 
 

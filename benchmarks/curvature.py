@@ -18,11 +18,11 @@ from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-import bench.classics  # noqa: F401  registers lenet5 with timm
+import bench.networks.classics  # noqa: F401  registers lenet5 with timm
 import methods
-from methods.curvature import curvature
-from methods.interface import count_batches
-from methods.pruning import evaluating
+from methods.core.cutting import evaluating
+from methods.core.interface import count_batches
+from methods.curvature.compute import curvature
 
 NETWORKS: dict[str, tuple[tuple[int, int, int], Callable[[], nn.Module]]] = {
     "lenet5": ((1, 28, 28), lambda: timm.create_model("lenet5", num_classes=10, in_chans=1, img_size=28)),

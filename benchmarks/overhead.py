@@ -18,12 +18,15 @@ import torch
 import torch.nn.functional as F
 
 import methods
-from bench import catalogue, data, pipeline, planning, workbench
-from bench.executor import Inline
-from bench.job import Place
-from bench.planning import Request
-from bench.spec import Protocol, Suite, load_suite
-from bench.store import Store
+from bench import data
+from bench.execution import pipeline
+from bench.execution.executors import Inline
+from bench.planning import catalogue, planning
+from bench.planning.planning import Request
+from bench.spec.suite import Protocol, Suite, load_suite
+from bench.storage.rows import Store
+from bench.trial import workbench
+from bench.trial.job import Place
 
 METHODS = "random,magnitude,obd,snip,random_init"
 
@@ -61,7 +64,7 @@ def train(model: torch.nn.Module, split: data.Split, protocol: Protocol, epochs:
 
 def network(architecture: str, shape: tuple[int, ...]) -> torch.nn.Module:
     """An initial network in the memory layout the harness gives it."""
-    model = workbench.architectures.create(architecture, shape, 10)
+    model = workbench.build.create(architecture, shape, 10)
     convolutional = sum(isinstance(m, torch.nn.Conv2d) for m in model.modules()) > 1
     return model.to(memory_format=torch.channels_last) if convolutional else model
 

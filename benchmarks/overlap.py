@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 
 import methods
-from bench import architectures, data
-from methods.curvature import curvature
-from methods.pruning import evaluating
+from bench import data
+from bench.networks import build
+from methods.core.cutting import evaluating
+from methods.curvature.compute import curvature
 
 KEPT = 0.05
 QUARTER = "a quarter of the data"
@@ -44,7 +45,7 @@ def main() -> None:
     loaded = data.load(
         options.dataset, options.data_root, validation=0.1, split_seed=0, cache=Path(".bench/data"), train_limit=options.train_limit
     )
-    model = architectures.create(options.architecture, loaded.input_shape, loaded.classes)
+    model = build.create(options.architecture, loaded.input_shape, loaded.classes)
     problem = methods.Problem(model, data.Batches(loaded.train.shuffled(0), 128, seed=0, shuffle=False))
     shuffled = data.Batches(loaded.train, 128, seed=0, shuffle=True)
     methods.fit(problem, methods.make("trainings", "map", {}), methods.Recipe(epochs=options.epochs), batches=shuffled)

@@ -15,7 +15,7 @@ import math
 import numpy as np
 from scipy import stats
 
-from bench.statistics import ALPHA, POWER, family_df, noncentrality, welch_df
+from bench.ranking.statistics import ALPHA, POWER, family_df, noncentrality, welch_df
 
 SEEDS, BLOCKS, METHODS = (3, 5, 10), (1, 4, 10), (2, 10)
 BATCH = 1000  # boards at a time

@@ -11,10 +11,12 @@
         def score(self, problem): ...
 """
 
-from methods import criteria, granularity, named, training
+from methods import criteria, granularity, training
 from methods.api import compact, prune, scores, train, train_pruned
-from methods.contract import check
-from methods.interface import (
+from methods.checking.clauses import check
+from methods.core.cutting import Pruner, cut, held, kept_weights, score, scored_once, shuffled, sparsity_of
+from methods.core.hyperparameters import Choice, Float, Int, Range, ranges
+from methods.core.interface import (
     Batches,
     Configuration,
     Cost,
@@ -33,10 +35,10 @@ from methods.interface import (
     full_mask,
     prunable,
 )
-from methods.loop import Recipe, fit
-from methods.paths import effective_sparsity
-from methods.pruning import Pruner, cut, held, kept_weights, score, scored_once, shuffled, sparsity_of
-from methods.registry import (
+from methods.core.schedule import Gradual, Iterative, Lap, Rewinding, Schedule
+from methods.core.training_loop import Recipe, fit
+from methods.registry import named_methods  # noqa: F401 (registers them)
+from methods.registry.registry import (
     Method,
     UnknownName,
     define,
@@ -50,15 +52,14 @@ from methods.registry import (
     register,
     unknown,
 )
-from methods.schedule import Gradual, Iterative, Lap, Rewinding, Schedule
-from methods.source import source_hash
-from methods.space import Choice, Float, Int, Range, ranges
+from methods.registry.source_hash import source_hash
+from methods.structure.path_flow import effective_sparsity
 
 __all__ = [
     "Batches", "Choice", "Configuration", "Cost", "Criterion", "Float", "Gradual", "Granularity", "Int", "Iterative", "Lap",
     "Mask", "Method", "Posterior", "Problem", "Pruner", "Range", "Recipe", "Rewinding", "Schedule", "Scores", "Stage",
     "Training", "UnknownName", "Values", "apply_mask", "check", "compact", "count_masked", "criteria", "cut", "define",
     "derive", "effective_sparsity", "fit", "full_mask", "get", "get_granularity", "granularity", "held", "kept_weights",
-    "load_plugin", "lookup", "make", "named", "names", "nearest", "prunable", "prune", "ranges", "register", "score",
+    "load_plugin", "lookup", "make", "names", "nearest", "prunable", "prune", "ranges", "register", "score",
     "scored_once", "scores", "shuffled", "source_hash", "sparsity_of", "train", "train_pruned", "training", "unknown",
 ]  # fmt: skip

@@ -7,11 +7,11 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
-from methods.interface import Batches, Criterion, Loss, Mask, Posterior, Problem, Stage, Training
-from methods.loop import Recipe, fit
-from methods.pruning import Pruner, cut, score
-from methods.registry import get, get_granularity, make, names
-from methods.schedule import Schedule
+from methods.core.cutting import Pruner, cut, score
+from methods.core.interface import Batches, Criterion, Loss, Mask, Posterior, Problem, Stage, Training
+from methods.core.schedule import Schedule
+from methods.core.training_loop import Recipe, fit
+from methods.registry.registry import get, get_granularity, make, names
 
 
 def train(

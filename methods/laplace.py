@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parameters_to_vector
 
-from methods.blocks import Block, Diagonal, Kronecker, Precisions, Separable
-from methods.curvature import curvature
-from methods.evidence import Units, log_marginal_likelihood
-from methods.interface import Posterior, Problem
-from methods.likelihood import half_squared_error
-from methods.sums import MAX_SIDE
+from methods.core.interface import Posterior, Problem
+from methods.curvature.accumulators import MAX_SIDE
+from methods.curvature.blocks import Block, Diagonal, Kronecker, Precisions, Separable
+from methods.curvature.compute import curvature
+from methods.curvature.loss_factors import half_squared_error
+from methods.posterior.marginal_likelihood import Units, log_marginal_likelihood
 
 # --- our curvature in laplace-torch's classes
 

@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: small networks lo
 import pytest
 import torch
 
-from methods import registry
+from methods.registry import registry
 
 TINY = """
 name = "tiny"
@@ -51,12 +51,12 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], clean_registry: None) -> Callable[..., tuple[int, str, str]]:
     """Run the command line in this process: `bench("run", "--suite", ...)` -> (exit code, stdout, stderr)."""
-    from bench import cli
+    from bench.cli import main
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["razorbench", *arguments])
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            main.main()
         out, err = capsys.readouterr()
         return int(stop.value.code or 0), out, err
 

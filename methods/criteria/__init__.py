@@ -1,5 +1,5 @@
 """One file per criterion; every file here is imported, and with that registered."""
 
-from methods._discover import import_all
+from methods.registry.discover import import_all
 
 import_all(__name__, __path__)

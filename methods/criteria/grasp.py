@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from methods.interface import Criterion, Problem, Scores, Stage
-from methods.registry import register
-from methods.space import Float, Int
+from methods.core.hyperparameters import Float, Int
+from methods.core.interface import Criterion, Problem, Scores, Stage
+from methods.registry.registry import register
 
 
 @register("grasp")

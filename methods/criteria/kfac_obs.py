@@ -6,14 +6,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from methods.blocks import Precision
-from methods.curvature import SHARING, curvature
-from methods.interface import Criterion, Mask, Problem, Scores, Stage
-from methods.likelihood import KINDS
-from methods.registry import register
-from methods.schedule import cubic
-from methods.scope import SCOPES, rescope
-from methods.space import Choice, Float, Int
+from methods.core.hyperparameters import Choice, Float, Int
+from methods.core.interface import Criterion, Mask, Problem, Scores, Stage
+from methods.core.layer_scaling import SCOPES, rescope
+from methods.core.schedule import cubic
+from methods.curvature.blocks import Precision
+from methods.curvature.compute import SHARING, curvature
+from methods.curvature.loss_factors import KINDS
+from methods.registry.registry import register
 
 ITERATIONS = 200  # of conjugate gradients at most
 TOLERANCE = 1e-5  # of the residual, relative to the right-hand side

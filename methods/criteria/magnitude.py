@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from methods.interface import Criterion, Problem, Scores, Stage
-from methods.registry import register
-from methods.scope import SCOPES, rescope
-from methods.space import Choice
+from methods.core.hyperparameters import Choice
+from methods.core.interface import Criterion, Problem, Scores, Stage
+from methods.core.layer_scaling import SCOPES, rescope
+from methods.registry.registry import register
 
 
 @register("magnitude")

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from methods.curvature import curvature
-from methods.interface import Criterion, Problem, Scores, Stage
-from methods.likelihood import KINDS
-from methods.registry import register
-from methods.scope import SCOPES, rescope
-from methods.space import Choice, Int
+from methods.core.hyperparameters import Choice, Int
+from methods.core.interface import Criterion, Problem, Scores, Stage
+from methods.core.layer_scaling import SCOPES, rescope
+from methods.curvature.compute import curvature
+from methods.curvature.loss_factors import KINDS
+from methods.registry.registry import register
 
 
 @register("obd")

@@ -6,14 +6,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from methods.blocks import Kronecker
-from methods.curvature import curvature
-from methods.interface import Criterion, Posterior, Problem, Scores, Stage
-from methods.likelihood import KINDS
-from methods.prior import uniform_prior
-from methods.registry import register
-from methods.scope import SCOPES, rescope
-from methods.space import Choice, Float, Int
+from methods.core.hyperparameters import Choice, Float, Int
+from methods.core.interface import Criterion, Posterior, Problem, Scores, Stage
+from methods.core.layer_scaling import SCOPES, rescope
+from methods.curvature.blocks import Kronecker
+from methods.curvature.compute import curvature
+from methods.curvature.loss_factors import KINDS
+from methods.posterior.prior import uniform_prior
+from methods.registry.registry import register
 
 
 @register("opd")

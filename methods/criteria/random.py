@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import torch
 
-from methods.interface import Criterion, Problem, Scores, Stage
-from methods.registry import register
+from methods.core.interface import Criterion, Problem, Scores, Stage
+from methods.registry.registry import register
 
 
 @register("random")

@@ -6,10 +6,10 @@ from typing import ClassVar
 
 import torch
 
-from methods.interface import Criterion, Problem, Scores, Stage
-from methods.registry import register
-from methods.schedule import exponential
-from methods.space import Int
+from methods.core.hyperparameters import Int
+from methods.core.interface import Criterion, Problem, Scores, Stage
+from methods.core.schedule import exponential
+from methods.registry.registry import register
 
 
 @register("snip")

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from methods.interface import Criterion, Problem, Scores, Stage
-from methods.paths import flow, undefined
-from methods.registry import register
-from methods.schedule import exponential
-from methods.space import Int
+from methods.core.hyperparameters import Int
+from methods.core.interface import Criterion, Problem, Scores, Stage
+from methods.core.schedule import exponential
+from methods.registry.registry import register
+from methods.structure.path_flow import flow, undefined
 
 
 @register("synflow")

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.curvature import sample_gradients
-from methods.interface import Criterion, Mask, Problem, Scores, Stage, Values
-from methods.registry import register
-from methods.schedule import cubic
-from methods.scope import SCOPES, rescope
-from methods.space import Choice, Float, Int
+from methods.core.hyperparameters import Choice, Float, Int
+from methods.core.interface import Criterion, Mask, Problem, Scores, Stage, Values
+from methods.core.layer_scaling import SCOPES, rescope
+from methods.core.schedule import cubic
+from methods.curvature.compute import sample_gradients
+from methods.registry.registry import register
 
 MEMORY = 2 << 30  # bytes that all blocks may take where the criterion chooses their side: fixed, so that machines agree
 SIDE = 128  # the largest side it chooses: as accurate as 1024 at a sixteenth of the time (digits, MNIST, validation data)

@@ -12,12 +12,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from methods.coupling import Coupling, removed, survivors
-from methods.dependencies import traced
-from methods.interface import Cost, Granularity, Mask, Posterior, Problem, Scores, full_mask
-from methods.registry import register
-from methods.rehearsal import unsound
-from methods.space import Choice
+from methods.core.hyperparameters import Choice
+from methods.core.interface import Cost, Granularity, Mask, Posterior, Problem, Scores, full_mask
+from methods.registry.registry import register
+from methods.structure.channel_groups import Coupling, removed, survivors
+from methods.structure.graph_trace import traced
+from methods.structure.removal_check import unsound
 
 CLOSE = 1e-3  # a reached share of a cost this near to the one asked for needs no look at how large the steps are
 _known: WeakKeyDictionary[nn.Module, tuple[Any, Coupling]] = WeakKeyDictionary()

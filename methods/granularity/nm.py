@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from methods.interface import Cost, Granularity, Mask, Problem, Scores
-from methods.registry import register
-from methods.space import Int
+from methods.core.hyperparameters import Int
+from methods.core.interface import Cost, Granularity, Mask, Problem, Scores
+from methods.registry.registry import register
 
 # What torch's semi-structured form asks of a half-precision weight: rows and columns are multiples of these.
 ROWS, COLUMNS = 32, 64

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from methods.interface import Cost, Granularity, Mask, Problem, Scores, count_masked
-from methods.registry import register
+from methods.core.interface import Cost, Granularity, Mask, Problem, Scores, count_masked
+from methods.registry.registry import register
 
 
 @register("weight")

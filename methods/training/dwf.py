@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from methods.interface import Posterior, Problem, Training, derive
-from methods.prior import uniform_prior
-from methods.registry import register
-from methods.space import Float, Int
+from methods.core.hyperparameters import Float, Int
+from methods.core.interface import Posterior, Problem, Training, derive
+from methods.posterior.prior import uniform_prior
+from methods.registry.registry import register
 
 # What the product of the factors drawn lies between, in root mean squares of the layer's initial weights.
 NEAREST, FARTHEST = 0.01, 2.0

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from methods.interface import Posterior, Problem, Training
-from methods.prior import uniform_prior
-from methods.registry import register
-from methods.space import Float
+from methods.core.hyperparameters import Float
+from methods.core.interface import Posterior, Problem, Training
+from methods.posterior.prior import uniform_prior
+from methods.registry.registry import register
 
 
 @register("map")

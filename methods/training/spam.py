@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from methods.blocks import Block, Diagonal, Kronecker
-from methods.curvature import STRUCTURES, Curvature, curvature
-from methods.evidence import PRIORS, Maximiser, log_marginal_likelihood
-from methods.interface import Batches, Posterior, Problem, Training, Values, count_batches
-from methods.likelihood import KINDS
-from methods.prior import uniform_prior
-from methods.pruning import evaluating
-from methods.registry import register
-from methods.space import Choice, Float, Int
+from methods.core.cutting import evaluating
+from methods.core.hyperparameters import Choice, Float, Int
+from methods.core.interface import Batches, Posterior, Problem, Training, Values, count_batches
+from methods.curvature.blocks import Block, Diagonal, Kronecker
+from methods.curvature.compute import STRUCTURES, Curvature, curvature
+from methods.curvature.loss_factors import KINDS
+from methods.posterior.marginal_likelihood import PRIORS, Maximiser, log_marginal_likelihood
+from methods.posterior.prior import uniform_prior
+from methods.registry.registry import register
 
 POSITIONS = 16  # of each sample that the inputs' Kronecker factor is averaged over: it is a mean of very many
 

@@ -2,7 +2,7 @@
 
 import json
 
-from bench.spec import Row
+from bench.spec.row import Row
 
 S = (0.5, 0.9, 0.95, 0.99)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from bench.flops import layer_flops
+from bench.trial.flops import layer_flops
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
 

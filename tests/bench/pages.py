@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from bench import leaderboard, page, tuned
-from bench.spec import Row
+from bench.publishing.page import page
+from bench.ranking import leaderboard, tuning_gain
+from bench.spec.row import Row
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="20"><defs><clipPath id="p"/></defs><path d="M 0 0\nL 40 20"/></svg>'
 HOSTILE = """</script><script>alert("it's")</script>' onmouseover="x"""
@@ -38,7 +39,7 @@ def rows_of(methods: list[str], seeds: tuple[int, ...] = (0, 1, 2), **more: Any)
 
 def made(rows: list[Row], plots: dict[str, str] | None = None, suite: str = "tiny") -> str:
     table = pd.DataFrame([vars(r) for r in rows])
-    return page.page(suite, "for tests", leaderboard.leaderboard(rows), tuned.tuned(rows), table, plots or {})
+    return page.page(suite, "for tests", leaderboard.leaderboard(rows), tuning_gain.tuned(rows), table, plots or {})
 
 
 def search(trials: int = 2) -> str:

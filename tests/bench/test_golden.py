@@ -15,13 +15,16 @@ from typing import Any
 import pytest
 
 import methods
-from bench import agreement, catalogue, pipeline, planning
-from bench.executor import Inline
-from bench.job import Place
-from bench.planning import Request
-from bench.results import ordered, read_rows, write_rows
-from bench.spec import COST_COLUMNS, PROTOCOL_VERSION, Row, Suite, load_suite
-from bench.store import Store
+from bench.execution import pipeline
+from bench.execution.executors import Inline
+from bench.planning import catalogue, planning
+from bench.planning.planning import Request
+from bench.publishing import row_comparison
+from bench.spec.row import COST_COLUMNS, PROTOCOL_VERSION, Row
+from bench.spec.suite import Suite, load_suite
+from bench.storage.results_csv import ordered, read_rows, write_rows
+from bench.storage.rows import Store
+from bench.trial.job import Place
 
 FILE = Path(__file__).parent / "data" / "golden.csv"
 AGAIN = "bump PROTOCOL_VERSION in bench/spec.py, write the golden rows again (python -m tests.bench.test_golden), publish the boards again"
@@ -76,7 +79,7 @@ def _moved(golden: list[Row], computed: list[Row]) -> list[tuple[Row, Row, str]]
     found = []
     for a, b in zip(golden, computed, strict=True):
         if (a.torch, a.device, a.environment) == (b.torch, b.device, b.environment):
-            found += [(a, b, name) for name in ("status", "error", *agreement.MEASURED) if getattr(a, name) != getattr(b, name)]
+            found += [(a, b, name) for name in ("status", "error", *row_comparison.MEASURED) if getattr(a, name) != getattr(b, name)]
         else:
             found += [(a, b, name) for name in COUNTED if getattr(a, name) != getattr(b, name)]
             found += [(a, b, name) for name, far in CLOSE.items() if not _close(getattr(a, name), getattr(b, name), far)]

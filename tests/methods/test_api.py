@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 import methods
-from methods import Criterion, Problem, Scores, kept_weights, prunable, registry
+from methods import Criterion, Problem, Scores, kept_weights, prunable
+from methods.registry import registry
 
 Data = list[tuple[Tensor, Tensor]]
 Make = Callable[..., nn.Sequential]

@@ -15,10 +15,10 @@ from torch.distributions import MultivariateNormal
 from torch.utils.data import DataLoader, TensorDataset
 
 import methods
-from methods.blocks import MAX_EXACT, Diagonal, Kronecker, Separable
-from methods.curvature import curvature
-from methods.interface import Posterior, Problem
-from methods.likelihood import half_squared_error
+from methods.core.interface import Posterior, Problem
+from methods.curvature.blocks import MAX_EXACT, Diagonal, Kronecker, Separable
+from methods.curvature.compute import curvature
+from methods.curvature.loss_factors import half_squared_error
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -26,7 +26,7 @@ with warnings.catch_warnings():
     from laplace.curvature import CurvlinopsEF, CurvlinopsGGN
     from laplace.utils import Kron
 
-    from methods import blocks
+    from methods.curvature import blocks
     from methods.laplace import Backend, BlockLaplace, Factors, from_posterior
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]

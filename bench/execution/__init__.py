@@ -1,0 +1,1 @@
+"""Running jobs: where they run, in which order, and what is stored of them."""

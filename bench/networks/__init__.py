@@ -1,0 +1,1 @@
+"""Architectures, fitted to a data set."""

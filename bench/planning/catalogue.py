@@ -1,0 +1,158 @@
+"""What is registered: lists with a line each, the contract over entries, a template to start from."""
+
+import keyword
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import methods
+from bench.spec.errors import UserError
+from bench.spec.suite import load_suite, suites
+from methods import Stage
+from methods.checking import clauses
+from methods.checking.clauses import Finding
+from methods.registry.registry import KINDS, RESERVED
+
+WHEN = {Stage.INIT: "at initialisation", Stage.DURING: "while training", Stage.AFTER: "after training"}
+
+
+def load_plugins(files: Iterable[str]) -> list[str]:
+    """Load plug-in files; the names they registered. UserError where one cannot be loaded."""
+    added = []
+    for file in files:
+        try:
+            added += methods.load_plugin(file)
+        except (OSError, ValueError) as error:
+            raise UserError(str(error)) from None
+    return added
+
+
+def select_methods(names: str) -> tuple[methods.Method, ...]:
+    """The methods of a comma-separated list, each once; `all` is every registered one that is not costly. UserError for a wrong name."""
+    chosen: dict[str, methods.Method] = {}
+    for name in filter(None, (part.strip() for part in re.split(r",(?![^()]*\))", names))):  # commas in brackets divide options
+        found = [methods.get(n) for n in methods.names()] if name == "all" else [get_method(name)]
+        chosen |= {m.name: m for m in found if not (name == "all" and m.costly)}
+    if not chosen:
+        raise UserError(f"no method named in '{names}'; available: all, {', '.join(methods.names())}")
+    return tuple(chosen.values())
+
+
+def get_method(name: str) -> methods.Method:
+    """The method of that name. UserError where there is none."""
+    try:
+        return methods.get(name)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def entries(what: str, plugins: Iterable[str] = ()) -> Iterator[tuple[str, str]]:
+    """(name, what it is) of everything of one kind."""
+    load_plugins(plugins)
+    if what == "methods":
+        for name in methods.names():
+            m = methods.get(name)
+            about = [f"{m.criterion} under {m.training}, {WHEN[m.stage]}"]
+            about += [f"{k}={v}" for k, v in {**m.options, **m.training_options}.items()]
+            about += [str(m.schedule)] * (m.schedule is not None)
+            yield name, ", ".join(about + ["costly"] * m.costly)
+    elif what == "suites":
+        for name in suites():
+            yield name, load_suite(name).description
+    elif what == "architectures":
+        from bench.networks import build
+
+        yield from ((name, build.describe(name)) for name in build.names())
+        yield "...", f"and any of timm's {len(build.timm_names())} names"
+    elif what == "datasets":
+        from bench import data
+
+        yield from ((name, data.describe(name)) for name in data.names())
+    else:
+        for name in methods.names(what):
+            yield name, _first_sentence(methods.lookup(what, name))
+
+
+def _first_sentence(cls: type) -> str:
+    text = " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
+    return text.split(". ")[0].rstrip(".:")
+
+
+def checked(entry: str | None, plugins: Iterable[str] = ()) -> Iterator[tuple[str, list[Finding]]]:
+    """(title, findings) of the contract, over one entry, a file's entries, or all. UserError for an unknown name."""
+    load_plugins(plugins)
+    if entry is None:
+        chosen = list(dict.fromkeys(name for kind in KINDS for name in methods.names(kind)))
+    else:
+        chosen = load_plugins([entry]) if entry.endswith(".py") or "/" in entry else [entry]
+    try:
+        classes = list(dict.fromkeys(cls for name in chosen for cls in clauses.entries(name)))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    for cls in classes:
+        kind = next(base for base in KINDS.values() if issubclass(cls, base))
+        yield f"{kind.__name__.lower()} {cls.name}", methods.check(cls)
+
+
+TEMPLATE = '''"""{title}: say in one line what is kept."""
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import ClassVar
+
+import torch
+
+import methods
+from methods import Criterion, Int, Problem, Scores, Stage
+
+
+@methods.register("{name}")
+@dataclass(frozen=True, kw_only=True)
+class {title}(Criterion):
+    """s_k = (w_k g_k)^2, g = dL/dw: the squared first-order change of the loss when w_k is removed.
+
+    Replace formula and code by your own; say the paper, the equation and every departure from it.
+    Larger scores are kept. Randomness comes from `problem.generator("purpose")`, data from `problem.batches`.
+
+    Reference: Molchanov et al., "Importance estimation for neural network pruning", CVPR 2019, equation 8, for single weights.
+    """
+
+    # Where it may be applied, the default first: AFTER training, at INIT, DURING training.
+    stages: ClassVar = (Stage.AFTER, Stage.INIT, Stage.DURING)
+    # True: the scores depend on neither mask nor target sparsity, and are computed once for all sparsities.
+    nested: ClassVar = True
+
+    # A hyperparameter: its default, and the range that tuning may choose from.
+    n_batches: int = Int(10, 1, 100, log=True)
+
+    def score(self, problem: Problem) -> Scores:
+        """(w * g)^2 with g the gradient summed over the first batches; a tensor of the weight's shape for each prunable weight."""
+        weights = problem.weights
+        total = {{name: torch.zeros_like(w) for name, w in weights.items()}}
+        for x, y in islice(problem.batches, self.n_batches):
+            loss = problem.loss(problem.model(x.to(problem.device)), y.to(problem.device))
+            for name, g in zip(weights, torch.autograd.grad(loss, list(weights.values()), materialize_grads=True), strict=True):
+                total[name] += g
+        return Scores({{name: (w.detach() * total[name]).square() for name, w in weights.items()}})
+'''
+
+
+def write_template(name: str, directory: Path) -> Path:
+    """Write a method file that passes the contract. UserError where the name is taken or no name, or the file is there."""
+    if not name.isidentifier() or name != name.lower() or name.startswith("_") or keyword.iskeyword(name):
+        raise UserError(f"'{name}' is no method name: lower-case letters, digits and underscores, beginning with a letter")
+    taken = [*methods.names(), *(n for kind in KINDS for n in methods.names(kind))]
+    if name in RESERVED:
+        raise UserError(f"'{name}' is reserved for {RESERVED[name]}; choose another")
+    if name in taken:
+        raise UserError(f"'{name}' is a registered name; choose another")
+    path = directory / f"{name}.py"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with path.open("x") as file:
+            file.write(TEMPLATE.format(name=name, title="".join(part.capitalize() for part in name.split("_"))))
+    except FileExistsError:
+        raise UserError(f"'{path}' is there already; nothing was written") from None
+    except OSError as error:
+        raise UserError(f"cannot write '{path}': {error.strerror}") from None
+    return path

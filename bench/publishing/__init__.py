@@ -1,0 +1,1 @@
+"""Leaderboards as folders: writing, merging and verifying them."""

@@ -1,0 +1,155 @@
+"""A leaderboard's folder: evidence in it, and all the rest derived from the evidence.
+
+    suite.toml            the suite as it was run
+    results/<method>.csv  rows, a file for each method, so that contributions never collide
+    index.html, leaderboard.csv, tuned.csv, datapackage.json, schemas/, plots/    derived: byte for byte the same when rebuilt
+
+Numbers of derived tables have ten significant digits: what differs between processors and libraries lies beyond them.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+import pandas as pd
+
+from bench.publishing import datapackage
+from bench.publishing.page import page
+from bench.publishing.plots import curves
+from bench.ranking import leaderboard, tuning_gain
+from bench.spec.errors import UserError
+from bench.spec.row import COLUMNS, Row
+from bench.spec.suite import Suite, load_suite
+from bench.storage import results_csv
+
+SUITE = "suite.toml"
+DERIVED = ("index.html", "leaderboard.csv", "tuned.csv", "datapackage.json", "schemas/*.json", "plots/*.svg", "plots/*.png")
+DIGITS = "%.10g"
+SHOWN = {  # plots on the page, and their titles there; the others are beside it
+    "accuracy": "Accuracy against sparsity", "ranks": "Ranks and intervals", "flops": "Accuracy against FLOPs",
+    "latency": "Accuracy against latency",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Board:
+    """The evidence of one leaderboard."""
+
+    suite: Suite
+    rows: tuple[Row, ...]
+
+
+def file_name(method: str) -> str:
+    """The file of a method's rows: percent-encoded but for letters, digits and _ . - ~ @ = , so that `method_of` takes it back."""
+    return quote(method, safe="@=,") + ".csv"
+
+
+def method_of(path: Path) -> str:
+    """The method whose rows a file has."""
+    return unquote(path.stem)
+
+
+def evidence(board: Board) -> dict[str, bytes]:
+    """The files that all others derive from, by path below the folder."""
+    by_method: dict[str, list[Row]] = {}
+    for row in board.rows:
+        by_method.setdefault(row.method, []).append(row)
+    files = {f"results/{file_name(method)}": results_csv.rows_text(rows).encode() for method, rows in by_method.items()}
+    if len({name.lower() for name in files}) < len(files):
+        raise UserError("two methods differ in the case of their letters only: their files would be one on some machines")
+    return files | {SUITE: suite_toml(board.suite).encode()}
+
+
+def derived(board: Board) -> dict[str, bytes]:
+    """The files that follow from the evidence, by path below the folder. A pure function: equal boards, equal bytes."""
+    rows = results_csv.ordered(board.rows)
+    table = leaderboard.leaderboard(rows)
+    files = {"leaderboard.csv": results_csv.table_text(table, DIGITS).encode()}
+    gains = tuning_gain.tuned(rows)
+    if len(gains):
+        files["tuned.csv"] = results_csv.table_text(gains, DIGITS).encode()
+    csvs = files | {name: content for name, content in evidence(board).items() if name.endswith(".csv")}
+    files |= datapackage.schema_files(csvs)
+    files["datapackage.json"] = datapackage.package(board.suite, csvs).encode()
+    pictures = curves.draw(rows, table)
+    shown = {_title(name): text.decode() for name, text in pictures.items() if name.startswith(tuple(SHOWN)) and name.endswith(".svg")}
+    raw = pd.DataFrame([dataclasses.astuple(row) for row in rows], columns=list(COLUMNS))
+    files["index.html"] = page.page(board.suite.name, board.suite.description, table, gains, raw, shown).encode()
+    return files | {f"plots/{name}": content for name, content in pictures.items()}
+
+
+def _title(picture: str) -> str:
+    """What a picture shows, and of which track: "ranks-fine-tuned-2-epochs.svg" -> "Ranks and intervals: fine tuned 2 epochs"."""
+    kind, _, track = picture.removesuffix(".svg").partition("-")
+    return f"{SHOWN[kind]}: {track.replace('-', ' ')}"
+
+
+def read(folder: Path) -> Board:
+    """The evidence in a folder. UserError in one line where it is not a leaderboard's, or a file of it cannot be read.
+
+    Where there is no suite.toml the suite that comes with the package under the folder's name is taken.
+    """
+    if not (folder / "results").is_dir():
+        raise UserError(f"'{folder}' is no leaderboard: it has no folder results")
+    rows: list[Row] = []
+    for path in sorted((folder / "results").glob("*.csv")):
+        try:
+            found = results_csv.read_rows(path)
+        except (ValueError, OSError) as error:
+            raise UserError(str(error)) from None
+        wrong = next((row.method for row in found if row.method != method_of(path)), None)
+        if wrong is not None:
+            raise UserError(f"'{path}' has a row of '{wrong}': each file has the rows of the method that it is named after")
+        rows += found
+    own = folder / SUITE
+    return Board(load_suite(str(own) if own.is_file() else folder.resolve().name), tuple(rows))
+
+
+def changes(folder: Path, files: dict[str, bytes]) -> dict[str, bytes | None]:
+    """What writing these files would change in a folder: path below it -> contents, None for a file of ours that goes."""
+    ours = ("results/*.csv", *DERIVED)
+    there = {path.relative_to(folder).as_posix() for pattern in ours for path in folder.glob(pattern)}
+    new = {name: content for name, content in files.items() if _bytes(folder / name) != content}
+    return dict(sorted({**new, **dict.fromkeys(there - files.keys())}.items()))
+
+
+def stale(folder: Path, board: Board) -> dict[str, str]:
+    """Derived files that are not what the evidence gives, with why: path below the folder -> reason.
+
+    Pictures are compared where matplotlib is the release that has drawn them: others place text a little differently.
+    """
+    wanted, found = derived(board), {}
+    for name, content in changes(folder, {**evidence(board), **wanted}).items():
+        if content is None:
+            found[name] = "does not belong here"
+        elif not (folder / name).is_file():
+            found[name] = "is missing"
+        elif name in wanted and not (name.startswith("plots/") and curves.drawn_by((folder / name).read_bytes()) != curves.RELEASE):
+            found[name] = "does not follow from results/"
+    return found
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def suite_toml(suite: Suite) -> str:
+    """The suite as a TOML file that `load_suite` reads back to the same."""
+    said = {key: value for key, value in suite.model_dump(mode="json").items() if value is not None}
+    tables = said.pop("architecture")
+    lines = [f"{key} = {_toml(value)}" for key, value in said.items()]
+    for name, settings in sorted(tables.items()):
+        lines += ["", f"[architecture.{json.dumps(name)}]", *(f"{k} = {_toml(v)}" for k, v in settings.items() if v is not None)]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    """A TOML value: JSON's but for objects, which are inline tables, and for lists of them, which are told apart by lines."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(v)}" for key, v in value.items()) + " }"
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "[\n" + "".join(f"    {_toml(v)},\n" for v in value) + "]"
+    return "[" + ", ".join(map(_toml, value)) + "]" if isinstance(value, list) else json.dumps(value, ensure_ascii=False)

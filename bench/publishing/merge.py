@@ -1,0 +1,280 @@
+"""Somebody else's results.csv: checked to the last cell before a row of it joins a leaderboard.
+
+A row is refused, with its number as a spreadsheet counts (the header is row 1) and the reason, where it is not of the schema,
+not of this suite and protocol, not exact, not what its method's name says, or not the only one of its kind. All rows of a
+method come for all blocks, sparsities and seeds of the board, or none. Rows that repeat what is published are left out.
+"""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import methods
+from bench.planning.planning import dense_name, hyperparameters_of
+from bench.publishing import row_comparison
+from bench.publishing.board_folder import Board
+from bench.publishing.datapackage import SCHEMAS
+from bench.publishing.noise import Noise
+from bench.spec.errors import UserError
+from bench.spec.row import COLUMNS, PROTOCOL_VERSION, Row
+from bench.spec.suite import Suite
+from bench.storage.results_csv import KINDS, value_of
+from methods import Stage
+
+FIELDS = {f["name"]: f for f in SCHEMAS["results"]["fields"]}
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+INTEGER = re.compile(r"[+-]?[0-9]+")
+SHAPE = ("prunable_weights", "parameters", "flops")  # of a network: the same for all rows of a block
+
+
+@dataclass
+class Checked:
+    """What a file holds: new rows, how many repeat what is published, and refusals as (row number, reason)."""
+
+    new: list[Row] = field(default_factory=list)
+    repeated: int = 0
+    refused: list[tuple[int, str]] = field(default_factory=list)
+
+
+def check(path: Path, board: Board) -> Checked:
+    """Check every row of a file against a board. UserError where the file cannot be read as a results.csv at all."""
+    checked = Checked()
+    published = {row.identity: row for row in board.rows}
+    seen: dict[tuple[Any, ...], int] = {}
+    shapes = {(r.dataset, r.architecture): {n: getattr(r, n) for n in SHAPE} for r in board.rows if r.prunable_weights}
+    numbers: dict[int, int] = {}
+    repeated: list[tuple[int, row_comparison.Pair]] = []
+    for number, record in _records(path):
+        row, faults = _row(record)
+        if row is not None and not faults:
+            faults = [*_of_suite(row, board), *_exact(row, shapes.get((row.dataset, row.architecture), {})), *_configured(row, board.suite)]
+            first = seen.setdefault(row.identity, number)
+            if first != number:
+                faults.append(f"the same cell and seed as row {first}")
+        checked.refused += [(number, fault) for fault in faults]
+        if faults or row is None:
+            continue
+        there = published.get(row.identity)
+        if there is None:
+            checked.new.append(row)
+            numbers[id(row)] = number
+        else:
+            repeated.append((number, (there, row)))
+    contradictions = list(_contradictions(repeated, board))
+    checked.refused += contradictions
+    checked.repeated = len(repeated) - len(contradictions)
+    complete = {row.identity: row for row in (*board.rows, *checked.new)}.values()
+    if not checked.refused:
+        new = {(row.method, row.tuning, row.ablation): numbers[id(row)] for row in reversed(checked.new)}
+        checked.refused += [(new[key], reason) for key, reason in incomplete(complete, board.suite) if key in new]
+    checked.refused.sort(key=lambda fault: fault[0])
+    return checked
+
+
+def _contradictions(repeated: list[tuple[int, row_comparison.Pair]], board: Board) -> Iterator[tuple[int, str]]:
+    """(row number, reason) for rows that are not what is published of the same cell and seed, judged as `verify` does."""
+    verdicts = row_comparison.compare([pair for _, pair in repeated], Noise(board.rows))
+    for (number, pair), verdict in zip(repeated, verdicts, strict=True):
+        different = [*verdict.differences, *_configuration(*pair)]
+        if different:
+            yield number, f"differs from what is published: {'; '.join(different)}"
+
+
+def incomplete(rows: Iterable[Row], suite: Suite) -> Iterator[tuple[tuple[str, str, str], str]]:
+    """((method, tuning, ablation), what is missing) for all that lack a cell or a seed of the suite."""
+    found: dict[tuple[str, str, str], dict[tuple[Any, ...], set[int]]] = {}
+    pruned: set[tuple[str, str, str]] = set()
+    for row in rows:
+        if row.criterion:
+            pruned.add((row.method, row.tuning, row.ablation))
+        seeds = found.setdefault((row.method, row.tuning, row.ablation), {})
+        seeds.setdefault((row.dataset, row.architecture, row.sparsity, row.finetune_epochs), set()).add(row.seed)
+    # Architectures that do not take a data set have rows of nobody.
+    blocks = {cell[:2] for cells in found.values() for cell in cells}
+    for key, cells in found.items():
+        if key not in pruned:
+            own = {cell[:2] for cell in cells}  # a training's reference is there where a method has chosen it
+            wanted = {(*block, 0.0, f) for block in own for f in suite.finetune_epochs}
+        else:
+            wanted = {(*block, s, f) for block in blocks for s in suite.sparsities for f in suite.finetune_epochs}
+        for cell in sorted(wanted):
+            missing = sorted(set(suite.seeds) - cells.get(cell, set()))
+            if missing:
+                dataset, architecture, sparsity, finetuned = cell
+                where = f"{dataset}/{architecture} at sparsity {sparsity:g} with {finetuned} epochs of fine-tuning"
+                label = " ".join(filter(None, (key[0], key[1] * (key[1] != "default"), key[2] * (key[2] != "none"))))
+                yield key, f"'{label}' has no row for {where}, seeds {', '.join(map(str, missing))}"
+                break
+
+
+def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(row number, cells) of the file below its header; UserError where it is no CSV with the contract's columns."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = list(csv.reader(file, strict=True))
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror}") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"'{path}' is not a CSV file: {error}") from None
+    header = lines[0] if lines else []
+    if tuple(header) != COLUMNS:
+        raise UserError(f"'{path}' does not have the columns of results.csv: {_header_fault(header)}")
+    if len(lines) == 1:
+        raise UserError(f"'{path}' has no rows")
+    yield from enumerate(lines[1:], 2)
+
+
+def _header_fault(header: list[str]) -> str:
+    missing, unknown = [c for c in COLUMNS if c not in header], [c for c in header if c not in COLUMNS]
+    if missing or unknown:
+        parts = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(map(repr, unknown))}"] * bool(unknown)
+        return "; ".join(parts)
+    place, name = next((k, c) for k, c in enumerate(header) if k >= len(COLUMNS) or c != COLUMNS[k])
+    return f"column {place + 1} is '{name}'" + (f", expected '{COLUMNS[place]}'" if place < len(COLUMNS) else "")
+
+
+def _row(cells: list[str]) -> tuple[Row | None, list[str]]:
+    """The row of these cells, and what is wrong with their types and ranges."""
+    if len(cells) != len(COLUMNS):
+        return None, [f"{len(cells)} cells, expected {len(COLUMNS)}"]
+    values: dict[str, Any] = {}
+    faults = []
+    for name, text in zip(COLUMNS, cells, strict=True):
+        fault = _cell_fault(FIELDS[name], text)
+        if fault:
+            faults.append(f"{name}: {fault}")
+        else:
+            values[name] = value_of(text, KINDS[name])
+    return (None, faults) if faults else (Row(**values), [])
+
+
+def _cell_fault(said: dict[str, Any], text: str) -> str:
+    """Why a cell is not of its field's type and constraints; '' where it is."""
+    limits = said.get("constraints", {})
+    if text == "":
+        return "empty" if limits.get("required") else ""
+    if said["type"] in ("number", "integer"):
+        if not (INTEGER if said["type"] == "integer" else NUMBER).fullmatch(text) or not math.isfinite(float(text)):
+            return f"'{text}' is not {'a whole' if said['type'] == 'integer' else 'a finite'} number"
+        if float(text) < limits.get("minimum", -math.inf) or float(text) > limits.get("maximum", math.inf):
+            return f"{text} is not within {limits.get('minimum', '-inf')} and {limits.get('maximum', 'inf')}"
+    elif "enum" in limits and text not in limits["enum"]:
+        return f"'{text}' is not one of {', '.join(limits['enum'])}"
+    return ""
+
+
+def _of_suite(row: Row, board: Board) -> Iterator[str]:
+    """What does not belong to the board's suite and protocol."""
+    suite = board.suite
+    if row.suite != suite.name:
+        yield f"suite '{row.suite}', this leaderboard is of '{suite.name}'"
+    if row.protocol != PROTOCOL_VERSION:
+        yield f"protocol {row.protocol}, this is protocol {PROTOCOL_VERSION}"
+    if row.architecture not in {a for b in suite.blocks if b.dataset == row.dataset for a in b.architectures}:
+        yield f"{row.dataset}/{row.architecture} is not a block of the suite"
+    if row.sparsity not in (suite.sparsities if row.criterion else (0.0,)):
+        yield f"sparsity {row.sparsity!r} is not one of {', '.join(map(str, suite.sparsities if row.criterion else (0.0,)))}"
+    if row.seed not in suite.seeds:
+        yield f"seed {row.seed} is not one of {', '.join(map(str, suite.seeds))}"
+    if row.finetune_epochs not in suite.finetune_epochs:
+        yield f"finetune_epochs {row.finetune_epochs} is not one of {', '.join(map(str, suite.finetune_epochs))}"
+    if row.epochs < suite.epochs or (row.epochs > suite.epochs and row.ablation == "none" and row.stage != Stage.DURING):
+        yield f"epochs {row.epochs}, the suite has {suite.epochs}"
+    for name in ("granularity", "match"):
+        if getattr(row, name) != getattr(suite, name):
+            yield f"{name} '{getattr(row, name)}', this leaderboard has '{getattr(suite, name)}'"
+
+
+def _exact(row: Row, shape: dict[str, int]) -> Iterator[str]:
+    """Measurements that cannot be: counts, the exact sparsity, what a status must have."""
+    if row.status in ("failed", "unsupported"):
+        if not row.error:
+            yield f"status '{row.status}' without an error that says why"
+        if row.accuracy is not None:
+            yield f"status '{row.status}' with an accuracy"
+        return
+    needed = [n for n in ("accuracy", "nll", "brier", "ece", "sparsity_reached", "kept_weights", *SHAPE) if getattr(row, n) is None]
+    if needed:
+        yield f"status '{row.status}' without {', '.join(needed)}"
+        return
+    assert row.prunable_weights is not None
+    assert row.kept_weights is not None
+    assert row.sparsity_reached is not None
+    for name, value in shape.items():
+        if getattr(row, name) != value:
+            yield f"{name} {getattr(row, name)}, this network has {value}"
+    if row.granularity == "weight":
+        wanted = row.prunable_weights - methods.count_masked(row.sparsity, row.prunable_weights)
+        if row.kept_weights != wanted:
+            yield f"kept_weights {row.kept_weights}, exactly {wanted} of {row.prunable_weights} are kept at sparsity {row.sparsity!r}"
+    if abs(row.sparsity_reached - (1 - row.kept_weights / row.prunable_weights)) > 1e-12:
+        yield f"sparsity_reached {row.sparsity_reached!r} is not what kept_weights and prunable_weights give"
+    for part, whole in (("parameters_kept", "parameters"), ("flops_kept", "flops"), ("accuracy", "top5")):
+        a, b = getattr(row, part), getattr(row, whole)
+        if a is not None and b is not None and a > b:
+            yield f"{part} {a} is more than {whole} {b}"
+
+
+def _configured(row: Row, suite: Suite) -> Iterator[str]:
+    """Where criterion, training, stage, schedule and hyperparameters are not those that the method's name stands for."""
+    try:
+        said = json.loads(row.hyperparameters)
+        training, criterion = said["training"], said["criterion"] if row.criterion else {}
+        scale = said["finetuning"]["lr_scale"] if row.finetune_epochs else None
+        if not (isinstance(training, dict) and isinstance(criterion, dict)):
+            raise TypeError
+    except (ValueError, KeyError, TypeError):
+        yield "hyperparameters: not a JSON object with the values of training, criterion and fine-tuning"
+        return
+    if scale is not None and scale != suite.finetune_lr_scale and row.tuning == "default":
+        yield f"hyperparameters: lr_scale {scale!r} of fine-tuning, the suite has {suite.finetune_lr_scale!r}"
+    try:
+        yield from _dense(row, training) if not row.criterion else _named(row, said, training, criterion)
+    except (ValueError, TypeError) as error:
+        yield str(error) + " (a method of your own: --plugin FILE)" * isinstance(error, methods.UnknownName)
+
+
+def _dense(row: Row, training: dict[str, Any]) -> Iterator[str]:
+    """Where a row without a criterion is not called what its training is."""
+    name = dense_name(row.training, hyperparameters_of(methods.make("trainings", row.training, training)))
+    if row.method != name:
+        yield f"method '{row.method}' without a criterion: the dense reference of this training is '{name}'"
+
+
+def _named(row: Row, said: dict[str, Any], training: dict[str, Any], criterion: dict[str, Any]) -> Iterator[str]:
+    """Where a row is not of the method of that name."""
+    method = methods.get(row.method)
+    named = {"method": method.name, "criterion": method.criterion, "training": method.training, "stage": str(method.stage)}
+    wrong = [f"{n} '{getattr(row, n)}', the method '{row.method}' has '{v}'" for n, v in named.items() if getattr(row, n) != v]
+    yield from wrong
+    if wrong:
+        return
+    schedule = None if method.schedule is None else json.loads(json.dumps(method.schedule.as_dict()))
+    if said.get("schedule") != schedule:
+        yield f"hyperparameters: not the schedule of '{row.method}'"
+    given = {"training": training, "criterion": criterion}
+    made = {
+        "training": method.make_training(**training),
+        "criterion": method.make_criterion(**criterion),
+    }  # what the name fixes, and ranges
+    if row.tuning == "tuned":
+        if not isinstance(said.get("tuning"), dict):
+            yield "hyperparameters: a tuned row says nothing of its tuning"
+        return
+    defaults = {"training": method.make_training(), "criterion": method.make_criterion()}
+    for kind, configuration in made.items():
+        values = hyperparameters_of(defaults[kind])
+        changed = sorted(k for k, v in hyperparameters_of(configuration).items() if k not in given[kind] or v != values[k])
+        if changed:
+            yield f"hyperparameters: {', '.join(changed)} of the {kind} are not the defaults of '{row.method}'"
+
+
+def _configuration(there: Row, row: Row) -> list[str]:
+    """Hyperparameters that differ from those of the published row."""
+    same = json.loads(there.hyperparameters) == json.loads(row.hyperparameters)
+    return [] if same else ["hyperparameters"]

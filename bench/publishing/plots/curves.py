@@ -1,0 +1,225 @@
+"""The pictures of a leaderboard, as SVG and PNG: pure functions of its rows, the same bytes every time.
+
+Every method has one colour, line and marker in all pictures. Sparsity is drawn by the share of weights that is kept, on a
+logarithmic scale, for what matters happens near 100 %. Nothing here touches matplotlib's global state.
+"""
+
+import io
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from bench.publishing.plots import diagrams
+from bench.publishing.plots.diagrams import PLAIN
+from bench.ranking import statistics, tracks
+from bench.ranking.tracks import BLOCK
+from bench.spec.row import DENSE, Row
+
+RELEASE = f"Matplotlib v{matplotlib.__version__}"
+STYLE: Any = {
+    "svg.hashsalt": "razorbench", "font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.color": "#e6e6e6", "grid.linewidth": 0.7, "axes.axisbelow": True, "axes.titlesize": 10.0, "axes.titlelocation": "left",
+    "lines.linewidth": 1.5, "lines.markersize": 4.5, "legend.frameon": False, "legend.fontsize": 9.0,
+    "figure.dpi": 100.0, "savefig.dpi": 100.0,
+}  # fmt: skip
+# Told apart by eye also with defective colour vision, together with lines and markers; black and greys are for the controls.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c510a", "#7b3fa0", "#b2182b", "#66a61e")
+LINES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
+CONTROLS = {
+    "magnitude": {"color": "#000000", "linestyle": "-", "marker": "o"},
+    "magnitude_layer": {"color": "#4d4d4d", "linestyle": "--", "marker": "s"},
+    "magnitude_init": {"color": "#4d4d4d", "linestyle": ":", "marker": "^"},
+    "random": {"color": "#8c8c8c", "linestyle": "-", "marker": "x"},
+    "random_init": {"color": "#8c8c8c", "linestyle": "--", "marker": "+"},
+}
+WIDE = 3.6  # inches of one panel
+HIGH = 2.7
+PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
+
+
+@dataclass(frozen=True)
+class Track:
+    """The rows of one ranking: those that ran, no ablations, failures as accuracy 0 and nothing else measured; and the dense rows."""
+
+    name: str
+    slug: str
+    rows: pd.DataFrame
+    board: pd.DataFrame
+    dense: pd.DataFrame
+
+
+def draw(rows: Iterable[Row], board: pd.DataFrame) -> dict[str, bytes]:
+    """File name -> contents of every picture: `board` is the leaderboard of the rows."""
+    table = tracks.frame(rows)
+    ran = table[table["status"] != "unsupported"].assign(value=tracks.accuracy)
+    styles = _styles(ran.loc[(ran["track"] != "") & (ran["ablation"] == "none"), "method"])
+    files: dict[str, bytes] = {}
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        for track in _tracks(ran, board):
+            for kind, figure in _figures(track, styles):
+                for suffix, metadata in (("svg", {"Date": None}), ("png", {})):
+                    file = io.BytesIO()
+                    figure.savefig(file, format=suffix, metadata=metadata)
+                    figure.set_layout_engine("none")  # laid out: the second format keeps it
+                    files[f"{kind}-{track.slug}.{suffix}"] = file.getvalue()
+    return files
+
+
+def drawn_by(content: bytes) -> str:
+    """'Matplotlib v3.10.0' of an SVG or PNG that this release has drawn; '' where it does not say."""
+    found = re.search(rb"Matplotlib (?:v|version)\s?([0-9][0-9A-Za-z.+]*)", content[:4000])
+    return f"Matplotlib v{found[1].decode()}" if found else ""
+
+
+def _tracks(ran: pd.DataFrame, board: pd.DataFrame) -> Iterator[Track]:
+    for (name, tuning), lines in board.groupby(["track", "tuning"], sort=False):
+        part = ran[(ran["track"] == name) & (ran["tuning"] == tuning) & (ran["ablation"] == "none")]
+        if part.empty:
+            continue
+        finetuned = int(part["finetune_epochs"].iloc[0])
+        dense = ran[(ran["method"] == DENSE) & (ran["tuning"] == "default") & (ran["finetune_epochs"] == finetuned)]
+        title = name if tuning == "default" else f"{name}, tuned"
+        slug = re.sub(r"[^a-z0-9]+", "-", title)
+        yield Track(title, slug, part, lines, dense)
+
+
+def _styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Colour, line and marker by method: those of the controls are fixed, others follow their order by name."""
+    others = sorted(set(methods) - CONTROLS.keys())
+    made = {
+        name: {"color": COLOURS[k % len(COLOURS)], "linestyle": LINES[k // len(COLOURS) % len(LINES)], "marker": MARKERS[k % len(MARKERS)]}
+        for k, name in enumerate(others)
+    }
+    return CONTROLS | made
+
+
+def _figures(track: Track, styles: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Figure]]:
+    yield "accuracy", _curves(track, styles, "value", "test accuracy", _against_sparsity, spread=True)
+    yield "ranks", diagrams.ranks(track.name, track.board, pd.concat([track.rows, track.dense]))
+    yield "flops", _curves(track, styles, "value", "test accuracy", _against_share("flops_kept", "flops", "FLOPs, share of dense"))
+    if track.rows["latency_ms"].notna().any():
+        yield (
+            "latency",
+            _curves(track, styles, "value", "test accuracy", _against_share("latency_ms", "dense_latency_ms", "latency / dense")),
+        )
+    yield "nll", _curves(track, styles, "nll", "NLL, nats a sample", _against_sparsity, logarithmic=True)
+    yield "ece", _curves(track, styles, "ece", "expected calibration error", _against_sparsity)
+    cost = track.board["scoring_epochs"].astype(float)
+    if (cost > 0).any():
+        yield "scoring", diagrams.scoring(track.name, track.board)
+
+
+Place = Callable[[Axes, pd.DataFrame], pd.Series]
+
+
+def _against_sparsity(axes: Axes, rows: pd.DataFrame) -> pd.Series:
+    """Where rows lie on an axis of sparsity: log of the share of weights kept, falling; ticks say the sparsity."""
+    values = sorted(rows["sparsity"].unique())
+    ticks = _apart([(-math.log10(1 - s), f"{100 * s:g}") for s in values], 0.09 * max(1e-9, _position(values[-1]) - _position(values[0])))
+    axes.set_xticks([x for x, _ in ticks], [text for _, text in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("sparsity, %")
+    return -np.log10(1 - rows["sparsity"].astype(float))
+
+
+def _smallest_gap(sparsities: pd.Series) -> float:
+    """The smallest distance of two sparsities on their axis, at most 0.25: a decade of kept weights is 1."""
+    places = sorted(_position(s) for s in sparsities.unique())
+    return min([0.25, *np.diff(places).tolist()])
+
+
+def _position(sparsity: float) -> float:
+    return -math.log10(1 - sparsity)
+
+
+def _apart(ticks: Sequence[tuple[float, str]], least: float) -> list[tuple[float, str]]:
+    """The ticks from the right that are at least so far apart: the highest sparsities matter most."""
+    kept: list[tuple[float, str]] = []
+    for x, text in reversed(ticks):
+        if not kept or kept[-1][0] - x >= least:
+            kept.append((x, text))
+    return kept[::-1]
+
+
+def _against_share(part: str, whole: str, label: str) -> Place:
+    def place(axes: Axes, rows: pd.DataFrame) -> pd.Series:
+        """Where rows lie on an axis of a share of the dense network's cost, on a logarithmic scale."""
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(PERCENT)
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel(label)
+        return rows[part].astype(float) / rows[whole].astype(float)
+
+    return place
+
+
+def _curves(
+    track: Track, styles: dict[str, dict[str, Any]], column: str, label: str, place: Place, *, spread: bool = False,
+    logarithmic: bool = False,
+) -> Figure:  # fmt: skip
+    """A panel for each block, a line for each method: means over seeds, with 95 % intervals where `spread`."""
+    dense = track.dense.groupby(BLOCK)["value"].mean()
+    blocks = list(dict.fromkeys(track.rows[BLOCK].itertuples(index=False, name=None)))
+    methods = [m for m in track.board["method"] if m in set(track.rows["method"])]
+    wide = min(len(blocks), 2 if len(blocks) <= 4 else 3)
+    high = math.ceil(len(blocks) / wide)
+    legend = max(0.28 * len(methods) + 0.6, HIGH)  # a legend at the right, as high as it needs to be
+    figure = Figure(figsize=(WIDE * wide + 2.2, max(HIGH * high, legend)), layout="constrained")
+    panels = figure.subplots(high, wide, squeeze=False).ravel()
+    step = _smallest_gap(track.rows["sparsity"]) * 0.6 / max(1, len(methods))  # intervals side by side, not on each other
+    for axes, block in zip(panels, blocks, strict=False):
+        rows = track.rows[(track.rows["dataset"] == block[0]) & (track.rows["architecture"] == block[1])]
+        rows = rows.assign(x=place(axes, rows), y=rows[column].astype(float))
+        for k, method in enumerate(methods):
+            _line(axes, rows[rows["method"] == method], styles[method], (k - (len(methods) - 1) / 2) * step if spread else 0.0, spread)
+        if column == "value" and block in dense.index:
+            axes.axhline(dense[block], color="#b0b0b0", linewidth=1.0, linestyle=(0, (1, 1.5)), zorder=1)
+        axes.set_title(" · ".join(block))
+        if logarithmic:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(PLAIN)
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        if column == "value":
+            axes.yaxis.set_major_formatter(PERCENT)
+    for axes in panels[len(blocks) :]:
+        axes.set_visible(False)
+    for axes in panels[::wide]:
+        axes.set_ylabel(label)
+    handles = [Line2D([], [], label=m, **styles[m]) for m in methods]
+    if column == "value":
+        handles.append(Line2D([], [], label="dense", color="#b0b0b0", linewidth=1.0, linestyle=(0, (1, 1.5))))
+    # Over one panel the title reaches to where the legend stands.
+    where: Literal["outside right upper", "outside right center"] = "outside right upper" if wide > 1 else "outside right center"
+    figure.legend(handles=handles, loc=where, title="by area, best first", alignment="left", handlelength=3.2)
+    of = "mean and 95 % interval over seeds" if spread else "mean over seeds"
+    figure.suptitle(f"{track.name}:{' ' if wide > 1 else chr(10)}{of}", x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def _line(axes: Axes, rows: pd.DataFrame, style: dict[str, Any], shift: float, spread: bool) -> None:
+    """One method's means by sparsity, with t-based intervals over seeds."""
+    groups = [part for _, part in rows.dropna(subset=["x", "y"]).groupby("sparsity")]
+    if not groups:
+        return
+    x = np.array([part["x"].mean() for part in groups]) + shift
+    y = np.array([part["y"].mean() for part in groups])
+    axes.plot(x, y, **style, zorder=3)
+    if spread:
+        half = np.array([statistics.half_width(part["y"].std(), len(part)) for part in groups])
+        low, high = np.minimum(half, y), np.minimum(half, 1 - y)
+        axes.errorbar(x, y, yerr=np.nan_to_num([low, high]), fmt="none", ecolor=style["color"], elinewidth=0.8, alpha=0.55, zorder=2)

@@ -1,0 +1,1 @@
+"""From rows to ranks: areas, tests, tables. It knows rows only."""

@@ -1,0 +1,76 @@
+"""What tuning chose and what it gained: a line for each method, block and length of fine-tuning."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from bench.ranking.tracks import area
+from bench.spec.row import Row
+from bench.tuning.study import Chosen, Found
+
+COLUMNS = (
+    "dataset", "architecture", "granularity", "match", "method", "finetune_epochs", "trials", "tuning_epochs", "validation_default",
+    "validation_tuned", "area_default", "area_tuned", "gain", "seeds", "hyperparameters",
+)  # fmt: skip
+CELL = ["dataset", "architecture", "granularity", "match", "method", "finetune_epochs"]
+
+
+def tuned(rows: Iterable[Row]) -> pd.DataFrame:
+    """The columns `COLUMNS`, for every tuned method: a pure function of the rows.
+
+    `area_default`, `area_tuned`: mean over seeds of the area under the accuracy-sparsity curve, on test data, a failure counting
+    as 0; `gain` is their difference. `validation_*`: what the search saw, the mean pruned accuracy over all points. `trials`
+    and `tuning_epochs`: what it cost, beside the training of the pool that all methods share.
+    """
+    kept = [row for row in rows if row.criterion and row.ablation == "none" and row.status != "unsupported"]
+    cells: dict[tuple[Any, ...], dict[str, list[Row]]] = {}
+    for row in kept:
+        cells.setdefault(tuple(getattr(row, name) for name in CELL), {}).setdefault(row.tuning, []).append(row)
+    lines = [_line(cell, found) for cell, found in cells.items() if "tuned" in found]
+    return pd.DataFrame(lines, columns=list(COLUMNS))
+
+
+def chosen(rows: Iterable[Row]) -> dict[tuple[str, str, str], Found]:
+    """(data set, architecture, method) -> what the search of tuned rows has found, as the rows say it."""
+    found: dict[tuple[str, str, str], Found] = {}
+    scales: dict[tuple[str, str, str], float] = {}
+    for row in rows:
+        if row.tuning != "tuned" or not row.criterion:
+            continue
+        cell, said = (row.dataset, row.architecture, row.method), json.loads(row.hyperparameters)
+        if "finetuning" in said:  # rows without fine-tuning do not say it
+            scales[cell] = said["finetuning"]["lr_scale"]
+        search = said["tuning"]
+        values = Chosen(said["training"], said["criterion"], scales.get(cell))
+        validation = search["validation"]
+        found[cell] = Found(values, validation["default"], validation["tuned"], search["trials"], search["epochs"], 0.0)
+    return found
+
+
+def _line(cell: tuple[Any, ...], found: dict[str, list[Row]]) -> dict[str, Any]:
+    said = json.loads(found["tuned"][0].hyperparameters)
+    search = said.pop("tuning")
+    before, after = _area(found.get("default", [])), _area(found["tuned"])
+    return {
+        **dict(zip(CELL, cell, strict=True)),
+        "trials": search["trials"],
+        "tuning_epochs": search["epochs"],
+        "validation_default": search["validation"]["default"],
+        "validation_tuned": search["validation"]["tuned"],
+        "area_default": before,
+        "area_tuned": after,
+        "gain": after - before,
+        "seeds": len({row.seed for row in found["tuned"]}),
+        "hyperparameters": json.dumps(said, sort_keys=True),
+    }
+
+
+def _area(rows: list[Row]) -> float:
+    """Mean over seeds; NaN where there are no rows."""
+    curves: dict[int, list[Row]] = {}
+    for row in rows:
+        curves.setdefault(row.seed, []).append(row)
+    areas = [area([r.sparsity for r in c], [0.0 if r.status == "failed" else float(r.accuracy or 0.0) for r in c]) for c in curves.values()]
+    return sum(areas) / len(areas) if areas else float("nan")

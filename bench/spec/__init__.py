@@ -1,0 +1,1 @@
+"""Suites, rows and errors: the types that all other packages share."""

@@ -1,0 +1,1 @@
+"""What is kept: rows, networks, results.csv, and how files are written."""

@@ -1,0 +1,1 @@
+"""The data types, the training loop and the cutting that every method uses."""

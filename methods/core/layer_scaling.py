@@ -1,0 +1,51 @@
+"""How scores of different layers compare: layer-wise, LAMP and Erdős-Rényi-kernel densities as monotone maps of scores.
+
+Each is a strictly increasing function of the scores inside a layer, so one global cut realises it for EVERY sparsity, and
+exactly: a criterion stays nested whatever its scope. With q the fraction of a layer's kept weights that score at least as
+high (the best weight has q = 1/n, the worst q = 1):
+
+    global  s                                     layer   1/q: a cut at t keeps the best n/t of each layer
+    erk     r/q, r the kernel's raw density       lamp    s / Σ_{s' ≥ s} s'
+            A cut at t keeps min(1, r/t) of the layer: ERK with its saturated layers (Evci et al. 2020, section 3.1).
+
+LAMP (Lee et al. 2021, equation 1) is defined on squared weights; here it is applied to any non-negative score.
+"""
+
+import torch
+from torch import Tensor
+
+from methods.core.interface import Problem, Values
+
+SCOPES = ("global", "layer", "lamp", "erk")
+
+
+def rescope(values: Values, scope: str, problem: Problem) -> Values:
+    """Scores that compare across layers as the scope says. Masked weights take no part, and keep the lowest scores."""
+    if scope == "global":
+        return values
+    if scope not in SCOPES:
+        raise ValueError(f"scope '{scope}' is not one of {', '.join(SCOPES)}")
+    generator = problem.generator("scope")
+    return {name: _layer(s, problem.mask[name], scope, generator) for name, s in values.items()}
+
+
+def _layer(scores: Tensor, mask: Tensor, scope: str, generator: torch.Generator) -> Tensor:
+    alive = scores[mask].double()
+    # A seeded shuffle before a stable sort: equal scores are ranked at random, not by position.
+    shuffled = torch.randperm(len(alive), generator=generator).to(alive.device)
+    order = shuffled[torch.argsort(alive[shuffled], descending=True, stable=True)]
+    rescoped = torch.empty_like(alive)
+    if scope == "lamp":
+        best_first = alive[order]
+        rescoped[order] = best_first / best_first.cumsum(0).clamp_min(torch.finfo(torch.float64).tiny)
+    else:
+        q = torch.arange(1, len(alive) + 1, device=alive.device, dtype=torch.float64) / scores.numel()
+        rescoped[order] = (raw_density(scores.shape) if scope == "erk" else 1.0) / q
+    out = torch.full(scores.shape, -1.0, dtype=torch.float64, device=scores.device)
+    out[mask] = rescoped
+    return out
+
+
+def raw_density(shape: torch.Size) -> float:
+    """ERK's unnormalised density of a weight (out, in, *kernel): (out + in + Σ kernel) / (out · in · Π kernel)."""
+    return sum(shape) / shape.numel()

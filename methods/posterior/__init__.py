@@ -1,0 +1,1 @@
+"""The Laplace marginal likelihood and its prior."""

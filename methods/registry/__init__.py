@@ -1,0 +1,1 @@
+"""Names: what is registered, how it is spelled, and the hash of its source."""

@@ -1,0 +1,73 @@
+"""How methods are written: `name(key=value,...)@training(key=value,...)`. One thing has one name, however it was typed."""
+
+import ast
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from methods.core.hyperparameters import ranges
+
+if TYPE_CHECKING:
+    from methods.registry.registry import Method
+
+
+def parsed(text: str) -> tuple[str, dict[str, Any]]:
+    """`name(key=value,...)` -> (name, options); ValueError where that cannot be read."""
+    name, bracket, rest = text.partition("(")
+    if not bracket:
+        return name.strip(), {}
+    options: dict[str, Any] = {}
+    for part in rest.removesuffix(")").split(","):
+        key, equals, value = (p.strip() for p in part.partition("="))
+        if not (rest.endswith(")") and key and equals and value):
+            raise ValueError(f"cannot read '{text}': options are written name(key=value,key=value)")
+        if key in options:
+            raise ValueError(f"cannot read '{text}': {key} is given twice")
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value
+    return name.strip(), options
+
+
+def named(made: "Method", typed: "Method", planned: Mapping[str, str], registered: Iterable["Method"]) -> "Method":
+    """A method that is not registered under its name: the registered one that shares most with it, and what differs in brackets.
+
+    `typed`: the method it was typed from. `planned`: its schedule where typed in brackets, which is said so where no registered method
+    has it. A hyperparameter that criterion and training both have is the training's after an `@` only.
+    """
+    registered = [m for m in registered if m.criterion == made.criterion]
+    near, schedule = _within(made, [m for m in registered if (m.stage, m.schedule) == (made.stage, made.schedule)]), dict[str, str]()
+    if not near:
+        near, schedule = _within(made, registered) if planned else [typed], dict(planned)
+    own = ranges(made.make_criterion())
+    if made.training_options.keys() & own.keys():
+        near = [m for m in near if m.training != made.training] or near
+    best = max(near, key=lambda m: (m.training == made.training, len(m.options) + len(m.training_options)))
+    options = _different(made.make_criterion(), best.make_criterion()) | schedule
+    same = best.training == made.training
+    training = _different(made.make_training(), best.make_training()) if same else made.training_options
+    if same and not training.keys() & own.keys():
+        name = best.name + _brackets({**options, **training})
+    else:
+        name = f"{best.name}{_brackets(options)}@{made.training}{_brackets(training)}"
+    return replace(made, name=name, costly=best.costly)
+
+
+def _within(made: "Method", registered: Iterable["Method"]) -> list["Method"]:
+    """The methods that fix nothing which is otherwise in `made`, under its training or under `map`."""
+    return [
+        m
+        for m in registered
+        if m.options.items() <= made.options.items()
+        and (m.training_options.items() <= made.training_options.items() if m.training == made.training else m.training == "map")
+    ]
+
+
+def _different(configuration: Any, other: Any) -> dict[str, Any]:
+    """The hyperparameters of one configuration that differ from those of another of its type."""
+    return {k: getattr(configuration, k) for k in ranges(configuration) if getattr(configuration, k) != getattr(other, k)}
+
+
+def _brackets(options: Mapping[str, Any]) -> str:
+    return f"({','.join(f'{k}={v}' for k, v in options.items())})" if options else ""

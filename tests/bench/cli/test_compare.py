@@ -1,0 +1,138 @@
+"""`compare` as a user types it, on the tiny suite."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from scipy import stats
+
+from bench.ranking.tracks import area
+
+Bench = Callable[..., tuple[int, str, str]]
+
+
+def test_it_names_the_missing_run_and_then_prints_the_paired_test(tiny: Path, bench: Bench) -> None:
+    options = ("--suite", "tiny.toml", "--finetune-epochs", "0,1")
+    code, _, err = bench("compare", "magnitude", "random", *options)
+    command = "python -m bench run --suite tiny.toml --methods magnitude,random --finetune-epochs 0,1"
+    assert (code, err) == (2, f"error: 16 of 16 rows are not in the store; this computes them: {command}\n")
+    bench(*command.split()[3:], "--workers", "1", "--output", "out")
+    code, out, _ = bench("compare", "magnitude", "random", *options)
+    assert code == 0
+
+    rows = pd.read_csv("out/results.csv").query("criterion == criterion and finetune_epochs == 0")
+    areas = {key: area(part["sparsity"].tolist(), part["accuracy"].tolist()) for key, part in rows.groupby(["method", "seed"])}
+    differences = [areas["magnitude", seed] - areas["random", seed] for seed in (0, 1)]
+    test = stats.ttest_1samp(differences, 0)
+    first = next(line for line in out.splitlines() if "breast_cancer" in line).split()
+    assert first[2:5] == [
+        "2",
+        f"{(areas['magnitude', 0] + areas['magnitude', 1]) / 2:.3f}",
+        f"{(areas['random', 0] + areas['random', 1]) / 2:.3f}",
+    ]
+    assert float(first[5]) == pytest.approx(sum(differences) / 2, abs=1e-3)
+    assert float(first[6]) == pytest.approx(test.confidence_interval().low, abs=1e-3)
+    assert first[9] == ("<0.001" if test.pvalue < 0.001 else f"{test.pvalue:.3f}")
+    at_90 = rows[rows["sparsity"] == 0.9].groupby("method")["accuracy"].mean()
+    line = [line for line in out.splitlines() if "breast_cancer" in line][1]
+    assert re.findall(r"[+-]\d+\.\d", line)[1] == f"{100 * (at_90['magnitude'] - at_90['random']):+.1f}"
+    assert "one-shot after training: area, magnitude - random (positive: magnitude is better)" in out
+    assert "fine-tuned 1 epochs: area, magnitude - random (positive: magnitude is better)" in out
+
+    code, out, _ = bench("compare", "random", "magnitude", *options, "--seeds", "1")
+    assert code == 0
+    assert "With one seed nothing can be tested." in out
+
+
+def test_tuned_rows_are_compared_apart_once_they_are_there(tiny: Path, bench: Bench) -> None:
+    options = ("--suite", "tiny.toml", "--finetune-epochs", "0")
+    bench("run", *options, "--methods", "magnitude,random", "--workers", "1")
+    code, out, _ = bench("compare", "magnitude", "random", *options, "--trials", "2")
+    command = "python -m bench run --suite tiny.toml --methods magnitude,random --trials 2 --finetune-epochs 0"
+    assert code == 0
+    assert f"note: not tuned by 2 trials; this does it: {command}" in " ".join(out.split())
+    assert "tuned: area" not in out
+    bench(*command.split()[3:], "--workers", "1", "--output", "out")
+    code, out, _ = bench("compare", "magnitude", "random", *options, "--trials", "2")
+    assert code == 0
+    assert "note:" not in out
+    rows = pd.read_csv("out/results.csv").query("criterion == criterion")
+    for tuning, title in (("default", "one-shot after training: area"), ("tuned", "one-shot after training, tuned: area")):
+        mine = rows[rows["tuning"] == tuning]
+        areas = [
+            area(part["sparsity"].tolist(), part["accuracy"].tolist()) for _, part in mine[mine["method"] == "magnitude"].groupby("seed")
+        ]
+        line = next(line for line in out.partition(title)[2].splitlines() if "breast_cancer" in line).split()
+        assert line[3] == f"{sum(areas) / len(areas):.3f}"
+
+
+def test_methods_at_different_stages_meet_when_fine_tuned(tiny: Path, bench: Bench) -> None:
+    code, _, err = bench("compare", "magnitude", "snip", "--suite", "tiny.toml", "--finetune-epochs", "0")
+    assert code == 2
+    assert "'magnitude' is applied after training and 'snip' is applied at initialisation" in err
+    assert "--finetune-epochs" in err
+    bench("run", "--suite", "tiny.toml", "--methods", "magnitude,snip", "--workers", "1", "--datasets", "breast_cancer,digits")
+    code, out, _ = bench("compare", "magnitude", "snip", "--suite", "tiny.toml", "--datasets", "breast_cancer,digits")
+    assert code == 0
+    assert "only the fine-tuned tracks compare them" in out
+    assert "one-shot" not in out
+    blocks = [line.split() for line in out.splitlines() if line.split()[:1] in (["breast_cancer"], ["digits"], ["all"])][:3]
+    assert [b[0] for b in blocks] == ["breast_cancer", "digits", "all"]
+    assert float(blocks[2][6]) == pytest.approx((float(blocks[0][5]) + float(blocks[1][5])) / 2, abs=1.5e-3), "blocks weigh the same"
+
+
+PLUGIN = '''
+import methods
+from methods import Criterion, Scores
+
+@methods.register("refusing")
+class Refusing(Criterion):
+    """Takes no network."""
+
+    def unsupported(self, problem):
+        return "never"
+
+    def score(self, problem):
+        return Scores({name: w.detach() for name, w in problem.weights.items()})
+
+@methods.register("breaking")
+class Breaking(Criterion):
+    """Takes every network, and breaks."""
+
+    def score(self, problem):
+        raise RuntimeError("broken")
+'''
+
+
+def test_failures_count_as_nothing_kept_and_unsupported_is_said(tiny: Path, bench: Bench) -> None:
+    (tiny / "plugin.py").write_text(PLUGIN)
+    options = ("--suite", "tiny.toml", "--finetune-epochs", "0", "--plugin", "plugin.py")
+    bench("run", *options, "--methods", "magnitude,refusing,breaking", "--workers", "1")
+    code, out, _ = bench("compare", "magnitude", "refusing", *options)
+    assert (code, out) == (0, "one-shot after training: the two have no supported row in common\n\n")
+    code, out, _ = bench("compare", "breaking", "magnitude", *options)
+    assert code == 0
+    assert "breaking: 4 failed rows count as accuracy 0" in out
+    assert next(line for line in out.splitlines() if "breast_cancer" in line).split()[3] == "0.000"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["magnitud", "random"], "unknown method 'magnitud' (did you mean 'magnitude'?)"),
+        (["magnitude", "all"], "unknown method 'all'"),
+        (["magnitude", "magnitude@map"], "are the same method"),
+        (["magnitude"], "Missing argument"),
+        (["magnitude", "random", "--suite", "digit"], "did you mean 'digits'"),
+        (["magnitude", "random", "--seeds", "x"], "'x' is not a whole number"),
+        (["magnitude", "random", "--device", "gpu"], "unknown device 'gpu'"),
+        (["magnitude", "random", "--store", "nowhere://"], "cannot open the store"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line(tiny: Path, bench: Bench, arguments: list[str], said: str) -> None:
+    code, out, err = bench("compare", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+    assert not (tiny / ".bench" / "networks").exists()

@@ -1,0 +1,252 @@
+"""The static page: all that the CSVs say is on it, nothing in them can do anything there."""
+
+import html
+import html.parser
+import re
+import shlex
+import urllib.parse
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from bench.publishing.page import page, tables
+from bench.ranking import leaderboard, tuning_gain
+from bench.spec.row import Row
+from tests.bench.pages import HOSTILE, SVG, dense, made, row, rows_of, search
+
+
+class Elements(html.parser.HTMLParser):
+    """Every element with its attributes, and all text."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def test_every_number_of_the_leaderboard_is_on_the_page() -> None:
+    rows = rows_of(["magnitude", "snip", "obd"])
+    board = leaderboard.leaderboard(rows)
+    values = {d.get("data-value") for d in Elements(made(rows)).of("td")}
+    for name in ("relative_area", "relative_area_std", "accuracy_90", "accuracy_95", "accuracy_99", "sparsity_within_one_point"):
+        assert {f"{v:.10g}" for v in board[name]} <= values, name
+    for name in ("nll_95", "ece_95", "scoring_epochs"):
+        assert {f"{v:.10g}" for v in board[name]} <= values, name
+    for name in ("failed", "collapsed", "unsupported", "rows", "blocks", "seeds", "epochs"):
+        assert {str(int(v)) for v in board[name]} <= values, name
+    hints = " ".join(d.get("title") or "" for d in Elements(made(rows)).of("td"))
+    for name in ("relative_area_low", "relative_area_high"):
+        assert all(f"{v:.10g}" in hints for v in board[name]), name
+    for line in board.itertuples():
+        assert f"{line.wins:.0f} / {line.ties:.0f} / {line.losses:.0f}" in made(rows)
+
+
+def steady(heights: dict[str, float], blocks: tuple[str, ...] = ("digits", "breast_cancer")) -> list[Row]:
+    """Methods at these accuracies, within a point over three seeds."""
+    cells = [(d, s) for d in blocks for s in (0, 1, 2)]
+    pruned = [
+        row(m, d, s, seed, accuracy=a + 0.005 * ((seed * 7 + len(m)) % 3))
+        for m, a in heights.items()
+        for d, seed in cells
+        for s in (0.5, 0.9)
+    ]
+    return [dense(d, seed) for d, seed in cells] + pruned
+
+
+def tables_of(rows: list[Row]) -> list[tables.Board]:
+    return tables.boards(leaderboard.leaderboard(rows), page._prepared(pd.DataFrame([vars(r) for r in rows])))
+
+
+def test_ranks_are_ranges_and_lines_come_by_area() -> None:
+    rows = steady({"magnitude": 0.5, "snip": 0.8, "obd": 0.803})
+    (board,) = tables_of(rows)
+    shown = {line.method: (line.cells[0].text, line.cells[0].value) for line in board.table.lines}
+    assert shown == {"obd": ("1–2", "1"), "snip": ("1–2", "1"), "magnitude": ("3", "3")}
+    assert list(shown) == ["obd", "snip", "magnitude"]
+    badges = [part.split("<")[0] for part in made(rows).split('class="badge')[1:]]
+    assert badges == ['">1–2', '">1–2', '">3'], "nobody is the best alone"
+
+
+def test_a_method_that_lacks_blocks_says_so() -> None:
+    rows = steady({"magnitude": 0.5, "snip": 0.8}) + steady({"obd": 0.7}, ("digits",))[3:]
+    assert {line.method: line.note for line in tables_of(rows)[0].table.lines} == {"magnitude": "", "snip": "", "obd": "1 of 2 blocks"}
+    assert '<span class="chip blocks">1 of 2 blocks</span>' in made(rows)
+
+
+def test_a_dense_network_that_did_not_train_is_a_warning() -> None:
+    rows = [replace(r, status="collapsed") if r.method == "dense" and r.dataset == "digits" else r for r in steady({"magnitude": 0.5})]
+    (text,) = re.findall(r'<p class="warning" role="note">(.*?)</p>', made(rows))
+    assert text.startswith("digits/mlp: the dense network did not train (chance accuracy, or an error) on 3 of 3 seeds.")
+    assert 'class="warning"' not in made(steady({"magnitude": 0.5}))
+
+
+def test_a_point_of_a_block_is_the_mean_of_its_seeds_with_a_t_interval() -> None:
+    accuracies = {0: 0.5, 1: 0.6, 2: 0.7}
+    rows = [dense("digits", 0), *(row("snip", seed=s, accuracy=a) for s, a in accuracies.items())]
+    (board,) = tables.boards(leaderboard.leaderboard(rows), page._prepared(pd.DataFrame([vars(r) for r in rows])))
+    point = board.blocks.lines[0].cells[-1]
+    assert float(point.value) == pytest.approx(0.6)
+    assert point.note == "±24.8"  # 4.303 * 0.1 / sqrt(3)
+
+
+def test_an_interval_that_leaves_what_is_possible_is_cut_and_shown_by_its_ends() -> None:
+    """As 43.6 ± 88.9 was: 4.303 * 0.36 / sqrt(3) to either side."""
+    rows = [dense("digits", 0), *(row("snip", seed=s, accuracy=a) for s, a in enumerate((0.08, 0.436, 0.792)))]
+    (board,) = tables_of(rows)
+    assert board.blocks.lines[0].cells[-1].note == "(0.0–100.0)"
+    assert board.table.lines[0].cells[2].note == "(0.000–1.111)", "relative to a dense accuracy of 0.9"
+
+
+def test_a_failure_counts_as_zero_and_is_told() -> None:
+    rows = [
+        *rows_of(["magnitude"], seeds=(0, 1)),
+        row("snip", "digits", 0.9, 0, status="failed", accuracy=None, error="out of <memory>"),
+        row("snip", "digits", 0.9, 1, accuracy=0.5),
+        row("synflow", "digits", 0.9, 0, status="unsupported", accuracy=None, error="attention"),
+    ]
+    source = made(rows)
+    assert "out of &lt;memory&gt;" in source
+    assert 'data-value="0.25" title="1 of 2 failed"' in source
+    assert "attention" in source
+
+
+def test_hostile_texts_stay_texts() -> None:
+    rows = rows_of(["magnitude", HOSTILE], hyperparameters=f'{{"a": "{HOSTILE}"}}')
+    rows += [row(HOSTILE, HOSTILE, tuning="tuned", hyperparameters=search(), error=HOSTILE, status="failed", accuracy=None, device=HOSTILE)]
+    plain = Elements(made(rows_of(["magnitude", "snip"])))
+    found = Elements(made(rows, {HOSTILE: SVG}, suite=HOSTILE))
+    assert len(found.of("script")) == len(plain.of("script")) == 1
+    assert not [d for _, d in found.found if any(name.startswith("on") for name in d)]
+    assert HOSTILE in found.text
+    assert HOSTILE in {d.get("data-method") for d in found.of("tr")}
+    assert {d["alt"] for d in found.of("img")} == {HOSTILE + "; the numbers are in the tables of this page"}
+
+
+def test_names_are_quoted_for_the_shell() -> None:
+    source = html.unescape(made(rows_of(["magnitude", "spam(prior=unit,lr=1)", "$(reboot)"])))
+    words = shlex.split(source.split("python -m bench run")[1].split("</code>")[0].replace("\\\n", ""))
+    said = dict(zip(words[::2], words[1::2], strict=True))
+    assert said["--methods"] == "magnitude,spam(prior=unit,lr=1),$(reboot)"
+    assert said == {
+        "--suite": "tiny", "--methods": said["--methods"], "--datasets": "breast_cancer,digits", "--architectures": "mlp",
+        "--sparsities": "0.9,0.95,0.99", "--seeds": "0,1,2", "--epochs": "4", "--finetune-epochs": "0", "--output": "out",
+    }  # fmt: skip
+
+
+def test_the_same_input_gives_the_same_bytes() -> None:
+    rows = rows_of(["magnitude", "snip"])
+    assert made(rows, {"a plot": SVG}) == made(rows, {"a plot": SVG})
+
+
+def test_a_table_read_back_gives_the_same_page(tmp_path: Any) -> None:
+    rows = rows_of(["magnitude", "snip"]) + rows_of(["magnitude", "snip"], tuning="tuned", hyperparameters=search())[6:]
+    tables = leaderboard.leaderboard(rows), tuning_gain.tuned(rows), pd.DataFrame([vars(r) for r in rows])
+    read = []
+    for k, table in enumerate(tables):
+        table.to_csv(tmp_path / f"{k}.csv", index=False)
+        read.append(pd.read_csv(tmp_path / f"{k}.csv"))
+    assert page.page("tiny", "", *tables, {}) == page.page("tiny", "", *read, {})
+
+
+def test_nothing_is_fetched_and_nothing_else_runs() -> None:
+    found = Elements(made(rows_of(["magnitude"]), {"p": SVG}))
+    (policy,) = [d["content"] for d in found.of("meta") if d.get("http-equiv") == "Content-Security-Policy"]
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    assert "unsafe" not in policy
+    addresses = [d.get(name) or "" for _, d in found.found for name in ("src", "href", "srcset", "action", "poster", "data")]
+    assert all(a.startswith(("data:", "#")) or a in {"", "leaderboard.csv", "tuned.csv"} for a in addresses)
+    assert not [d for _, d in found.found if "style" in d]
+
+
+def test_plots_stand_under_the_track_that_they_name() -> None:
+    rows = rows_of(["magnitude"]) + rows_of(["magnitude"], finetune_epochs=2) + [row("magnitude", tuning="tuned", hyperparameters=search())]
+    names = ["accuracy one-shot after training", "accuracy-fine-tuned-2-epochs.svg", "Ranks: one-shot after training, tuned", "all in one"]
+    source = made(rows, dict.fromkeys(names, SVG))
+    names = [name.partition(": ")[0] for name in names]  # the heading above says which track
+    sections = re.split("<section", source.split('id="plots"')[1].split('id="blocks"')[0])
+    assert [sum(name in html.unescape(s) for s in sections) for name in names] == [1, 1, 1, 1]
+    where = {name: next(s for s in sections if name in html.unescape(s)) for name in names}
+    assert 'data-tuning="tuned"' in where[names[2]]
+    assert 'data-track="fine-tuned 2 epochs"' in where[names[1]]
+    assert "data-track" not in where[names[3]]
+
+
+def test_a_plot_arrives_whole() -> None:
+    (image,) = Elements(made(rows_of(["magnitude"]), {"p": SVG})).of("img")
+    kind, _, text = str(image["src"]).partition(",")
+    assert kind == "data:image/svg+xml"
+    assert urllib.parse.unquote(text) == SVG.replace("\n", " ")
+
+
+def drop_plots_and_gains(rows: list[Row]) -> tuple[pd.DataFrame, ...]:
+    return leaderboard.leaderboard(rows), pd.DataFrame(), pd.DataFrame([vars(r) for r in rows])
+
+
+def one_seed() -> tuple[pd.DataFrame, ...]:
+    return drop_plots_and_gains(rows_of(["magnitude", "snip"], seeds=(0,)))
+
+
+def without_columns() -> tuple[pd.DataFrame, ...]:
+    board, gains, rows = drop_plots_and_gains(rows_of(["magnitude", "snip"]))
+    return board.drop(columns=["nll_95", "relative_area_low", "wins"]), gains, rows.drop(columns=["commit", "error", "hyperparameters"])
+
+
+def without_values() -> tuple[pd.DataFrame, ...]:
+    return drop_plots_and_gains(rows_of(["magnitude", "snip"], accuracy=None, nll=None, ece=None, score_seconds=None, hyperparameters=""))
+
+
+def nothing() -> tuple[pd.DataFrame, ...]:
+    return pd.DataFrame(), pd.DataFrame(), pd.DataFrame()
+
+
+@pytest.mark.parametrize("tables", [one_seed, without_columns, without_values, nothing])
+def test_a_page_of_what_there_is(tables: Callable[[], tuple[pd.DataFrame, ...]]) -> None:
+    board, gains, rows = tables()
+    text = Elements(page.page("tiny", "", board, gains, rows, {})).text
+    assert "nan" not in text.lower().split()
+    assert "None" not in text
+    assert ("With one seed nothing can be tested" in text) == (tables is one_seed)
+
+
+def test_what_tuning_cost_and_gained_is_a_table() -> None:
+    rows = rows_of(["magnitude"]) + rows_of(["magnitude"], tuning="tuned", hyperparameters=search())[6:]
+    gains = tuning_gain.tuned(rows)
+    found = Elements(made(rows))
+    values = {d.get("data-value") for d in found.of("td")}
+    for name in ("area_default", "area_tuned", "gain"):
+        assert {f"{v:.10g}" for v in gains[name]} <= values
+    assert {"2", "8", "0.25", "0.75"} <= values
+    assert "What tuning cost and what it gained" in found.text
+    assert "--trials 2" in found.text
+
+
+def test_the_axis_leaves_out_who_is_far_below() -> None:
+    near = {f"m{k}": (0.9, 0.9 + k / 1000, 0.91 + k / 1000) for k in range(9)} | {"magnitude": (0.1, 0.11, 0.12)}
+    lines = [{"track": "t", "tuning": "default", "method": m, "relative_area": v[1], "relative_area_low": v[0], "relative_area_high": v[2]}
+             for m, v in near.items()]  # fmt: skip
+    (board,) = tables.boards(pd.DataFrame(lines), page._prepared(pd.DataFrame()))
+    bars = [line.cells[2].bar for line in board.table.lines]
+    assert [bar is not None and bar.off for bar in bars] == [False] * 9 + [True]
+    assert board.table.columns[2].axis == ("0.90", "0.92")
+
+
+def test_sorting_needs_one_cell_a_column() -> None:
+    rows = rows_of(["magnitude", "snip"]) + rows_of(["magnitude"], tuning="tuned", hyperparameters=search())[6:]
+    for board in tables.boards(leaderboard.leaderboard(rows), page._prepared(pd.DataFrame([vars(r) for r in rows]))):
+        for table in (board.table, board.blocks):
+            assert {len(line.cells) for line in table.lines} == {len(table.columns)}
+            assert sum(span for _, span in table.groups) == len(table.columns)

@@ -1,0 +1,95 @@
+"""Suites are validated, rows have the contract's columns, digests know content from layout."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.spec.digest import digest
+from bench.spec.errors import UserError
+from bench.spec.row import COLUMNS, Row
+from bench.spec.suite import Suite, load_suite, suites
+
+CONTRACT = (
+    "suite, dataset, architecture, granularity, match, method, criterion, training, stage, tuning, ablation, sparsity, seed, "
+    "epochs, finetune_epochs, status, sparsity_reached, prunable_weights, kept_weights, parameters, parameters_kept, flops, "
+    "flops_kept, accuracy, top5, nll, brier, ece, accuracy_before_finetune, dense_accuracy, dense_nll, layers_collapsed, "
+    "effective_sparsity, score_seconds, train_seconds, latency_ms, dense_latency_ms, peak_memory_mb, hyperparameters, protocol, "
+    "version, commit, torch, device, error, environment, schema"
+)
+
+
+def test_columns_are_the_contract() -> None:
+    assert ", ".join(COLUMNS) == CONTRACT
+
+
+@pytest.mark.parametrize("name", suites())
+def test_packaged_suites_are_valid_and_named_as_their_file(name: str) -> None:
+    suite = load_suite(name)
+    assert suite.name == name
+    assert suite.description
+    for block in suite.blocks:
+        for architecture in block.architectures:
+            assert suite.protocol(architecture).epochs == suite.epochs
+
+
+def test_an_architecture_overrides_its_suite() -> None:
+    suite = load_suite("digits")
+    assert suite.protocol("mlp").lr_scale == suite.lr_scale == 1
+    assert suite.protocol("lenet5").lr_scale == 0.5
+    assert suite.protocol("lenet5").batch_size != suite.batch_size
+    assert suite.protocol("vit_micro_patch4").batch_size == suite.batch_size
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ('sparsites = [0.5]\nname = "x"', "unknown key 'sparsites' (did you mean 'sparsities'?)"),
+        ("sparsities = [1.0]", "sparsities.0: Input should be less than 1, got 1.0"),
+        ("sparsities = [-0.1]", "greater than or equal to 0"),
+        ('augment = ["rotate"]', "'crop' and 'flip'"),
+        ("epochs = 0", "epochs: Input should be greater than or equal to 1, got 0"),
+        ("blocks = []", "blocks"),
+        ("[architecture.mlp]\noptimiser = 'sgd'", "optimiser"),
+        ("epochs = ", "is not TOML"),
+    ],
+)
+def test_a_wrong_suite_is_one_line(tmp_path: Path, change: str, said: str) -> None:
+    base = {
+        "name": '"x"', "description": '"d"', "blocks": '[{ dataset = "digits", architectures = ["mlp"] }]',
+        "sparsities": "[0.5]", "seeds": "[0]", "epochs": "1",
+    }  # fmt: skip
+    lines = [f"{k} = {v}" for k, v in base.items() if not any(line.startswith(f"{k} =") for line in change.splitlines())]
+    file = tmp_path / "x.toml"
+    file.write_text("\n".join([*lines, change]) if change.startswith("[") else "\n".join([change, *lines]))
+    with pytest.raises(UserError) as error:
+        load_suite(str(file))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_suite_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="unknown suite 'digit' \\(did you mean 'digits'\\?\\)"):
+        load_suite("digit")
+    with pytest.raises(UserError, match="cannot read suite file 'nowhere\\.toml'"):
+        load_suite("nowhere.toml")
+
+
+def test_lists_are_sorted_and_distinct() -> None:
+    data = load_suite("digits").model_dump() | {"seeds": [2, 0, 2], "sparsities": [0.9, 0.5, 0.9]}
+    suite = Suite.model_validate(data)
+    assert suite.seeds == (0, 2)
+    assert suite.sparsities == (0.5, 0.9)
+
+
+def test_digest_depends_on_content_only() -> None:
+    assert digest({"a": 1, "b": [0.1]}) == digest({"b": [0.1], "a": 1})
+    assert len({digest(x) for x in ({"a": 1}, {"a": 2}, {"a": "1"}, {"a": [1]})}) == 4
+
+
+def test_a_row_is_one_row_by_the_contract_key() -> None:
+    text = dict.fromkeys(("suite", "criterion", "training", "stage", "status"), "")
+    row = Row(
+        dataset="d", architecture="a", granularity="weight", match="weights", method="m", tuning="default", ablation="none",
+        sparsity=0.5, seed=1, epochs=2, finetune_epochs=3, **text,
+    )  # fmt: skip
+    assert row.identity == ("m", "default", "none", "weights", "weight", "d", "a", 0.5, 1, 2, 3)

@@ -1,0 +1,695 @@
+"""The contract holds for everything registered, and catches every breach by the clause that names it."""
+
+import random
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+import methods
+from methods import Cost, Criterion, Float, Granularity, Mask, Posterior, Problem, Scores, Stage, count_masked
+from methods.granularity.channel import Channel
+from methods.granularity.weight import Weight
+from methods.registry import registry
+from methods.registry.registry import KINDS
+from methods.training.map import Map
+
+configuration = dataclass(frozen=True, kw_only=True)
+
+DECLARED = "hyperparameters declared, defaults inside their ranges"
+DOCUMENTED = "documented"
+STAGES = "stages declared"
+SOUND = "scores finite, of the right names and shapes"
+UNTOUCHED = "model, gradients and hooks untouched"
+GLOBAL_STATE = "global random state untouched"
+SEEDED = "same seed, same scores"
+NESTED = "nested true to its word"
+ROUNDS = "rounds lead to the target"
+COUNTS = "exact counts, also with total ties"
+ONLINE = "exact counts, cut while training"
+DATA_FREE = "data-free true to its word"
+
+LEARNS = "training loss falls"
+NAMES = "parameter names and shapes kept"
+MASKS = "masks hold through training and fine-tuning"
+REPEATS = "same seed, same network"
+POSTERIOR = "posterior finite, non-negative, of the right names"
+PENALTY = "penalty finite and non-negative"
+
+PROMISE = "cuts what it promises, also with total ties"
+INSIDE = "a later cut lies inside the earlier mask"
+CHECKS = "check refuses what was not asked for"
+COST = "a cost refused, or reached"
+COMPACTS = "the smaller network computes the same"
+
+
+def broken(entry: Any) -> dict[str, str]:
+    """Clause -> error, where there is one."""
+    return {f.clause: f.error for f in methods.check(entry) if f.error}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in methods.names(kind)])
+def test_everything_registered_keeps_the_contract(kind: str, name: str) -> None:
+    findings = methods.check(methods.lookup(kind, name))
+    assert [f for f in findings if f.error] == []
+    assert [f.clause for f in findings if not f.skipped]
+    assert {f.entry for f in findings} == {name}
+
+
+# --- wrong criteria --------------------------------------------------------------------------------------------------
+
+
+@configuration
+class Honest(Criterion):
+    """s = |w|: keeps every clause. Each wrong criterion below is this one with a single fault."""
+
+    def score(self, problem: Problem) -> Scores:
+        return Scores({n: w.detach().abs() for n, w in problem.weights.items()})
+
+
+@configuration
+class NotANumber(Honest):
+    """One score is NaN."""
+
+    def score(self, problem: Problem) -> Scores:
+        scores = super().score(problem)
+        next(iter(scores.values.values())).view(-1)[0] = torch.nan
+        return scores
+
+
+@configuration
+class Flat(Honest):
+    """Scores lose their shape."""
+
+    def score(self, problem: Problem) -> Scores:
+        return Scores({n: s.flatten() for n, s in super().score(problem).values.items()})
+
+
+@configuration
+class Forgetful(Honest):
+    """The last weight is not scored."""
+
+    def score(self, problem: Problem) -> Scores:
+        return Scores(dict(list(super().score(problem).values.items())[:-1]))
+
+
+@configuration
+class Generous(Honest):
+    """Biases are scored too."""
+
+    def score(self, problem: Problem) -> Scores:
+        return Scores({n: p.detach().abs() for n, p in problem.model.named_parameters()})
+
+
+@configuration
+class Attached(Honest):
+    """Scores drag the graph along."""
+
+    def score(self, problem: Problem) -> Scores:
+        return Scores({n: w.abs() for n, w in problem.weights.items()})
+
+
+@configuration
+class Counting(Honest):
+    """Scores are integers."""
+
+    def score(self, problem: Problem) -> Scores:
+        return Scores({n: (1000 * s).long() for n, s in super().score(problem).values.items()})
+
+
+@configuration
+class Bare(Honest):
+    """A dictionary is returned, not Scores."""
+
+    def score(self, problem: Problem) -> Any:
+        return super().score(problem).values
+
+
+@configuration
+class ChangesWeights(Honest):
+    """Weights are normalised in place."""
+
+    def score(self, problem: Problem) -> Scores:
+        with torch.no_grad():
+            for w in problem.weights.values():
+                w.div_(w.norm())
+        return super().score(problem)
+
+
+@configuration
+class MovesBatchNorm(Honest):
+    """A forward pass in train mode moves the running statistics."""
+
+    def score(self, problem: Problem) -> Scores:
+        problem.model.train()
+        problem.model(next(iter(problem.batches))[0])
+        problem.model.eval()
+        return super().score(problem)
+
+
+@configuration
+class LeavesGradients(Honest):
+    """`backward` accumulates into .grad."""
+
+    def score(self, problem: Problem) -> Scores:
+        x, y = next(iter(problem.batches))
+        problem.loss(problem.model(x), y).backward()
+        return super().score(problem)
+
+
+@configuration
+class ClearsGradients(Honest):
+    """The caller's .grad are thrown away."""
+
+    def score(self, problem: Problem) -> Scores:
+        problem.model.zero_grad()
+        return super().score(problem)
+
+
+@configuration
+class Freezes(Honest):
+    """requires_grad is switched off."""
+
+    def score(self, problem: Problem) -> Scores:
+        problem.model.requires_grad_(False)
+        return super().score(problem)
+
+
+@configuration
+class LeavesHook(Honest):
+    """A forward hook stays."""
+
+    def score(self, problem: Problem) -> Scores:
+        next(problem.model.children()).register_forward_hook(lambda *_: None)
+        return super().score(problem)
+
+
+@configuration
+class LeavesTrainMode(Honest):
+    """The model is left in train mode."""
+
+    def score(self, problem: Problem) -> Scores:
+        problem.model.train()
+        return super().score(problem)
+
+
+@configuration
+class DrawsFromTorch(Honest):
+    """One draw from torch's global stream."""
+
+    def score(self, problem: Problem) -> Scores:
+        torch.rand(())
+        return super().score(problem)
+
+
+@configuration
+class DrawsFromPython(Honest):
+    """One draw from Python's global stream."""
+
+    def score(self, problem: Problem) -> Scores:
+        random.random()
+        return super().score(problem)
+
+
+@configuration
+class DrawsFromNumpy(Honest):
+    """One draw from numpy's global stream."""
+
+    def score(self, problem: Problem) -> Scores:
+        np.random.rand()
+        return super().score(problem)
+
+
+@configuration
+class Unseeded(Honest):
+    """A generator of its own, with a seed from the system."""
+
+    def score(self, problem: Problem) -> Scores:
+        generator = torch.Generator()
+        generator.seed()
+        return Scores({n: torch.rand(w.shape, generator=generator) for n, w in problem.weights.items()})
+
+
+@configuration
+class DependsOnTarget(Honest):
+    """Nested by declaration, but the target enters."""
+
+    def score(self, problem: Problem) -> Scores:
+        return Scores({n: (s - problem.target).abs() for n, s in super().score(problem).values.items()})
+
+
+@configuration
+class StopsShort(Honest):
+    """The last round is not at the target."""
+
+    def rounds(self, present: float, target: float) -> tuple[float, ...]:
+        return present, 0.5 * (present + target)
+
+
+@configuration
+class FallsBack(Honest):
+    """A round keeps more than the one before."""
+
+    def rounds(self, present: float, target: float) -> tuple[float, ...]:
+        return 1.1 * target, target
+
+
+@configuration
+class ReadsData(Honest):
+    """Data-free by declaration, but the batches are read."""
+
+    data_free: ClassVar = True
+
+    def score(self, problem: Problem) -> Scores:
+        next(iter(problem.batches))
+        return super().score(problem)
+
+
+@configuration
+class NoRange(Honest):
+    """A hyperparameter without a range."""
+
+    power: float = 1.0
+
+
+@configuration
+class OutOfRange(Honest):
+    """A default outside its own range."""
+
+    power: float = Float(2.0, 0.0, 1.0)
+
+
+@configuration
+class NoWords(Honest):
+    pass
+
+
+@configuration
+class NeverEqual(Honest):
+    """Two instances with the same hyperparameters differ."""
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class Undecorated(Honest):
+    """No dataclass of its own, so that its hyperparameter is none."""
+
+    power: float = Float(1.0, 0.0, 2.0)
+
+
+@configuration
+class NoStage(Honest):
+    """Applicable nowhere."""
+
+    stages: ClassVar = ()
+
+
+@configuration
+class WordsForStages(Honest):
+    """Stages as plain strings."""
+
+    stages: ClassVar = ("after",)
+
+
+@configuration
+class Revives(Honest):
+    """`compensate` puts masked weights back."""
+
+    def compensate(self, problem: Problem, mask: Mask, state: Any) -> None:
+        for m in mask.values():
+            m.fill_(True)
+
+
+@configuration
+class Raises(Honest):
+    """Never scores anything."""
+
+    def score(self, problem: Problem) -> Scores:
+        raise RuntimeError("no luck today\nand more lines")
+
+
+@configuration
+class WantsFinishedPosterior(Honest):
+    """Takes curvature for granted, which only a finished training leaves."""
+
+    stages: ClassVar = (Stage.AFTER, Stage.DURING)
+
+    def score(self, problem: Problem) -> Scores:
+        if problem.posterior is None:
+            return super().score(problem)
+        return Scores({n: problem.posterior.precision(n) * w.detach().square() for n, w in problem.weights.items()})
+
+
+@configuration
+class RevivesWhileTraining(Revives):
+    """The same, where it may be applied while training."""
+
+    stages: ClassVar = (Stage.AFTER, Stage.DURING)
+
+
+@configuration
+class SupportsNothing(Honest):
+    """Declines every network."""
+
+    def unsupported(self, problem: Problem) -> str | None:
+        return "not today"
+
+
+WRONG_CRITERIA = [
+    (NotANumber, SOUND, "are not finite"),
+    (Flat, SOUND, "with shape (108,), the weight has (4, 3, 3, 3)"),
+    (Forgetful, SOUND, "missing or extra: head.weight"),
+    (Generous, SOUND, "missing or extra: bn.bias, bn.weight"),
+    (Attached, SOUND, "without gradient"),
+    (Counting, SOUND, "must be a floating-point tensor"),
+    (Bare, SOUND, "score returned dict, not Scores"),
+    (ChangesWeights, UNTOUCHED, "changed the model's parameters or buffers"),
+    (MovesBatchNorm, UNTOUCHED, "changed the model's parameters or buffers"),
+    (LeavesGradients, UNTOUCHED, "changed the .grad"),
+    (ClearsGradients, UNTOUCHED, "changed the .grad"),
+    (Freezes, UNTOUCHED, "changed requires_grad"),
+    (LeavesHook, UNTOUCHED, "left hooks"),
+    (LeavesTrainMode, UNTOUCHED, "left the model in train mode"),
+    (DrawsFromTorch, GLOBAL_STATE, "torch's global random state"),
+    (DrawsFromPython, GLOBAL_STATE, "python's global random state"),
+    (DrawsFromNumpy, GLOBAL_STATE, "numpy's global random state"),
+    (Unseeded, SEEDED, "the same seed gave different scores"),
+    (DependsOnTarget, NESTED, "depend on the target"),
+    (StopsShort, ROUNDS, "end at"),
+    (FallsBack, ROUNDS, "do not rise"),
+    (ReadsData, DATA_FREE, "reads the batches"),
+    (NoRange, DECLARED, "'power' declares no range"),
+    (OutOfRange, DECLARED, "default power=2.0 is outside its range"),
+    (NeverEqual, DECLARED, "are not equal"),
+    (Undecorated, DECLARED, "is not @dataclass(frozen=True"),
+    (NoWords, DOCUMENTED, "has no docstring"),
+    (NoStage, STAGES, "non-empty tuple of Stage"),
+    (WordsForStages, STAGES, "non-empty tuple of Stage"),
+    (Revives, COUNTS, "at sparsity 0.5 kept 486 of 486"),
+    (WantsFinishedPosterior, ONLINE, "raised KeyError"),
+    (RevivesWhileTraining, ONLINE, "at sparsity 0.9 kept 486 of 486"),
+    (SupportsNothing, SOUND, "supports neither"),
+]
+
+
+def test_the_honest_criterion_keeps_every_clause() -> None:
+    assert broken(Honest) == {}
+
+
+@pytest.mark.parametrize(("wrong", "clause", "message"), WRONG_CRITERIA, ids=lambda v: getattr(v, "__name__", ""))
+def test_a_wrong_criterion_is_caught_by_the_clause_it_breaks(wrong: type[Criterion], clause: str, message: str) -> None:
+    errors = broken(wrong)
+    assert message in errors[clause]
+    assert all("\n" not in error for error in errors.values())
+
+
+def test_a_criterion_that_raises_is_a_finding_of_one_line() -> None:
+    errors = broken(Raises)
+    assert {SOUND, UNTOUCHED, GLOBAL_STATE, SEEDED, NESTED, COUNTS} <= set(errors)
+    assert set(errors.values()) == {"raised RuntimeError: no luck today"}
+
+
+def test_clauses_that_do_not_apply_are_skipped_with_the_reason() -> None:
+    @configuration
+    class Honestly(DependsOnTarget):
+        """The target enters, and it says so."""
+
+        nested: ClassVar = False
+
+    skipped = {f.clause: f.skipped for f in methods.check(Honestly) if f.skipped}
+    wanted = {NESTED: "declares nested = False", ONLINE: "is not applied while training", DATA_FREE: "reads training batches"}
+    assert skipped == wanted
+    assert broken(Honestly) == {}
+
+
+# --- wrong trainings -------------------------------------------------------------------------------------------------
+
+
+@configuration
+class Renames(Map):
+    """The re-parametrisation is not undone."""
+
+    def finish(self, problem: Problem, state: Posterior) -> Posterior:
+        parametrize.register_parametrization(problem.model.head, "weight", nn.Identity())
+        return state
+
+
+@configuration
+class RevivesAtTheEnd(Map):
+    """`finish` moves all weights, masked ones too."""
+
+    def finish(self, problem: Problem, state: Posterior) -> Posterior:
+        with torch.no_grad():
+            for w in problem.weights.values():
+                w.add_(1e-3)
+        return state
+
+
+@configuration
+class UnseededStart(Map):
+    """Starts from weights of its own, drawn anew each time."""
+
+    def prepare(self, problem: Problem) -> Posterior:
+        generator = torch.Generator()
+        generator.seed()
+        with torch.no_grad():
+            for w in problem.weights.values():
+                w.copy_(0.1 * torch.randn(w.shape, generator=generator))
+        return super().prepare(problem)
+
+
+@configuration
+class UnseededPrior(Map):
+    """The same weights, a prior drawn anew each time."""
+
+    def finish(self, problem: Problem, state: Posterior) -> Posterior:
+        generator = torch.Generator()
+        generator.seed()
+        return replace(state, prior={n: torch.rand((), generator=generator) for n in state.prior})
+
+
+@configuration
+class NegativePrior(Map):
+    """Negative precisions."""
+
+    def finish(self, problem: Problem, state: Posterior) -> Posterior:
+        return replace(state, prior={n: -d for n, d in state.prior.items()})
+
+
+@configuration
+class InfiniteCurvature(Map):
+    """Curvature without bound."""
+
+    def finish(self, problem: Problem, state: Posterior) -> Posterior:
+        return replace(state, curvature={n: torch.full_like(w, torch.inf) for n, w in problem.weights.items()})
+
+
+@configuration
+class ForeignName(Map):
+    """A prior on a parameter that is not there."""
+
+    def finish(self, problem: Problem, state: Posterior) -> Posterior:
+        return replace(state, prior={**state.prior, "tail.weight": torch.ones(())})
+
+
+@configuration
+class WrongShape(Map):
+    """One precision a row."""
+
+    def finish(self, problem: Problem, state: Posterior) -> Posterior:
+        return replace(state, prior={"head.weight": torch.ones(3)})
+
+
+@configuration
+class NoPosterior(Map):
+    """Returns the prior alone."""
+
+    def finish(self, problem: Problem, state: Posterior) -> Any:
+        return state.prior
+
+
+@configuration
+class Unlearns(Map):
+    """The head is turned around at the end."""
+
+    def finish(self, problem: Problem, state: Posterior) -> Posterior:
+        with torch.no_grad():
+            problem.model.head.weight.mul_(-10.0)
+        return state
+
+
+@configuration
+class NegativePenalty(Map):
+    """Rewards large weights."""
+
+    def penalty(self, parameters: Any, state: Posterior) -> torch.Tensor:
+        return -sum(p.square().sum() for p in parameters.values())
+
+
+@configuration
+class PenaltyVector(Map):
+    """A penalty that is no scalar."""
+
+    def penalty(self, parameters: Any, state: Posterior) -> torch.Tensor:
+        return next(iter(parameters.values())).sum().view(1)
+
+
+WRONG_TRAININGS = [
+    (Renames, NAMES, "parameter names or shapes differ"),
+    (RevivesAtTheEnd, MASKS, "not zero after training"),
+    (UnseededStart, REPEATS, "the same seed gave different weights"),
+    (UnseededPrior, REPEATS, "the same seed gave different posteriors"),
+    (NegativePrior, POSTERIOR, "negative or not finite"),
+    (InfiniteCurvature, POSTERIOR, "negative or not finite"),
+    (ForeignName, POSTERIOR, "'tail.weight', which is no parameter"),
+    (WrongShape, POSTERIOR, "'head.weight' has shape (3,)"),
+    (NoPosterior, POSTERIOR, "finish returned dict, not Posterior"),
+    (Unlearns, LEARNS, "the training loss did not fall"),
+    (NegativePenalty, PENALTY, "not a finite, non-negative scalar"),
+    (PenaltyVector, PENALTY, "not a finite, non-negative scalar"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "clause", "message"), WRONG_TRAININGS, ids=lambda v: getattr(v, "__name__", ""))
+def test_a_wrong_training_is_caught_by_the_clause_it_breaks(wrong: type[Map], clause: str, message: str) -> None:
+    assert message in broken(wrong)[clause]
+
+
+# --- wrong granularities ---------------------------------------------------------------------------------------------
+
+
+@configuration
+class Threshold(Granularity):
+    """Removes `score <= threshold`: every tie with the threshold goes."""
+
+    def cut(self, problem: Problem, scores: Scores, sparsity: float, cost: Cost | None = None) -> Mask:
+        self.refuse(cost)
+        flat = torch.cat([(s * problem.mask[n]).flatten() for n, s in scores.values.items()])
+        k = count_masked(sparsity, flat.numel())
+        threshold = flat.kthvalue(k).values if k else -torch.inf
+        return {n: (s > threshold) & problem.mask[n] for n, s in scores.values.items()}
+
+
+@configuration
+class Credulous(Weight):
+    """Its check takes any mask."""
+
+    def check(self, problem: Problem, sparsity: float, cost: Cost | None = None) -> None:
+        pass
+
+
+@configuration
+class DeafToCost(Weight):
+    """A cost is taken for the number of weights, and no network gets smaller."""
+
+    def refuse(self, cost: Cost | None) -> None:
+        pass
+
+
+@configuration
+class CutsLess(Channel):
+    """Channels, but for half of the sparsity."""
+
+    def cut(self, problem: Problem, scores: Scores, sparsity: float, cost: Cost | None = None) -> Mask:
+        return super().cut(problem, scores, sparsity / 2, cost)
+
+
+@configuration
+class RemovesOthers(Channel):
+    """The smaller network keeps the first channels, not the ones the mask keeps."""
+
+    def compact(self, problem: Problem) -> Problem:
+        smaller = super().compact(problem)
+        for name, p in smaller.model.named_parameters():
+            whole = problem.model.get_parameter(name)
+            p.data = whole.data[tuple(slice(n) for n in p.shape)].clone()
+        return smaller
+
+
+@configuration
+class RemovesNothing(Channel):
+    """The masked network is called the smaller one."""
+
+    def compact(self, problem: Problem) -> Problem:
+        return problem
+
+
+@configuration
+class TurnsAround(Granularity):
+    """Exact, but a second cut keeps what the first one removed."""
+
+    def cut(self, problem: Problem, scores: Scores, sparsity: float, cost: Cost | None = None) -> Mask:
+        self.refuse(cost)
+        first = all(bool(m.all()) for m in problem.mask.values())
+        values = {n: s if first else (~problem.mask[n]).float() for n, s in scores.values.items()}
+        return methods.make("granularities", "weight", {}).cut(Problem(problem.model, ()), Scores(values), sparsity)
+
+
+@configuration
+class IgnoresTheMask(Granularity):
+    """Exact, but blind to what was removed before: other scores would revive it."""
+
+    def cut(self, problem: Problem, scores: Scores, sparsity: float, cost: Cost | None = None) -> Mask:
+        self.refuse(cost)
+        return methods.make("granularities", "weight", {}).cut(Problem(problem.model, ()), scores, sparsity)
+
+
+def test_a_threshold_cut_is_caught_where_scores_are_equal() -> None:
+    errors = broken(Threshold)
+    assert "at sparsity 0.5, the mask keeps 0 weights" in errors[PROMISE]
+    assert {INSIDE, CHECKS, COST, COMPACTS}.isdisjoint(errors)
+
+
+@pytest.mark.parametrize("wrong", [TurnsAround, IgnoresTheMask])
+def test_a_cut_that_revives_masked_weights_is_caught(wrong: type[Granularity]) -> None:
+    errors = broken(wrong)
+    assert PROMISE not in errors
+    assert "a second cut revived masked weights" in errors[INSIDE]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "clause", "message"),
+    [
+        (Credulous, CHECKS, "check accepts a mask that removes 0.00 in place of 0.5"),
+        (DeafToCost, COST, "takes a cost, though its networks stay as large as they are"),
+        (CutsLess, PROMISE, "at sparsity 0.5, the mask removes the share 0.2"),
+        (RemovesOthers, COMPACTS, "the outputs of the masked and of the smaller network are"),
+        (RemovesNothing, COMPACTS, "the smaller network has 486 weights"),
+    ],
+)
+def test_every_way_to_cut_or_remove_wrongly_is_caught(wrong: type[Granularity], clause: str, message: str) -> None:
+    assert message in broken(wrong)[clause]
+
+
+# --- what may be checked ---------------------------------------------------------------------------------------------
+
+
+def test_a_name_of_several_kinds_is_checked_as_each_of_them() -> None:
+    before = registry._snapshot()
+    try:
+        methods.register("weight")(configuration(type("Homonym", (Honest,), {"__doc__": Honest.__doc__})))
+        clauses = [f.clause for f in methods.check("weight")]
+    finally:
+        registry._restore(before)
+    assert {SOUND, INSIDE} <= set(clauses)
+    assert {f.clause for f in methods.check("weight")} == {DECLARED, DOCUMENTED, PROMISE, INSIDE, CHECKS, COST, COMPACTS}
+
+
+def test_every_method_can_be_checked_by_its_name() -> None:
+    for name in set(methods.names()) - set(methods.names("criteria")):
+        assert not broken(name)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"unknown method 'magnitud' \(did you mean 'magnitude'\?\)"):
+        methods.check("magnitud")
+
+
+def test_a_class_of_no_kind_is_refused() -> None:
+    with pytest.raises(TypeError, match="neither a Criterion nor a Training nor a Granularity"):
+        methods.check(nn.Linear)  # type: ignore[arg-type]
