@@ -30,7 +30,7 @@ from bench.planning.planning import Request
 from bench.spec.errors import UserError
 from bench.spec.suite import Suite
 from bench.storage.checkpoints import Networks
-from bench.trial import metrics, trial
+from bench.trial import cost, trial
 from bench.trial.job import Job
 from bench.trial.workbench import load_data
 from methods import Mask, Method
@@ -136,9 +136,9 @@ def _card(row: dict[str, Any], job: Job, found: trial.Made) -> dict[str, Any]:
     """All that is to be said of a network but the digest of its file."""
     data = load_data(job.dataset, job.protocol, job.place)
     drop = ("hyperparameters", "latency_ms", "dense_latency_ms")
-    latencies, inputs = {}, data.train.inputs[: metrics.LATENCY_BATCHES[-1]]
-    for batch in metrics.LATENCY_BATCHES:
-        dense, pruned = metrics.latency([found.whole, found.model], data.train.inputs[:batch], found.mask)
+    latencies, inputs = {}, data.train.inputs[: cost.LATENCY_BATCHES[-1]]
+    for batch in cost.LATENCY_BATCHES:
+        dense, pruned = cost.latency([found.whole, found.model], data.train.inputs[:batch], found.mask)
         latencies[f"batch_{batch}"] = {"dense": dense, "pruned": pruned}
     return {
         "format": FORMAT,
@@ -155,7 +155,7 @@ def _card(row: dict[str, Any], job: Job, found: trial.Made) -> dict[str, Any]:
         "protocol": dataclasses.asdict(job.protocol),
         "row": {name: value for name, value in row.items() if name not in drop},
         "latency_ms": latencies,
-        "memory_mb": {name: metrics.peak_memory(model, inputs) for name, model in (("dense", found.whole), ("pruned", found.model))},
+        "memory_mb": {name: cost.peak_memory(model, inputs) for name, model in (("dense", found.whole), ("pruned", found.model))},
     }
 
 

@@ -25,7 +25,7 @@ from bench.publishing.page import cells
 from bench.ranking import leaderboard, statistics, tracks, tuning_gain
 from bench.ranking.tracks import BLOCK
 from bench.spec.errors import UserError
-from bench.spec.row import Row
+from bench.spec.row import COLLAPSED, Row
 from bench.spec.suite import Suite
 from bench.storage import results_csv
 from bench.storage.rows import DEFAULT_URL, Store
@@ -268,7 +268,7 @@ def print_board(console: Console, title: str, board: pd.DataFrame, meaning: str)
     console.print(table)
     said = [meaning] * bool(meaning)
     if board["collapsed"].any():
-        said.append(f"collapsed: rows in which {leaderboard.COLLAPSED}.")
+        said.append(f"collapsed: rows in which {COLLAPSED}.")
     if said:
         console.print(" ".join(said), style="dim", highlight=False)
 

@@ -20,13 +20,12 @@ from bench import data
 from bench.networks import build
 from bench.spec.digest import digest
 from bench.spec.errors import UserError, unknown
-from bench.spec.row import DENSE, PROTOCOL_VERSION, Row
+from bench.spec.row import DENSE, MATCHES, PROTOCOL_VERSION, Row
 from bench.spec.suite import Protocol, Suite, first_fault
 from bench.storage.checkpoints import Networks
 from bench.storage.rows import Store
 from bench.trial import trial, workbench
 from bench.trial.job import Configured, Job, Place, Point
-from bench.trial.metrics import MATCHES
 from bench.trial.provenance import provenance, versions
 from bench.tuning import pools, tune
 from bench.tuning.pools import Member

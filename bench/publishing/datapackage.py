@@ -11,65 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.ranking import leaderboard, tuning_gain
-from bench.spec.row import ABLATIONS, COLUMNS, PROTOCOL_VERSION
+from bench.spec.columns import Column
+from bench.spec.row import COLLAPSED, DECLARED, KEY
 from bench.spec.suite import Suite
-from bench.storage.results_csv import KINDS
 
 SHARE = {"minimum": 0, "maximum": 1}
 COUNT = {"minimum": 0}
 AMOUNT = {"minimum": 0}
-STATUSES = ("ok", "collapsed", "failed", "unsupported")
-KEY = ("method", "tuning", "ablation", "match", "granularity", "dataset", "architecture", "sparsity", "seed", "epochs", "finetune_epochs")
-# Column -> (meaning, unit, constraints). A column without a unit is a name, or a number without dimension.
-_ROW: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "suite": ("name of the suite", "", {"pattern": "[a-z0-9][a-z0-9_-]*"}),
-    "dataset": ("data set", "", {}),
-    "architecture": ("network: one of ours, or a name of timm", "", {}),
-    "granularity": ("what is removed: single weights, channels, n of m", "", {}),
-    "match": ("what equal sparsity means", "", {"enum": ["weights", "parameters", "flops", "latency"]}),
-    "method": ("method, or `dense` for the unpruned reference", "", {}),
-    "criterion": ("which weights matter; empty for a dense reference", "", {}),
-    "training": ("how the network is trained", "", {}),
-    "stage": ("when the criterion is applied; empty for a dense reference", "", {"enum": ["", "init", "during", "after"]}),
-    "tuning": ("hyperparameters: the declared defaults, or tuned on validation data", "", {"enum": ["default", "tuned"]}),
-    "ablation": ("control in place of the method's own network", "", {"enum": ["none", *ABLATIONS]}),
-    "sparsity": ("share of prunable weights asked to be removed", "fraction", {"minimum": 0, "maximum": 1}),
-    "seed": ("seed of initial weights, batches and scoring", "", COUNT),
-    "epochs": ("training epochs behind the network, without fine-tuning", "epochs", {"minimum": 1}),
-    "finetune_epochs": ("fine-tuning epochs after the cut; 0 is one-shot", "epochs", COUNT),
-    "status": (f"collapsed: {leaderboard.COLLAPSED}", "", {"enum": list(STATUSES)}),
-    "sparsity_reached": ("share of prunable weights removed", "fraction", SHARE),
-    "prunable_weights": ("weights of Linear and Conv layers", "weights", {"minimum": 1}),
-    "kept_weights": ("prunable weights that the mask keeps", "weights", COUNT),
-    "parameters": ("all parameters of the dense network", "parameters", {"minimum": 1}),
-    "parameters_kept": ("parameters left, with biases and norms", "parameters", COUNT),
-    "flops": ("floating-point operations of the dense network for one input; a multiply and an add are two", "FLOP", COUNT),
-    "flops_kept": ("those of the pruned network, a layer's shrinking with its share of kept weights", "FLOP", COUNT),
-    "accuracy": ("test accuracy", "fraction", SHARE),
-    "top5": ("test top-5 accuracy; empty for fewer than six classes", "fraction", SHARE),
-    "nll": ("test negative log-likelihood a sample", "nats", AMOUNT),
-    "brier": ("test Brier score a sample, the multi-class form", "", {"minimum": 0, "maximum": 2}),
-    "ece": ("test expected calibration error, 15 equal bins of confidence", "fraction", SHARE),
-    "accuracy_before_finetune": ("test accuracy after the cut, before fine-tuning", "fraction", SHARE),
-    "dense_accuracy": ("test accuracy of the row's own dense network with the same fine-tuning", "fraction", SHARE),
-    "dense_nll": ("its test negative log-likelihood a sample", "nats", AMOUNT),
-    "layers_collapsed": ("layers without a weight left", "layers", COUNT),
-    "effective_sparsity": ("sparsity when weights on no path from input to output count as removed", "fraction", SHARE),
-    "score_seconds": ("time to score and cut; empty where it is a part of the training", "s", AMOUNT),
-    "train_seconds": ("time of all training behind the row", "s", AMOUNT),
-    "latency_ms": ("time of the pruned network as deployed, a batch", "ms", AMOUNT),
-    "dense_latency_ms": ("that of the dense network", "ms", AMOUNT),
-    "peak_memory_mb": ("largest GPU memory; empty on a CPU", "MB", AMOUNT),
-    "hyperparameters": ("training, criterion, schedule, fine-tuning and tuning of the row, as a JSON object", "", {}),
-    "protocol": ("version of the protocol", "", {"enum": [PROTOCOL_VERSION]}),
-    "version": ("version of razorbench", "", {}),
-    "commit": ("commit of its source; + marks changes", "", {}),
-    "torch": ("version of torch", "", {}),
-    "device": ("kind and name of the device", "", {}),
-    "error": ("why the row failed, or is not supported", "", {}),
-    "environment": ("threads of the computation and versions of packages that decide numbers, as a JSON object", "", {}),
-    "schema": ("version of these columns", "", {"minimum": 1}),
-}
 _BOARD: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "track": ("string", "what may be ranked together", "", {"required": True}),
     "tuning": ("string", "hyperparameters at their defaults, or tuned", "", {"enum": ["default", "tuned"]}),
@@ -95,13 +43,16 @@ _BOARD: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "seeds": ("integer", "seeds", "seeds", COUNT),
     "rows": ("integer", "rows behind the line", "rows", COUNT),
     "failed": ("integer", "rows that failed, counted as accuracy 0", "rows", COUNT),
-    "collapsed": ("integer", f"rows in which {leaderboard.COLLAPSED}", "rows", COUNT),
+    "collapsed": ("integer", f"rows in which {COLLAPSED}", "rows", COUNT),
     "unsupported": ("integer", "rows that the method does not support", "rows", COUNT),
     "epochs": ("number", "mean epochs of training and fine-tuning", "epochs", COUNT),
 }
 _TUNED: dict[str, tuple[str, str, str, dict[str, Any]]] = {
-    **{name: ("string", _ROW[name][0], "", {"required": True}) for name in ("dataset", "architecture", "granularity", "match", "method")},
-    "finetune_epochs": ("integer", _ROW["finetune_epochs"][0], "epochs", COUNT),
+    **{
+        name: ("string", DECLARED[name].meaning, "", {"required": True})
+        for name in ("dataset", "architecture", "granularity", "match", "method")
+    },
+    "finetune_epochs": ("integer", DECLARED["finetune_epochs"].meaning, "epochs", COUNT),
     "trials": ("integer", "trials of the search", "trials", {"minimum": 1}),
     "tuning_epochs": ("integer", "epochs of training that the search took, beside the pool's", "epochs", COUNT),
     "validation_default": ("number", "mean pruned validation accuracy of the defaults", "fraction", SHARE),
@@ -119,17 +70,14 @@ def _field(name: str, kind: str, meaning: str, unit: str, constraints: Mapping[s
     return made | ({"unit": unit} if unit else {}) | ({"constraints": dict(constraints)} if constraints else {})
 
 
-def _row_field(name: str) -> dict[str, Any]:
-    meaning, unit, constraints = _ROW[name]
-    kind = "number" if "float" in KINDS[name] else "integer" if "int" in KINDS[name] else "string"
-    may_be_empty = "None" in KINDS[name] or name in ("criterion", "stage", "version", "commit", "torch", "device", "error")
-    if "" in constraints.get("enum", ()):  # an empty cell is a missing value, which no list of values is asked about
-        constraints = {"enum": [value for value in constraints["enum"] if value]}
-    return _field(name, kind, meaning, unit, constraints | ({} if may_be_empty else {"required": True}))
+def _row_field(column: Column) -> dict[str, Any]:
+    limits: dict[str, Any] = {"minimum": column.least, "maximum": column.most, "pattern": column.pattern, "enum": list(column.values)}
+    constraints = {name: limit for name, limit in limits.items() if limit not in (None, "", [])}
+    return _field(column.name, column.type, column.meaning, column.unit, constraints | ({} if column.empty else {"required": True}))
 
 
 SCHEMAS: dict[str, dict[str, Any]] = {
-    "results": {"fields": [_row_field(name) for name in COLUMNS], "primaryKey": list(KEY), "missingValues": [""]},
+    "results": {"fields": [_row_field(column) for column in DECLARED.values()], "primaryKey": list(KEY), "missingValues": [""]},
     "leaderboard": {
         "fields": [_field(n, *_BOARD[n]) for n in leaderboard.COLUMNS],
         "primaryKey": ["track", "tuning", "method"],

@@ -7,8 +7,6 @@ method come for all blocks, sparsities and seeds of the board, or none. Rows tha
 
 import csv
 import json
-import math
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,17 +16,13 @@ import methods
 from bench.planning.planning import dense_name, hyperparameters_of
 from bench.publishing import row_comparison
 from bench.publishing.board_folder import Board
-from bench.publishing.datapackage import SCHEMAS
 from bench.publishing.noise import Noise
 from bench.spec.errors import UserError
 from bench.spec.row import COLUMNS, PROTOCOL_VERSION, Row
 from bench.spec.suite import Suite
-from bench.storage.results_csv import KINDS, value_of
+from bench.storage.row_check import row_of
 from methods import Stage
 
-FIELDS = {f["name"]: f for f in SCHEMAS["results"]["fields"]}
-NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-INTEGER = re.compile(r"[+-]?[0-9]+")
 SHAPE = ("prunable_weights", "parameters", "flops")  # of a network: the same for all rows of a block
 
 
@@ -139,33 +133,10 @@ def _header_fault(header: list[str]) -> str:
 
 
 def _row(cells: list[str]) -> tuple[Row | None, list[str]]:
-    """The row of these cells, and what is wrong with their types and ranges."""
+    """The row of these cells, or None and what is wrong with them."""
     if len(cells) != len(COLUMNS):
         return None, [f"{len(cells)} cells, expected {len(COLUMNS)}"]
-    values: dict[str, Any] = {}
-    faults = []
-    for name, text in zip(COLUMNS, cells, strict=True):
-        fault = _cell_fault(FIELDS[name], text)
-        if fault:
-            faults.append(f"{name}: {fault}")
-        else:
-            values[name] = value_of(text, KINDS[name])
-    return (None, faults) if faults else (Row(**values), [])
-
-
-def _cell_fault(said: dict[str, Any], text: str) -> str:
-    """Why a cell is not of its field's type and constraints; '' where it is."""
-    limits = said.get("constraints", {})
-    if text == "":
-        return "empty" if limits.get("required") else ""
-    if said["type"] in ("number", "integer"):
-        if not (INTEGER if said["type"] == "integer" else NUMBER).fullmatch(text) or not math.isfinite(float(text)):
-            return f"'{text}' is not {'a whole' if said['type'] == 'integer' else 'a finite'} number"
-        if float(text) < limits.get("minimum", -math.inf) or float(text) > limits.get("maximum", math.inf):
-            return f"{text} is not within {limits.get('minimum', '-inf')} and {limits.get('maximum', 'inf')}"
-    elif "enum" in limits and text not in limits["enum"]:
-        return f"'{text}' is not one of {', '.join(limits['enum'])}"
-    return ""
+    return row_of(dict(zip(COLUMNS, cells, strict=True)))
 
 
 def _of_suite(row: Row, board: Board) -> Iterator[str]:

@@ -12,13 +12,12 @@ test is the sharper one where a single row was changed, the first where all seed
 signs of honest differences are coin tosses, see `shifts`. All levels together are 5 %: an honest call passes with 95 % at least.
 
 Where a likelihood repeats itself to the last bit, so has the computation: its accuracy must be equal, whatever the devices are called.
-Where one of `WITNESSES` does but for rounding (`NEAR`), the network is the same: its accuracy may differ by one test sample, its other
+Where one of its witnesses does but for rounding (`NEAR`), the network is the same: its accuracy may differ by one test sample, its other
 scores by a hundredth, however noisy the cell. Of 390 rows of small networks computed with the plainest instructions, or with AVX2, in
 place of AVX-512, more than eight in ten do, all with the same accuracy and scores within 0.0003 of themselves. The others, and all that
 were trained on MNIST, differ by up to one deviation of their cell.
 """
 
-import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -28,17 +27,14 @@ from typing import Any
 import numpy as np
 
 from bench.publishing.noise import FLOOR, MEASURES, Measure, Noise, Spread
-from bench.spec.row import COST_COLUMNS, Row
+from bench.spec.columns import Role
+from bench.spec.row import DECLARED, Row, columns_of
 
-WHERE = tuple(f.name for f in dataclasses.fields(Row) if f.name in ("torch", "device", "environment"))
-MEASURED = tuple(f.name for f in dataclasses.fields(Row) if f.name != "error" and f.default is None and f.name not in COST_COLUMNS)
-COUNTED = ("sparsity_reached", "prunable_weights", "kept_weights", "parameters", "parameters_kept", "flops")
+WHERE = columns_of(Role.WHERE)
+MEASURED = tuple(name for name in columns_of(Role.COUNT, Role.MEASURE) if name != "status")
+COUNTED = tuple(name for name in columns_of(Role.COUNT) if name != "status")
 ACCURACIES = ("accuracy", "accuracy_before_finetune", "dense_accuracy")
 REPEATED = {"accuracy": "nll", "dense_accuracy": "dense_nll"}  # accuracy -> the likelihood of the same network
-WITNESSES = {  # what repeats itself only where the network does
-    "accuracy": ("nll", "brier"), "top5": ("nll", "brier"), "ece": ("nll", "brier"), "nll": ("brier",), "brier": ("nll",),
-    "dense_accuracy": ("dense_nll",),
-}  # fmt: skip
 SAME = 0.01  # of a score of the same network, relative
 SHIFT_LEVEL = {"accuracy": 0.004, "nll": 0.004}
 UNLIKELY = 0.05
@@ -140,8 +136,9 @@ def _by_rounding(expected: Row, got: Row, spread: Spread, measure: Measure, witn
 
 def _witness(expected: Row, got: Row, noise: Noise, measure: Measure) -> str:
     """The first score beside this one that is the same but for rounding; '' where there is none."""
+    judged = DECLARED[measure.column].judged
     for likelihood in MEASURES:
-        if likelihood.column in WITNESSES.get(measure.column, ()):
+        if judged is not None and likelihood.column in judged.witnesses:
             spread = noise.spread(expected, got, likelihood)
             enough = min(NEAR[0], NEAR[1] * spread.deviation) if spread and spread.deviation > FLOOR else 0.0
             if enough and _apart(expected, got, likelihood) <= enough:

@@ -24,9 +24,10 @@ from bench.publishing import board_folder, row_comparison
 from bench.publishing.board_folder import Board
 from bench.publishing.noise import Noise
 from bench.publishing.row_comparison import Shift, Verdict
+from bench.spec.columns import Role
 from bench.spec.digest import digest
 from bench.spec.errors import UserError, unknown
-from bench.spec.row import COST_COLUMNS, DENSE, PROTOCOL_VERSION, Row
+from bench.spec.row import DENSE, PROTOCOL_VERSION, Row, columns_of
 from bench.storage.rows import Store
 from bench.trial import workbench
 from bench.trial.job import Configured, Job, Place, Point
@@ -202,7 +203,7 @@ def _compute(rows: Sequence[Row], board: Board, place: Place, pool: pipeline.Poo
 
 def _blank(row: Row, place: Place) -> Row:
     """The row without what is measured, and with where it is measured now."""
-    empty: dict[str, Any] = dict.fromkeys((*row_comparison.MEASURED, *COST_COLUMNS))
+    empty: dict[str, Any] = dict.fromkeys((*row_comparison.MEASURED, *columns_of(Role.COST)))
     where = dict.fromkeys(row_comparison.WHERE, "") | provenance(place.device, place.threads)
     return dataclasses.replace(row, **empty, error="", status="missing", **where)
 

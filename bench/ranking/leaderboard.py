@@ -22,7 +22,6 @@ BASELINE = "magnitude"
 AT = (0.9, 0.95, 0.99)  # sparsities with a column of accuracy
 CALIBRATION_AT = 0.95
 MARGIN = 0.01  # "within one point of dense"
-COLLAPSED = "a layer has no weights left, or the dense network did not train (chance accuracy)"  # what `collapsed` counts
 # A board whose smallest detectable difference in relative area is not below this has no ranks: dense is at 1, accuracy 0 at 0, random
 # pruning about half-way (0.25 to 0.64 on the published boards), so it could not even tell the best method there can be from chance.
 COARSEST = 0.5

@@ -1,77 +1,132 @@
-"""The row of results.csv, which is the contract of all published files."""
+"""The row of results.csv, which is the contract of all published files.
 
-import dataclasses
+To add a metric, add a field here and a function of the same name in `bench.trial.metrics`.
+"""
+
 from dataclasses import dataclass
 from typing import Any
 
+from bench.spec.columns import Judged, Role, column, declared
+
 PROTOCOL_VERSION = "2"  # bumped by anything that changes numbers
-SCHEMA = 2  # of rows: bumped when a column is added or removed, see `bench.migration`
+SCHEMA = 3  # of rows: bumped with every new column, whose declaration says `since`
 # Controls of a method's mask (Frankle et al. 2021, "Pruning neural networks at initialization: why are we missing the mark?"):
 # "shuffle" permutes it within each layer, "reinit" keeps it and draws new initial weights, which are trained under it.
 ABLATIONS = ("shuffle", "reinit")
-DENSE = "dense"  # the name of the unpruned reference's rows
+DENSE = "dense"  # the method name of the unpruned reference
+STATUSES = ("ok", "collapsed", "failed", "unsupported")
+MATCHES = ("weights", "parameters", "flops", "latency")
+COLLAPSED = "a layer has no weights left, or the dense network did not train (chance accuracy)"
+SHARE: dict[str, Any] = {"least": 0, "most": 1}
+OUTPUTS = Judged(witnesses=("nll", "brier"))
+SCORE = Judged(positive=True, witnesses=("nll", "brier"))
+
+
+def _metric(meaning: str, unit: str = "", judged: Judged = SCORE, **more: Any) -> Any:
+    return column(meaning, Role.MEASURE, unit, default=None, judged=judged, least=0, **more)
+
+
+def _cost(meaning: str, unit: str) -> Any:
+    return column(meaning, Role.COST, unit, default=None, least=0)
+
+
+def _origin(meaning: str, role: Role = Role.ORIGIN, default: Any = "", **more: Any) -> Any:
+    return column(meaning, role, default=default, **{"empty": True, **more})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of results.csv: the order of the fields is the order of the columns. None where nothing was measured."""
+    """One line of results.csv: one method, data set, architecture, sparsity and seed. The fields are the columns, in their order.
 
-    suite: str
-    dataset: str
-    architecture: str
-    granularity: str
-    match: str
-    method: str
-    criterion: str
-    training: str
-    stage: str
-    tuning: str
-    ablation: str
-    sparsity: float
-    seed: int
-    epochs: int
-    finetune_epochs: int
-    status: str
-    sparsity_reached: float | None = None
-    prunable_weights: int | None = None
-    kept_weights: int | None = None
-    parameters: int | None = None
-    parameters_kept: int | None = None
-    flops: int | None = None
-    flops_kept: int | None = None
-    accuracy: float | None = None
-    top5: float | None = None
-    nll: float | None = None
-    brier: float | None = None
-    ece: float | None = None
-    accuracy_before_finetune: float | None = None
-    dense_accuracy: float | None = None
-    dense_nll: float | None = None
-    layers_collapsed: int | None = None
-    effective_sparsity: float | None = None
-    score_seconds: float | None = None
-    train_seconds: float | None = None
-    latency_ms: float | None = None
-    dense_latency_ms: float | None = None
-    peak_memory_mb: float | None = None
-    hyperparameters: str = "{}"
-    protocol: str = PROTOCOL_VERSION
-    version: str = ""
-    commit: str = ""
-    torch: str = ""
-    device: str = ""
-    error: str = ""
-    environment: str = "{}"
-    schema: int = SCHEMA
+    None (an empty cell) means: not measured.
+    """
+
+    suite: str = column("name of the suite", Role.SETTING, pattern="[a-z0-9][a-z0-9_-]*")
+    dataset: str = column("data set", Role.KEY)
+    architecture: str = column("network: one of razorbench's own, or a name of timm", Role.KEY)
+    granularity: str = column("what is removed: weight, channel, or a pattern n:m", Role.KEY)
+    match: str = column("quantity that `sparsity` is a fraction of", Role.KEY, values=MATCHES)
+    method: str = column("method, or `dense` for the unpruned reference", Role.KEY)
+    criterion: str = column("which weights are kept; empty for a dense reference", Role.SETTING, empty=True)
+    training: str = column("how the network is trained", Role.SETTING)
+    stage: str = column(
+        "when the criterion is applied; empty for a dense reference", Role.SETTING, empty=True, values=("init", "during", "after")
+    )
+    tuning: str = column("hyperparameters: default, or tuned on validation data", Role.KEY, values=("default", "tuned"))
+    ablation: str = column("control instead of the method's own network", Role.KEY, values=("none", *ABLATIONS))
+    sparsity: float = column("requested fraction to remove", Role.KEY, "fraction", **SHARE)
+    seed: int = column("seed of initial weights, batches and scoring", Role.KEY, least=0)
+    epochs: int = column("training epochs of the network, without fine-tuning", Role.KEY, "epochs", least=1)
+    finetune_epochs: int = column("fine-tuning epochs after the cut; 0 is one-shot", Role.KEY, "epochs", least=0)
+    status: str = column(f"collapsed: {COLLAPSED}", Role.COUNT, values=STATUSES)
+    sparsity_reached: float | None = column("fraction of prunable weights removed", Role.COUNT, "fraction", default=None, **SHARE)
+    prunable_weights: int | None = column("weights of Linear and Conv layers", Role.COUNT, "weights", default=None, least=1)
+    kept_weights: int | None = column("prunable weights that the mask keeps", Role.COUNT, "weights", default=None, least=0)
+    parameters: int | None = column("all parameters of the dense network", Role.COUNT, "parameters", default=None, least=1)
+    parameters_kept: int | None = column("parameters left, with biases and norms", Role.COUNT, "parameters", default=None, least=0)
+    flops: int | None = column(
+        "floating-point operations of the dense network for one input; a multiply and an add are two", Role.COUNT, "FLOP", default=None,
+        least=0,
+    )  # fmt: skip
+    flops_kept: int | None = _metric(
+        "floating-point operations of the pruned network for one input; a layer's shrink with its fraction of kept weights", "FLOP",
+        Judged(positive=True),
+    )  # fmt: skip
+    accuracy: float | None = _metric("test accuracy", "fraction", OUTPUTS, most=1)
+    top5: float | None = _metric("test top-5 accuracy; empty for fewer than six classes", "fraction", OUTPUTS, most=1)
+    nll: float | None = _metric("test negative log-likelihood per sample", "nats", Judged(positive=True, witnesses=("brier",)))
+    brier: float | None = _metric(
+        "test Brier score per sample, in its multi-class form", "", Judged(positive=True, witnesses=("nll",)), most=2
+    )
+    ece: float | None = _metric("test expected calibration error, 15 equal bins of confidence", "fraction", most=1)
+    accuracy_before_finetune: float | None = _metric(
+        "test accuracy after the cut, before fine-tuning", "fraction", Judged(pool="accuracy"), most=1
+    )
+    dense_accuracy: float | None = _metric(
+        "test accuracy of the row's own dense network with the same fine-tuning", "fraction",
+        Judged(pool="accuracy", witnesses=("dense_nll",)), most=1,
+    )  # fmt: skip
+    dense_nll: float | None = _metric(
+        "test negative log-likelihood per sample of that dense network", "nats", Judged(positive=True, pool="nll")
+    )
+    worst_class_accuracy: float | None = _metric(
+        "test accuracy of the class with the lowest accuracy", "fraction", Judged(), most=1, since=3
+    )
+    layers_collapsed: int | None = column("layers without any weight left", Role.MEASURE, "layers", default=None, least=0)
+    effective_sparsity: float | None = _metric(
+        "sparsity if weights on no path from input to output count as removed", "fraction", Judged(), most=1
+    )
+    score_seconds: float | None = _cost("time to score and cut; empty if scoring is a part of training", "s")
+    train_seconds: float | None = _cost("time of all training for this row", "s")
+    latency_ms: float | None = _cost("time of a forward pass of one batch, pruned network as deployed", "ms")
+    dense_latency_ms: float | None = _cost("time of a forward pass of one batch, dense network", "ms")
+    peak_memory_mb: float | None = _cost("largest GPU memory; empty on a CPU", "MB")
+    hyperparameters: str = column(
+        "values of training, criterion, schedule, fine-tuning and tuning, as a JSON object", Role.SETTING, default="{}"
+    )
+    protocol: str = column("version of the protocol", Role.SETTING, default=PROTOCOL_VERSION, values=(PROTOCOL_VERSION,))
+    version: str = _origin("version of razorbench")
+    commit: str = _origin("commit of its source; + marks changes")
+    torch: str = _origin("version of torch", Role.WHERE)
+    device: str = _origin("kind and name of the device", Role.WHERE)
+    error: str = _origin("why the row failed, or is not supported")
+    environment: str = _origin(
+        "threads of the computation and versions of packages that decide numbers, as a JSON object", Role.WHERE, "{}", empty=False, since=2
+    )
+    schema: int = column("version of these columns", Role.ORIGIN, default=SCHEMA, least=1, since=2)
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What makes a row one row: the key of the contract, in its order."""
-        return (
-            self.method, self.tuning, self.ablation, self.match, self.granularity, self.dataset, self.architecture,
-            self.sparsity, self.seed, self.epochs, self.finetune_epochs,
-        )  # fmt: skip
+        """What makes a row one row: the values of `KEY`."""
+        return tuple(getattr(self, name) for name in KEY)
 
 
-COLUMNS = tuple(f.name for f in dataclasses.fields(Row))
-COST_COLUMNS = ("score_seconds", "train_seconds", "latency_ms", "dense_latency_ms", "peak_memory_mb")  # vary between runs
+# The key of the contract, in its order.
+KEY = ("method", "tuning", "ablation", "match", "granularity", "dataset", "architecture", "sparsity", "seed", "epochs", "finetune_epochs")
+DECLARED = declared(Row)
+COLUMNS = tuple(DECLARED)
+
+
+def columns_of(*roles: Role) -> tuple[str, ...]:
+    """The names of the columns with one of these roles, in their order."""
+    return tuple(name for name, column in DECLARED.items() if column.role in roles)

@@ -7,16 +7,14 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bench.spec.row import COLUMNS, SCHEMA, Row
+from bench.spec.row import COLUMNS, DECLARED, SCHEMA, Row
 
-ADDED: dict[int, tuple[str, ...]] = {2: ("environment", "schema")}  # schema -> the columns that came with it
 REMOVED: dict[int, tuple[str, ...]] = {}  # schema -> the columns that went with it
 
 
 def columns_of(schema: int) -> tuple[str, ...]:
     """The columns of that schema that there still are, in their order."""
-    later = {name for version, names in ADDED.items() if version > schema for name in names}
-    return tuple(name for name in COLUMNS if name not in later)
+    return tuple(name for name, column in DECLARED.items() if column.since <= schema)
 
 
 def schema_of(header: Iterable[str]) -> int | None:

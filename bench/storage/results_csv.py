@@ -6,7 +6,6 @@ apostrophe before it, which reading takes away again. Numbers are no texts: a ne
 
 import contextlib
 import csv
-import dataclasses
 import os
 import re
 import tempfile
@@ -18,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-from bench.spec.row import COLUMNS, Row
+from bench.spec.columns import Column
+from bench.spec.row import COLUMNS, DECLARED, Row
 from bench.storage.migration import migrated, schema_of
 
-KINDS = {f.name: str(f.type) for f in dataclasses.fields(Row)}
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # apostrophes that were there count, so that taking one away is exact
 
 
@@ -54,7 +53,7 @@ def read_rows(path: Path) -> list[Row]:
         rows = []
         for record in reader:
             try:
-                rows.append(migrated({name: value_of(text, KINDS[name]) for name, text in record.items() if name in KINDS}))
+                rows.append(migrated({name: value_of(text, DECLARED[name]) for name, text in record.items() if name in DECLARED}))
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
         return rows
@@ -132,10 +131,10 @@ def _text(value: Any) -> str:
     return neutralised(value) if isinstance(value, str) else repr(value) if isinstance(value, float) else str(value)
 
 
-def value_of(text: str, kind: str) -> Any:
-    """A cell's value; `kind` is the annotation of `Row`'s field. Raises ValueError where it is no such value."""
-    if kind.endswith("None") and text == "":
+def value_of(text: str, column: Column) -> Any:
+    """The value of a cell. Raises ValueError where it is not one of its column."""
+    if column.type == "string":
+        return restored(text)
+    if text == "" and column.empty:
         return None
-    if "float" in kind:
-        return float(text)
-    return int(text) if "int" in kind else restored(text)
+    return float(text) if column.type == "number" else int(text)

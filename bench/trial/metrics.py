@@ -1,42 +1,113 @@
-"""What a network is worth and what it costs: accuracy, calibration, parameters, FLOPs."""
+"""How good a network is: one function for each metric, named like its column in `bench.spec.row`.
 
-import contextlib
-import copy
+To add a metric, write a function here with `@metric`, and declare its column.
+"""
+
 import math
-import statistics
-import time
-import weakref
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from bench.data import Split
-from bench.trial.flops import layer_flops
-from methods import Cost, Mask, prunable
-from methods.core.cutting import evaluating
-from methods.granularity.nm import semi_structured
 
 BATCH = 500
 ECE_BINS = 15
-LATENCY_BATCHES = (1, 128)  # `export` says both; a row has the last, for one input may cost a small network nothing but overhead
-MATCHES = ("weights", "parameters", "flops", "latency")  # what equal sparsity may mean
 
 
 @dataclass(frozen=True)
-class Quality:
-    """accuracy, top5 and ece in [0, 1]; nll in nats and brier in [0, 2] a sample; top5 None for fewer than six classes."""
+class Outputs:
+    """A network's outputs on a split, on the CPU: `logits` and `probabilities` float64 (n, classes), `targets` int64 (n,)."""
 
-    accuracy: float
-    top5: float | None
-    nll: float
-    brier: float
-    ece: float
+    logits: Tensor
+    probabilities: Tensor
+    targets: Tensor
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return self.logits.shape[1]
+
+
+Metric = Callable[[Outputs], float | None]
+METRICS: dict[str, Metric] = {}
+
+
+def metric(function: Metric) -> Metric:
+    """Register a metric: its value fills the column of the same name in every row."""
+    METRICS[function.__name__] = function
+    return function
+
+
+def quality(logits: Tensor, targets: Tensor) -> dict[str, float | None]:
+    """The value of every metric, by name.
+
+    Args:
+        logits: (n, classes).
+        targets: (n,), labels.
+
+    Raises:
+        FloatingPointError: a logit is not finite.
+    """
+    if not logits.isfinite().all():
+        raise FloatingPointError("the network's outputs are not finite")
+    logits = logits.double()
+    outputs = Outputs(logits, logits.softmax(1), targets.cpu())
+    return {name: function(outputs) for name, function in METRICS.items()}
+
+
+def _top(outputs: Outputs, k: int) -> float:
+    """Top-k accuracy as an exact fraction: torchmetrics rounds it to single precision."""
+    # Late: seconds of import for which the planning process, which evaluates nothing, need not wait.
+    from torchmetrics.functional.classification import multiclass_accuracy
+
+    value = multiclass_accuracy(outputs.logits, outputs.targets, outputs.classes, average="micro", top_k=k, validate_args=False)
+    return round(float(value) * len(outputs.targets)) / len(outputs.targets)
+
+
+@metric
+def accuracy(outputs: Outputs) -> float:
+    """The fraction of samples whose largest logit is that of their label."""
+    return _top(outputs, 1)
+
+
+@metric
+def top5(outputs: Outputs) -> float | None:
+    """The fraction of samples whose label has one of the five largest logits; None for fewer than six classes."""
+    return _top(outputs, 5) if outputs.classes > 5 else None
+
+
+@metric
+def nll(outputs: Outputs) -> float:
+    """The mean cross-entropy in nats, in double precision: finite whatever the confidence."""
+    return float(F.cross_entropy(outputs.logits, outputs.targets))
+
+
+@metric
+def brier(outputs: Outputs) -> float:
+    """The mean of Σ_c (p_c - 1[c = y])², in [0, 2] (Brier 1950, the multi-class form)."""
+    return float((outputs.probabilities - F.one_hot(outputs.targets, outputs.classes)).square().sum(1).mean())
+
+
+@metric
+def ece(outputs: Outputs) -> float:
+    """The expected calibration error with 15 equal bins of confidence, L1 norm (Guo et al. 2017)."""
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    return float(
+        multiclass_calibration_error(outputs.probabilities, outputs.targets, outputs.classes, ECE_BINS, norm="l1", validate_args=False)
+    )
+
+
+@metric
+def worst_class_accuracy(outputs: Outputs) -> float:
+    """The accuracy on the class with the lowest accuracy, of the classes that have samples: pruning hurts rare classes most."""
+    right = (outputs.logits.argmax(1) == outputs.targets).double()
+    counts = outputs.targets.bincount(minlength=outputs.classes)
+    rights = outputs.targets.bincount(right, minlength=outputs.classes)
+    return float((rights / counts)[counts > 0].min())
 
 
 @torch.no_grad()
@@ -46,43 +117,13 @@ def logits_of(model: nn.Module, split: Split) -> Tensor:
     return torch.cat([model(x) for x in split.inputs.split(BATCH)]).float().cpu()
 
 
-def quality(logits: Tensor, targets: Tensor) -> Quality:
-    """Quality of logits (n, classes) against labels (n). Raises FloatingPointError where a logit is not finite.
-
-    NLL is the cross-entropy in double precision, finite whatever the confidence; Brier the mean of Σ_c (p_c - 1[c = y])²
-    (Brier 1950, the multi-class form); ECE has 15 equal bins of confidence, L1 norm (Guo et al. 2017).
-    """
-    # Late: seconds of import that the planning process, which evaluates nothing, need not wait for.
-    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
-
-    if not logits.isfinite().all():
-        raise FloatingPointError("the network's outputs are not finite")
-    targets = targets.cpu()
-    classes = logits.shape[1]
-    logits = logits.double()
-    probabilities = logits.softmax(1)
-
-    def top(k: int) -> float:
-        """Top-k accuracy as the fraction it is: torchmetrics rounds it to single precision."""
-        value = multiclass_accuracy(logits, targets, classes, average="micro", top_k=k, validate_args=False)
-        return round(float(value) * len(targets)) / len(targets)
-
-    return Quality(
-        accuracy=top(1),
-        top5=top(5) if classes > 5 else None,
-        nll=float(F.cross_entropy(logits, targets)),
-        brier=float((probabilities - F.one_hot(targets, classes)).square().sum(1).mean()),
-        ece=float(multiclass_calibration_error(probabilities, targets, classes, ECE_BINS, norm="l1", validate_args=False)),
-    )
-
-
 def hits(logits: Tensor, targets: Tensor) -> Tensor:
     """Whether the largest logit (n, classes) of each sample is that of its label (n): bool (n), on the CPU."""
     return logits.argmax(1).cpu() == targets.cpu()
 
 
-def accuracy(logits: Tensor, targets: Tensor) -> float:
-    """The share of hits."""
+def hit_rate(logits: Tensor, targets: Tensor) -> float:
+    """The fraction of hits."""
     return int(hits(logits, targets).sum()) / len(targets)
 
 
@@ -93,137 +134,4 @@ def at_chance(logits: Tensor, targets: Tensor) -> bool:
     """
     n = len(targets)
     p = int(targets.bincount().max()) / n
-    return accuracy(logits, targets) <= p + 2 * math.sqrt(p * (1 - p) / n)
-
-
-@dataclass(frozen=True)
-class Dense:
-    """Counts of a network before anything is removed; `flops` for one input, `layers`: weight name -> FLOPs of its layer."""
-
-    prunable: int
-    parameters: int
-    flops: int
-    layers: dict[str, int]
-
-
-def dense(model: nn.Module, input_shape: tuple[int, ...]) -> Dense:
-    """Counts of a whole network."""
-    flops, layers = layer_flops(model, input_shape)
-    return Dense(sum(p.numel() for p in prunable(model).values()), parameters(model), flops, layers)
-
-
-def parameters(model: nn.Module) -> int:
-    """How many numbers it has to learn."""
-    return sum(p.numel() for p in model.parameters())
-
-
-@dataclass(frozen=True)
-class Size:
-    """What is left of a network: parameters, FLOPs for one input, and layers without a weight."""
-
-    parameters_kept: int
-    flops_kept: int
-    layers_collapsed: int
-
-
-def size(model: nn.Module, mask: Mask, flops: tuple[int, dict[str, int]]) -> Size:
-    """Counts of a masked network; `flops`: those of the model from `layer_flops`. A layer's shrink with its share of kept weights."""
-    kept = {n: int(m.sum()) for n, m in mask.items()}
-    total, layers = flops
-    saved = sum(layers[n] * (mask[n].numel() - k) / mask[n].numel() for n, k in kept.items())
-    return Size(
-        parameters_kept=parameters(model) - sum(mask[n].numel() - k for n, k in kept.items()),
-        flops_kept=round(total - saved),
-        layers_collapsed=sum(k == 0 for k in kept.values()),
-    )
-
-
-@torch.no_grad()
-def latency(models: Sequence[nn.Module], inputs: Tensor, mask: Mask | None = None, seconds: float = 0.3) -> list[float]:
-    """Milliseconds of one forward pass of each model on these inputs: the median of many, in turns, so that all see the same machine.
-
-    About `seconds` of measuring after a warm-up, at least 10 passes each. On a GPU, networks with a 2:4 `mask` are timed
-    in half precision, the last model with its Linear weights in torch's semi-structured form where it takes them; a sparse
-    pattern is worth nothing to other devices, and the last model is then as fast as a dense one.
-    """
-    prepared = [copy.deepcopy(model).eval() for model in models]
-    if inputs.device.type == "cuda" and mask is not None and not all(bool(m.all()) for m in mask.values()):
-        prepared, inputs = [model.half() for model in prepared], inputs.half()
-        with contextlib.suppress(RuntimeError, NotImplementedError):  # no kernel for this GPU
-            semi_structured(prepared[-1], mask)
-    times: list[list[float]] = [[] for _ in prepared]
-    for _ in range(3):
-        for model in prepared:
-            _milliseconds(model, inputs)
-    start = time.perf_counter()
-    while len(times[0]) < 10 or (time.perf_counter() - start < seconds and len(times[0]) < 200):
-        for model, measured in zip(prepared, times, strict=True):
-            measured.append(_milliseconds(model, inputs))
-    return [statistics.median(measured) for measured in times]
-
-
-class _Alive(TorchDispatchMode):
-    """Bytes of the tensors that are alive, and their peak, from what every operation makes and what is let go of."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.known: set[int] = set()
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self.hold(tensor)
-        self.peak = max(self.peak, self.now)
-        return made
-
-    def hold(self, tensor: Tensor) -> None:
-        """Count the memory behind a tensor, once, until it is given back."""
-        storage = tensor.untyped_storage()
-        key, size = id(storage), storage.nbytes()
-        if key not in self.known:
-            self.known.add(key)
-            self.now += size
-            weakref.finalize(storage, self._drop, key, size)
-
-    def _drop(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
-
-
-@torch.no_grad()
-def peak_memory(model: nn.Module, inputs: Tensor) -> float:
-    """Megabytes alive at most in one forward pass: weights, buffers, inputs and what lies between, without an operation's own workspace."""
-    alive = _Alive()
-    with evaluating(model), alive:
-        for tensor in (*model.parameters(), *model.buffers(), inputs):
-            alive.hold(tensor)
-        model(inputs)
-    return alive.peak / 1e6
-
-
-def _milliseconds(model: nn.Module, inputs: Tensor) -> float:
-    start = time.perf_counter()
-    model(inputs)
-    if inputs.device.type == "cuda":
-        torch.cuda.synchronize(inputs.device)
-    return 1e3 * (time.perf_counter() - start)
-
-
-def cost(match: str, whole: nn.Module, input_shape: tuple[int, ...]) -> Cost:
-    """What sparsities are shares of, where not of prunable weights: the parameters or FLOPs of a network, or its latency.
-
-    Latency is that of a batch, relative to the `whole` network's in the same moments: what slows the machine slows both.
-    """
-
-    def measured(model: nn.Module) -> float:
-        if match == "parameters":
-            return float(parameters(model))
-        if match == "flops":
-            return float(layer_flops(model, input_shape)[0])
-        inputs = torch.zeros(LATENCY_BATCHES[-1], *input_shape, device=next(model.parameters()).device)
-        own, dense = latency([model, whole], inputs, seconds=0.1)
-        return own / dense
-
-    return measured
+    return hit_rate(logits, targets) <= p + 2 * math.sqrt(p * (1 - p) / n)

@@ -160,7 +160,7 @@ class Trial(Workbench):
         held_out = self.dataset.validation
         logits = metrics.logits_of(problem.model, held_out)
         self.dense_off = metrics.at_chance(logits, held_out.targets)
-        accuracy = metrics.accuracy(logits, held_out.targets)
+        accuracy = metrics.hit_rate(logits, held_out.targets)
         facts = {"train_seconds": self.train_seconds, "at_chance": self.dense_off, "validation_accuracy": accuracy}
         self.networks.save(self.job.network, problem.model.state_dict(), state, facts)
         yield from self._finetunes(replace(problem, posterior=state), 0.0, None)

@@ -17,7 +17,7 @@ from bench import data
 from bench.networks import build
 from bench.spec.suite import Protocol
 from bench.storage.checkpoints import Networks
-from bench.trial import metrics
+from bench.trial import cost, metrics
 from bench.trial.flops import layer_flops
 from bench.trial.heartbeat import Beat
 from bench.trial.job import Job, Place
@@ -38,7 +38,7 @@ class Workbench:
         self.dataset = load_data(job.dataset, job.protocol, job.place)
         self.training = methods.make("trainings", job.training.name, job.training.hyperparameters)
         self.granularity = methods.get_granularity(job.granularity)
-        self.cost = None if job.match == "weights" else metrics.cost(job.match, self.initial(), self.dataset.input_shape)
+        self.cost = None if job.match == "weights" else cost.cost(job.match, self.initial(), self.dataset.input_shape)
         self.latencies: dict[str, float] = {}
         self.cut_mask: methods.Mask = {}
         self.promised: int | None = None  # how many weights the cut has left, of a network that was cut
@@ -91,8 +91,8 @@ class Workbench:
         if self.job.split != "test":
             return small  # a search looks at accuracy alone
         if self.granularity.compacts or self.granularity.fixed_sparsity is not None:
-            inputs = self.dataset.train.inputs[: metrics.LATENCY_BATCHES[-1]]
-            dense, pruned = metrics.latency([self.initial(), small.model], inputs, mask=small.mask)
+            inputs = self.dataset.train.inputs[: cost.LATENCY_BATCHES[-1]]
+            dense, pruned = cost.latency([self.initial(), small.model], inputs, mask=small.mask)
             self.latencies = {"latency_ms": pruned, "dense_latency_ms": dense}
         return small
 
@@ -107,7 +107,7 @@ class Workbench:
         measured = metrics.quality(logits, split.targets)
         dense = _dense(self.job.architecture, self.dataset.input_shape, self.dataset.classes)
         flops = (dense.flops, dense.layers) if left == dense.prunable else layer_flops(problem.model, self.dataset.input_shape)
-        size = metrics.size(problem.model, problem.mask, flops)
+        size = cost.size(problem.model, problem.mask, flops)
         collapsed = size.layers_collapsed > 0 or self.dense_off
         return {
             "status": "collapsed" if collapsed else "ok",
@@ -120,11 +120,7 @@ class Workbench:
             "flops_kept": size.flops_kept,
             "layers_collapsed": size.layers_collapsed,
             "effective_sparsity": self._effective_sparsity(problem, dense.prunable),
-            "accuracy": measured.accuracy,
-            "top5": measured.top5,
-            "nll": measured.nll,
-            "brier": measured.brier,
-            "ece": measured.ece,
+            **measured,
             "peak_memory_mb": self._peak_memory(),
             **(self.latencies if problem.target else {}),
             **({} if self.job.split == "test" else {"hits": metrics.hits(logits, split.targets)}),
@@ -187,8 +183,8 @@ def tensors(architecture: str, input_shape: tuple[int, ...], classes: int) -> st
 
 
 @lru_cache(maxsize=64)
-def _dense(architecture: str, input_shape: tuple[int, ...], classes: int) -> metrics.Dense:
+def _dense(architecture: str, input_shape: tuple[int, ...], classes: int) -> cost.Dense:
     """What the network is before anything is removed."""
     with torch.random.fork_rng(devices=[]):
         model = build.create(architecture, input_shape, classes)
-    return metrics.dense(model, input_shape)
+    return cost.dense(model, input_shape)

@@ -20,7 +20,7 @@ import pandas as pd
 
 from bench.publishing.page import cells, tables
 from bench.ranking import leaderboard, tracks
-from bench.spec.row import COLUMNS, DENSE
+from bench.spec.row import COLLAPSED, COLUMNS, DENSE
 
 TEMPLATES = resources.files("bench.publishing.page") / "templates"
 TEXTS = (
@@ -58,7 +58,7 @@ def page(
         gains=tried,
         warnings=tracks.warnings(rows),
         interval=tables.INTERVAL,
-        collapsed=leaderboard.COLLAPSED,
+        collapsed=COLLAPSED,
         coarsest=leaderboard.COARSEST,
         troubles=tables.troubles(rows),
         facts=_facts(rows),

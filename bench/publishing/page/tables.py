@@ -10,6 +10,7 @@ import pandas as pd
 from bench.publishing.page import cells
 from bench.publishing.page.cells import MISSING, Bar, Cell, Column, Line, Table, axis, exact, missing, number, percent, text, words
 from bench.ranking import leaderboard, statistics, tracks, tuning_gain
+from bench.spec.row import COLLAPSED
 
 OUTSIDE = 0.2  # the share of methods that the axis may leave out, with an arrow
 BLOCK = ["dataset", "architecture", "granularity", "match"]
@@ -41,7 +42,7 @@ BOARD_COLUMNS = (
     Column("Scoring,\nepochs", first="ascending", hint="median cost of scoring, in epochs of training"),
     Column("W / T / L", f"Against {leaderboard.BASELINE}", "wins, ties, losses of area, over blocks and seeds", kind="center"),
     Column("Failed", "Rows", "rows that ended in an error; counted as accuracy 0", first="descending"),
-    Column("Collapsed", "Rows", f"rows in which {leaderboard.COLLAPSED}; counted as measured"),
+    Column("Collapsed", "Rows", f"rows in which {COLLAPSED}; counted as measured"),
     Column("Unsup.", "Rows", "rows that the method does not support, as it said before running; left out of means and ranks"),
     Column("All", "Rows", "one row = one method, data set, architecture, sparsity and seed"),
     Column("Blocks", "Measured on", "blocks that the area is a mean of; one block = one data set and architecture"),

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.spec.row import COLUMNS, COST_COLUMNS
+from bench.spec.columns import Role
+from bench.spec.row import COLUMNS, columns_of
 
 Bench = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).resolve().parents[3]
@@ -25,7 +26,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def without_costs(path: Path) -> list[dict[str, str]]:
-    return [{k: v for k, v in row.items() if k not in COST_COLUMNS} for row in read(path)]
+    return [{k: v for k, v in row.items() if k not in columns_of(Role.COST)} for row in read(path)]
 
 
 def test_run_prints_a_leaderboard_and_writes_the_contract_columns(tiny: Path, bench: Bench) -> None:

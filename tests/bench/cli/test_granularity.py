@@ -10,7 +10,7 @@ from bench.cli import report
 from bench.execution.executors import Inline
 from bench.ranking import leaderboard
 from bench.storage.results_csv import read_rows
-from bench.trial import metrics
+from bench.trial import cost
 from bench.trial.workbench import Workbench
 from methods import Problem
 
@@ -113,7 +113,7 @@ def test_what_does_not_go_together_is_one_line(tiny: Path, bench: Bench, argumen
 
 def test_a_search_takes_no_latencies(tiny: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     splits: list[str] = []
-    smaller, latency = Workbench.smaller, metrics.latency
+    smaller, latency = Workbench.smaller, cost.latency
 
     def watched(self: Workbench, cut: Problem) -> Problem:
         splits.append(self.job.split)
@@ -124,7 +124,7 @@ def test_a_search_takes_no_latencies(tiny: Path, bench: Bench, monkeypatch: pyte
         return latency(*arguments, **named)
 
     monkeypatch.setattr(Workbench, "smaller", watched)
-    monkeypatch.setattr(metrics, "latency", timed)
+    monkeypatch.setattr(cost, "latency", timed)
     monkeypatch.setattr(report, "_executor", lambda *_: Inline())
     monkeypatch.setattr(Inline, "close", lambda self: None, raising=False)
     options = ("--granularity", "channel", "--sparsities", "0.5", "--finetune-epochs", "0", "--trials", "2", "--methods", "magnitude")

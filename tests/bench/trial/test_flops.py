@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from timm.layers import ScaledStdConv2d
 from torch import Tensor, nn
 
-from bench.trial import metrics
+from bench.trial import cost
 from bench.trial.flops import layer_flops
 from methods import full_mask
 from tests.bench.handcounts import Forward, Net
@@ -179,4 +179,4 @@ def test_pruned_networks_shrink_with_each_use_of_a_tied_weight() -> None:
     model = nn.Sequential(layer, layer, nn.Linear(6, 2))
     mask = full_mask(model)
     mask["0.weight"][:3] = False
-    assert metrics.size(model, mask, layer_flops(model, (6,))).flops_kept == 2 * 2 * 3 * 6 + 2 * 6 * 2
+    assert cost.size(model, mask, layer_flops(model, (6,))).flops_kept == 2 * 2 * 3 * 6 + 2 * 6 * 2

@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 from bench.data import Split
-from bench.trial import metrics
+from bench.spec.row import DECLARED
+from bench.trial import cost as costs
+from bench.trial.cost import cost, dense, latency, peak_memory, size
 from bench.trial.flops import layer_flops
-from bench.trial.metrics import at_chance, cost, dense, latency, logits_of, peak_memory, quality, size
+from bench.trial.metrics import METRICS, at_chance, logits_of, quality
 from methods import full_mask
 
 
@@ -16,26 +18,43 @@ def test_quality_against_the_formulas() -> None:
     logits, y = torch.randn(300, 10) * 2, torch.randint(10, (300,))
     p = torch.softmax(logits.double(), 1)
     q = quality(logits, y)
-    assert q.accuracy == pytest.approx(float((p.argmax(1) == y).double().mean()), abs=1e-7)
-    assert q.nll == pytest.approx(float(-p[torch.arange(300), y].log().mean()), abs=1e-9)
+    assert q["accuracy"] == pytest.approx(float((p.argmax(1) == y).double().mean()), abs=1e-7)
+    assert q["nll"] == pytest.approx(float(-p[torch.arange(300), y].log().mean()), abs=1e-9)
     onehot = torch.eye(10, dtype=torch.float64)[y]
-    assert q.brier == pytest.approx(float(((p - onehot) ** 2).sum(1).mean()), abs=1e-9)
-    assert q.top5 == pytest.approx(sum(int(y[i]) in p[i].topk(5).indices.tolist() for i in range(300)) / 300, abs=1e-7)
+    assert q["brier"] == pytest.approx(float(((p - onehot) ** 2).sum(1).mean()), abs=1e-9)
+    assert q["top5"] == pytest.approx(sum(int(y[i]) in p[i].topk(5).indices.tolist() for i in range(300)) / 300, abs=1e-7)
     confidence, hit, ece = p.max(1).values, p.argmax(1) == y, 0.0
     for b in range(15):
         inside = (confidence > b / 15) & (confidence <= (b + 1) / 15)
         if inside.any():
             ece += float(inside.double().mean() * (hit[inside].double().mean() - confidence[inside].mean()).abs())
-    assert q.ece == pytest.approx(ece, abs=1e-6)
+    assert q["ece"] == pytest.approx(ece, abs=1e-6)
+
+
+def test_the_worst_class_is_the_one_a_loop_finds_and_classes_without_samples_do_not_count() -> None:
+    """Labels of 4 of 5 classes; predictions drawn at random, right more often for class 0 than for the others."""
+    generator = torch.Generator().manual_seed(1)
+    targets = torch.randint(4, (200,), generator=generator)
+    logits = torch.randn(200, 5, generator=generator) + 2.0 * torch.nn.functional.one_hot(targets, 5) * (targets == 0)[:, None]
+    shares = []
+    for c in range(4):
+        own = [k for k in range(200) if int(targets[k]) == c]
+        shares.append(sum(max(range(5), key=lambda j: float(logits[k, j])) == c for k in own) / len(own))
+    assert quality(logits, targets)["worst_class_accuracy"] == pytest.approx(min(shares), abs=1e-15)
+    assert min(shares) < max(shares)
+
+
+def test_every_metric_is_a_declared_column() -> None:
+    assert set(METRICS) <= set(DECLARED)
 
 
 def test_a_collapsed_network_has_finite_metrics() -> None:
     q = quality(torch.zeros(40, 3), torch.arange(40) % 3)
-    assert q.nll == pytest.approx(torch.tensor(3.0).log().item())
-    assert q.top5 is None, "fewer than six classes"
+    assert q["nll"] == pytest.approx(torch.tensor(3.0).log().item())
+    assert q["top5"] is None, "fewer than six classes"
     sure_and_wrong = quality(torch.tensor([[1e4, 0.0]]), torch.tensor([1]))
-    assert sure_and_wrong.nll == pytest.approx(1e4)
-    assert sure_and_wrong.brier == pytest.approx(2.0)
+    assert sure_and_wrong["nll"] == pytest.approx(1e4)
+    assert sure_and_wrong["brier"] == pytest.approx(2.0)
 
 
 def test_outputs_that_are_not_finite_raise() -> None:
@@ -97,7 +116,7 @@ def test_latency_is_the_median_of_many_in_turns_and_leaves_models_alone(monkeypa
         seen.append(model[0].out_features)  # type: ignore[index, arg-type]
         return 1e6 if len(seen) <= 6 + 2 * 4 else float(seen[-1])  # the first passes are warm-up, and four of ten are disturbed
 
-    monkeypatch.setattr(metrics, "_milliseconds", stopwatch)
+    monkeypatch.setattr(costs, "_milliseconds", stopwatch)
     models = [nn.Sequential(nn.Linear(8, width)).train() for width in (3, 7)]
     assert latency(models, torch.randn(4, 8), seconds=0.0) == [3.0, 7.0]
     assert seen == [3, 7] * 13, "three passes to warm up, ten that count, the models in turns"

@@ -267,7 +267,7 @@ def test_the_collapsed_network_is_cut_and_fine_tuned_in_its_plain_weights(batche
     model, chosen = Net(), methods.get(method)
     posterior = fit(Problem(model, batches), chosen.make_training(), Recipe(epochs=3))
     problem = Problem(model, batches, posterior=posterior)
-    mask = methods.pruning.cut(problem, chosen.make_criterion(), methods.make("granularities", "weight", {}), 0.8)
+    mask = methods.cut(problem, chosen.make_criterion(), methods.make("granularities", "weight", {}), 0.8)
     assert methods.kept_weights(mask) == (17, 84)
     before = copy.deepcopy(model.state_dict())
     problem.mask = mask

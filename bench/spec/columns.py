@@ -1,0 +1,79 @@
+"""How a column of results.csv is declared: once, in `bench.spec.row`, next to its field.
+
+The CSV header, the checks of rows, the data package, `merge`, `verify` and the documentation all derive from these declarations.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Role(StrEnum):
+    """What a column is for.
+
+    KEY: identifies the row. SETTING: known before anything is measured. COUNT: measured, equal on every machine.
+    MEASURE: measured, with rounding that depends on the machine. COST: varies between two runs.
+    WHERE: which machine and packages decide the rounding. ORIGIN: where the row comes from otherwise.
+    """
+
+    KEY = "key"
+    SETTING = "setting"
+    COUNT = "count"
+    MEASURE = "measure"
+    COST = "cost"
+    WHERE = "where"
+    ORIGIN = "origin"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How `verify` compares a measure with its re-run on another machine (see `bench.publishing.row_comparison`).
+
+    `positive`: on a logarithmic scale; otherwise the value is a fraction. `pool`: the column whose cells show the noise, if it is not
+    its own. `witnesses`: columns that are equal only if the network is the same.
+    """
+
+    positive: bool = False
+    pool: str = ""
+    witnesses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Column:
+    """The meaning of one column.
+
+    `unit`: empty for names and numbers without dimension. `least`, `most`: bounds of a number, both included. `values`: the allowed
+    texts. `empty`: whether the cell may be empty. `since`: the schema that the column came with.
+    """
+
+    name: str
+    type: str  # "string", "integer" or "number"
+    meaning: str
+    role: Role
+    unit: str = ""
+    least: float | None = None
+    most: float | None = None
+    values: tuple[str, ...] = ()
+    pattern: str = ""
+    empty: bool = False
+    since: int = 1
+    judged: Judged | None = None
+
+
+def column(meaning: str, role: Role, unit: str = "", *, default: Any = dataclasses.MISSING, **more: Any) -> Any:
+    """The dataclass field of a column; `more`: further attributes of `Column`."""
+    said = {"meaning": meaning, "role": role, "unit": unit, **more}
+    return dataclasses.field(default=default, metadata={"column": said})
+
+
+def declared(row: type) -> dict[str, Column]:
+    """Name -> column, in the order of the fields of a dataclass whose fields are made by `column`."""
+    return {field.name: _declared(field) for field in dataclasses.fields(row)}
+
+
+def _declared(field: "dataclasses.Field[Any]") -> Column:
+    annotation = str(field.type)
+    kind = "number" if "float" in annotation else "integer" if "int" in annotation else "string"
+    said = {"empty": "None" in annotation, **field.metadata["column"]}
+    return Column(name=field.name, type=kind, **said)

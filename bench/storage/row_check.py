@@ -1,0 +1,45 @@
+"""Whether the cells of somebody else's results.csv are of the types and within the bounds that their columns declare."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from bench.spec.columns import Column
+from bench.spec.row import DECLARED, Row
+from bench.storage.results_csv import restored
+
+TYPES = {"string": str, "integer": int, "number": float}
+
+
+def row_of(cells: Mapping[str, str]) -> tuple[Row | None, list[str]]:
+    """The row of these cells, by column name, or None and a line for each cell that is wrong."""
+    filled = {name: restored(text) for name, text in cells.items() if text != "" or not DECLARED[name].empty}
+    try:
+        values = _CELLS.validate_strings(filled)
+    except ValidationError as error:
+        return None, [_fault(dict(fault)) for fault in error.errors()]
+    empty: dict[str, Any] = {name: "" if DECLARED[name].type == "string" else None for name in cells if name not in filled}
+    return Row(**values, **empty), []
+
+
+def _fault(fault: dict[str, Any]) -> str:
+    text = fault["input"]
+    return f"{fault['loc'][0]}: " + (f"{fault['msg'].removeprefix('Input ')}, got '{text}'" if text else "is empty")
+
+
+def _annotation(column: Column) -> Any:
+    if column.values:
+        kind: Any = Literal[column.values]
+    elif column.type == "string":
+        kind = Annotated[str, Field(min_length=1, pattern=f"^(?:{column.pattern})$" if column.pattern else None)]
+    else:
+        finite = False if column.type == "number" else None
+        kind = Annotated[TYPES[column.type], Field(ge=column.least, le=column.most, allow_inf_nan=finite)]
+    return NotRequired[kind] if column.empty else kind
+
+
+_CELLS = TypeAdapter[dict[str, Any]](
+    TypedDict("_Cells", {name: _annotation(column) for name, column in DECLARED.items()})  # type: ignore[operator]
+)
