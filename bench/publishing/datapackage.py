@@ -10,43 +10,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from bench.ranking import leaderboard, tuning_gain
+from bench.ranking import tuning_gain
+from bench.ranking.columns import BOARD, BoardColumn
 from bench.spec.columns import Column
-from bench.spec.row import COLLAPSED, DECLARED, KEY
+from bench.spec.row import DECLARED, KEY
 from bench.spec.suite import Suite
 
 SHARE = {"minimum": 0, "maximum": 1}
 COUNT = {"minimum": 0}
 AMOUNT = {"minimum": 0}
-_BOARD: dict[str, tuple[str, str, str, dict[str, Any]]] = {
-    "track": ("string", "what may be ranked together", "", {"required": True}),
-    "tuning": ("string", "hyperparameters at their defaults, or tuned", "", {"enum": ["default", "tuned"]}),
-    "rank": ("integer", "the same as rank_low", "", {"minimum": 1}),
-    "rank_low": ("integer", "1 + the number of methods that are significantly better; empty for what is not ranked", "", {"minimum": 1}),
-    "rank_high": ("integer", "number of ranked methods - those that are significantly worse", "", {"minimum": 1}),
-    "method": ("string", "method; a control has its ablation in brackets", "", {"required": True}),
-    "relative_area": ("number", "area under the accuracy-sparsity curve over dense accuracy, mean over blocks", "", AMOUNT),
-    "relative_area_low": ("number", "lower end of its 95 % interval over seeds, cut to what is possible", "", AMOUNT),
-    "relative_area_high": ("number", "upper end of its 95 % interval over seeds, cut to what is possible", "", AMOUNT),
-    "relative_area_std": ("number", "its standard deviation over seeds, pooled within blocks", "", AMOUNT),
-    "sparsity_within_one_point": ("number", "largest sparsity within one point of dense accuracy, interpolated", "fraction", SHARE),
-    "accuracy_90": ("number", "mean test accuracy at 90 % sparsity", "fraction", SHARE),
-    "accuracy_95": ("number", "mean test accuracy at 95 % sparsity", "fraction", SHARE),
-    "accuracy_99": ("number", "mean test accuracy at 99 % sparsity", "fraction", SHARE),
-    "nll_95": ("number", "mean test negative log-likelihood at 95 % sparsity", "nats", AMOUNT),
-    "ece_95": ("number", "mean test expected calibration error at 95 % sparsity", "fraction", SHARE),
-    "scoring_epochs": ("number", "median cost of scoring, in epochs of the row's own training", "epochs", AMOUNT),
-    "wins": ("integer", "blocks and seeds with a larger area than magnitude's", "", COUNT),
-    "ties": ("integer", "blocks and seeds with an equal area", "", COUNT),
-    "losses": ("integer", "blocks and seeds with a smaller area", "", COUNT),
-    "blocks": ("integer", "blocks that the area is a mean of: data sets with an architecture whose dense network trained", "blocks", COUNT),
-    "seeds": ("integer", "seeds", "seeds", COUNT),
-    "rows": ("integer", "rows behind the line", "rows", COUNT),
-    "failed": ("integer", "rows that failed, counted as accuracy 0", "rows", COUNT),
-    "collapsed": ("integer", f"rows in which {COLLAPSED}", "rows", COUNT),
-    "unsupported": ("integer", "rows that the method does not support", "rows", COUNT),
-    "epochs": ("number", "mean epochs of training and fine-tuning", "epochs", COUNT),
-}
 _TUNED: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     **{
         name: ("string", DECLARED[name].meaning, "", {"required": True})
@@ -71,15 +43,23 @@ def _field(name: str, kind: str, meaning: str, unit: str, constraints: Mapping[s
 
 
 def _row_field(column: Column) -> dict[str, Any]:
-    limits: dict[str, Any] = {"minimum": column.least, "maximum": column.most, "pattern": column.pattern, "enum": list(column.values)}
-    constraints = {name: limit for name, limit in limits.items() if limit not in (None, "", [])}
-    return _field(column.name, column.type, column.meaning, column.unit, constraints | ({} if column.empty else {"required": True}))
+    return _field(column.name, column.type, column.meaning, column.unit, _limits(column) | ({} if column.empty else {"required": True}))
+
+
+def _board_field(column: BoardColumn) -> dict[str, Any]:
+    return _field(column.name, column.type, column.meaning, column.unit, _limits(column) | ({"required": True} if column.required else {}))
+
+
+def _limits(column: Column | BoardColumn) -> dict[str, Any]:
+    pattern = column.pattern if isinstance(column, Column) else ""
+    limits: dict[str, Any] = {"minimum": column.least, "maximum": column.most, "pattern": pattern, "enum": list(column.values)}
+    return {name: limit for name, limit in limits.items() if limit not in (None, "", [])}
 
 
 SCHEMAS: dict[str, dict[str, Any]] = {
     "results": {"fields": [_row_field(column) for column in DECLARED.values()], "primaryKey": list(KEY), "missingValues": [""]},
     "leaderboard": {
-        "fields": [_field(n, *_BOARD[n]) for n in leaderboard.COLUMNS],
+        "fields": [_board_field(column) for column in BOARD],
         "primaryKey": ["track", "tuning", "method"],
         "missingValues": [""],
     },

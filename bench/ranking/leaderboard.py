@@ -9,27 +9,17 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from bench.ranking import statistics
-from bench.ranking.tracks import BLOCK, Track, accuracy, areas, difference, frame, split
+from bench.ranking.columns import COLUMNS, Entry, line
+from bench.ranking.tracks import Track, areas, difference, frame, split
 from bench.spec.row import Row
 
-BASELINE = "magnitude"
-AT = (0.9, 0.95, 0.99)  # sparsities with a column of accuracy
-CALIBRATION_AT = 0.95
-MARGIN = 0.01  # "within one point of dense"
 # A board whose smallest detectable difference in relative area is not below this has no ranks: dense is at 1, accuracy 0 at 0, random
 # pruning about half-way (0.25 to 0.64 on the published boards), so it could not even tell the best method there can be from chance.
 COARSEST = 0.5
-COLUMNS = (
-    "track", "tuning", "rank", "rank_low", "rank_high", "method", "relative_area", "relative_area_low", "relative_area_high",
-    "relative_area_std", "sparsity_within_one_point", "accuracy_90", "accuracy_95", "accuracy_99", "nll_95", "ece_95",
-    "scoring_epochs", "wins", "ties", "losses", "blocks", "seeds", "rows", "failed", "collapsed", "unsupported", "epochs",
-)  # fmt: skip
 
 
 def leaderboard(rows: Iterable[Row]) -> pd.DataFrame:
@@ -92,7 +82,7 @@ def resolutions(table: pd.DataFrame) -> dict[tuple[str, str], Resolution]:
 
 def _board(track: Track) -> pd.DataFrame:
     ranks, _ = _compared(track)
-    lines = [_line(str(method), rows, track) for method, rows in track.rows.groupby("method", sort=False)]
+    lines = [line(Entry(str(method), rows, track)) for method, rows in track.rows.groupby("method", sort=False)]
     board = pd.DataFrame(lines).reindex(columns=[*COLUMNS, "order"])
     board["track"], board["tuning"] = track.name, track.tuning
     for name, end in (("rank", 0), ("rank_low", 0), ("rank_high", 1)):
@@ -121,74 +111,3 @@ def _compared(track: Track) -> tuple[dict[str, tuple[int, int]], Resolution]:
     seeds, blocks = max(sizes, key=lambda size: (sizes.count(size), size), default=(0, 0))  # of most methods: some decline a block
     resolution = Resolution(seeds, blocks, len(ranked), found.detectable(pair for pair in pairs if not failed.intersection(pair)))
     return (statistics.rank_ranges(ranked, better) if resolution.ranks else {}), resolution
-
-
-def _line(method: str, rows: pd.DataFrame, track: Track) -> dict[str, Any]:
-    line: dict[str, Any] = {
-        "method": method,
-        "blocks": 0,
-        "seeds": 0,
-        "rows": len(rows),
-        "epochs": float((rows["epochs"] + rows["finetune_epochs"]).mean()),
-        **{status: int((rows["status"] == status).sum()) for status in ("failed", "collapsed", "unsupported")},
-    }
-    ran = rows[rows["status"] != "unsupported"].assign(value=accuracy)
-    if ran.empty:
-        return line
-    dense = track.dense[method]
-    relative = statistics.estimate(areas(track.curves[method]))
-    return line | {
-        "blocks": len(dense),
-        "seeds": ran["seed"].nunique(),
-        "relative_area": relative.mean,
-        "relative_area_low": np.clip(relative.low, 0, None),
-        "relative_area_high": np.clip(relative.high, None, (1 / dense).mean()),
-        "relative_area_std": relative.std,
-        "sparsity_within_one_point": _largest_sparsity(ran, dense),
-        **{f"accuracy_{round(s * 100)}": _mean_at(ran, "value", s) for s in AT},
-        "nll_95": _mean_at(ran, "nll", CALIBRATION_AT),
-        "ece_95": _mean_at(ran, "ece", CALIBRATION_AT),
-        "scoring_epochs": _scoring_epochs(ran),
-        **_versus_baseline(track.curves[method], track.curves),
-    }
-
-
-def _mean_at(ran: pd.DataFrame, column: str, sparsity: float) -> float:
-    """Mean of a column at one sparsity, over seeds and then over blocks."""
-    rows = ran[np.isclose(ran["sparsity"], sparsity)]
-    return float(rows.groupby(BLOCK)[column].mean().mean())
-
-
-def _largest_sparsity(ran: pd.DataFrame, dense: pd.Series) -> float:
-    """Mean over blocks of the largest sparsity whose interpolated mean accuracy stays within one point of dense.
-
-    The curve starts at (0, dense accuracy) and is left where it first falls below.
-    """
-    reached = []
-    for block, rows in ran.groupby(BLOCK):
-        if block not in dense.index:
-            continue
-        curve = rows.groupby("sparsity")["value"].mean()
-        floor = dense[block] - MARGIN - statistics.EXACT
-        x, y = [0.0, *curve.index], [dense[block], *curve.to_numpy()]
-        last = x[-1]
-        for x0, x1, y0, y1 in zip(x, x[1:], y, y[1:], strict=False):
-            if y1 < floor:
-                last = x0 + (x1 - x0) * (y0 - floor) / (y0 - y1)
-                break
-        reached.append(last)
-    return float(np.mean(reached)) if reached else np.nan
-
-
-def _scoring_epochs(ran: pd.DataFrame) -> float:
-    """Median cost of scoring in epochs of training, the training being the row's own."""
-    seconds = ran["train_seconds"] / (ran["epochs"] + ran["finetune_epochs"])
-    return float((ran["score_seconds"].astype(float) / seconds.astype(float)).median())
-
-
-def _versus_baseline(mine: pd.DataFrame, measured: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Blocks and seeds in which the area is larger than magnitude's, equal to it, smaller."""
-    if BASELINE not in measured:
-        return {}
-    signs = np.sign(difference(mine, measured[BASELINE]).round(12))
-    return {"wins": int((signs > 0).sum()), "ties": int((signs == 0).sum()), "losses": int((signs < 0).sum())}

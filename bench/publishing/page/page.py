@@ -20,6 +20,7 @@ import pandas as pd
 
 from bench.publishing.page import cells, tables
 from bench.ranking import leaderboard, tracks
+from bench.ranking.columns import BASELINE
 from bench.spec.row import COLLAPSED, COLUMNS, DENSE
 
 TEMPLATES = resources.files("bench.publishing.page") / "templates"
@@ -65,7 +66,7 @@ def page(
         recipes=_recipes(rows),
         provenance=_provenance(rows),
         commands=_commands(suite, rows, gains),
-        baseline=leaderboard.BASELINE,
+        baseline=BASELINE,
     )
 
 

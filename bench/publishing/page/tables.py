@@ -10,6 +10,7 @@ import pandas as pd
 from bench.publishing.page import cells
 from bench.publishing.page.cells import MISSING, Bar, Cell, Column, Line, Table, axis, exact, missing, number, percent, text, words
 from bench.ranking import leaderboard, statistics, tracks, tuning_gain
+from bench.ranking.columns import BASELINE, COLUMNS
 from bench.spec.row import COLLAPSED
 
 OUTSIDE = 0.2  # the share of methods that the axis may leave out, with an arrow
@@ -40,7 +41,7 @@ BOARD_COLUMNS = (
     Column("NLL", "At 95 %", "negative log-likelihood of the test data, in nats: lower is better", first="ascending"),
     Column("ECE", "At 95 %", "expected calibration error: lower is better", first="ascending"),
     Column("Scoring,\nepochs", first="ascending", hint="median cost of scoring, in epochs of training"),
-    Column("W / T / L", f"Against {leaderboard.BASELINE}", "wins, ties, losses of area, over blocks and seeds", kind="center"),
+    Column("W / T / L", f"Against {BASELINE}", "wins, ties, losses of area, over blocks and seeds", kind="center"),
     Column("Failed", "Rows", "rows that ended in an error; counted as accuracy 0", first="descending"),
     Column("Collapsed", "Rows", f"rows in which {COLLAPSED}; counted as measured"),
     Column("Unsup.", "Rows", "rows that the method does not support, as it said before running; left out of means and ranks"),
@@ -53,7 +54,7 @@ BOARD_COLUMNS = (
 
 def boards(board: pd.DataFrame, rows: pd.DataFrame) -> list[Board]:
     """One for each track and tuning, in the order of leaderboard.csv."""
-    table = board.reindex(columns=list(leaderboard.COLUMNS))
+    table = board.reindex(columns=list(COLUMNS))
     measured, resolutions = _by_block(rows), leaderboard.resolutions(rows)
     found = []
     for (track, tuning), part in table.groupby(["track", "tuning"], sort=False):
@@ -91,7 +92,7 @@ def _board_line(line: "pd.Series[Any]", scale: tuple[float, float] | None, most:
         counts = " / ".join(f"{line[name]:.0f}" for name in ("wins", "ties", "losses"))
         versus = Cell(counts, exact(line["wins"] - line["losses"]), kind="center")
     name = words(line["method"])
-    remark = "baseline" if name == leaderboard.BASELINE else ""
+    remark = "baseline" if name == BASELINE else ""
     rank = Cell(cells.ranks(line["rank_low"], line["rank_high"]), "" if missing(line["rank_low"]) else exact(line["rank_low"]), kind="rank")
     shown = [
         rank,

@@ -14,6 +14,7 @@ from scipy import stats
 
 from bench.publishing import board_folder
 from bench.ranking import leaderboard
+from bench.ranking.columns import COLUMNS
 from bench.spec.row import Row
 from bench.storage import results_csv
 from tests.bench import recomputed
@@ -52,7 +53,7 @@ def assert_same(shown: list[dict[str, str]], wanted: list[dict[str, Any]], colum
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_a_committed_leaderboard_is_what_its_rows_give(folder: Path) -> None:
-    assert_same(cells(folder / "leaderboard.csv"), recomputed.leaderboard(recomputed.read(folder)), leaderboard.COLUMNS)
+    assert_same(cells(folder / "leaderboard.csv"), recomputed.leaderboard(recomputed.read(folder)), COLUMNS)
 
 
 @pytest.mark.parametrize("folder", [f for f in FOLDERS if (f / "tuned.csv").exists()], ids=lambda folder: folder.name)
@@ -114,7 +115,7 @@ def test_an_awkward_board_is_what_its_rows_give(seeds: int, tmp_path: Path) -> N
     results_csv.write_rows(rows, tmp_path / "results" / "all.csv")
     shown = cells(results_csv.table_text(leaderboard.leaderboard(rows), board_folder.DIGITS))
     wanted = recomputed.leaderboard(recomputed.read(tmp_path))
-    assert_same(shown, wanted, leaderboard.COLUMNS)
+    assert_same(shown, wanted, COLUMNS)
     assert any(line["rank_low"] for line in shown) == (seeds > 1)
 
 

@@ -1,0 +1,206 @@
+"""The columns of leaderboard.csv: name, meaning, value and format of each, declared once.
+
+leaderboard.csv, its schema, the tables in the terminal, in Markdown and on the page, and the documentation derive from `BOARD`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.ranking import statistics
+from bench.ranking.tracks import BLOCK, Track, accuracy, areas, difference
+from bench.spec.row import COLLAPSED
+
+BASELINE = "magnitude"
+AT = (0.9, 0.95, 0.99)  # sparsities with a column of accuracy
+CALIBRATION_AT = 0.95
+MARGIN = 0.01  # "within one point of dense"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method in one track. `rows`: all its rows; `ran`: those that are supported, with their accuracy as `value`."""
+
+    method: str
+    rows: pd.DataFrame
+    track: Track
+
+    @cached_property
+    def ran(self) -> pd.DataFrame:
+        """The rows that the method supports; a failed one has accuracy 0."""
+        return self.rows[self.rows["status"] != "unsupported"].assign(value=accuracy)
+
+    @property
+    def curves(self) -> pd.DataFrame:
+        """Accuracies over dense accuracy: blocks and seeds by sparsity."""
+        return self.track.curves[self.method]
+
+    @property
+    def dense(self) -> pd.Series:
+        """The dense accuracy of each block."""
+        return self.track.dense[self.method]
+
+    @cached_property
+    def relative(self) -> statistics.Estimate:
+        """The mean relative area with its interval."""
+        return statistics.estimate(areas(self.curves))
+
+
+@dataclass(frozen=True)
+class BoardColumn:
+    """A column of leaderboard.csv.
+
+    `value`: how it is computed; None where the ranking fills it in. `always`: also for a method that no block supports.
+    `heading`: in tables for people, with `format`; empty if no such table shows the column by itself. `wide`: only where there is room.
+    """
+
+    name: str
+    type: str
+    meaning: str
+    unit: str = ""
+    value: Callable[[Entry], Any] | None = None
+    least: float | None = None
+    most: float | None = None
+    values: tuple[str, ...] = ()
+    required: bool = False
+    always: bool = False
+    heading: str = ""
+    format: str = "{}"
+    wide: bool = False
+
+
+def _mean_at(entry: Entry, column: str, sparsity: float) -> float:
+    """Mean of a column at one sparsity, over seeds and then over blocks."""
+    rows = entry.ran[np.isclose(entry.ran["sparsity"], sparsity)]
+    return float(rows.groupby(BLOCK)[column].mean().mean())
+
+
+def _largest_sparsity(entry: Entry) -> float:
+    """Mean over blocks of the largest sparsity whose interpolated mean accuracy stays within one point of dense.
+
+    The curve starts at (0, dense accuracy) and ends where it first falls below.
+    """
+    reached = []
+    for block, rows in entry.ran.groupby(BLOCK):
+        if block not in entry.dense.index:
+            continue
+        curve = rows.groupby("sparsity")["value"].mean()
+        floor = entry.dense[block] - MARGIN - statistics.EXACT
+        x, y = [0.0, *curve.index], [entry.dense[block], *curve.to_numpy()]
+        last = x[-1]
+        for x0, x1, y0, y1 in zip(x, x[1:], y, y[1:], strict=False):
+            if y1 < floor:
+                last = x0 + (x1 - x0) * (y0 - floor) / (y0 - y1)
+                break
+        reached.append(last)
+    return float(np.mean(reached)) if reached else np.nan
+
+
+def _scoring_epochs(entry: Entry) -> float:
+    """Median cost of scoring in epochs of the row's own training."""
+    seconds = entry.ran["train_seconds"] / (entry.ran["epochs"] + entry.ran["finetune_epochs"])
+    return float((entry.ran["score_seconds"].astype(float) / seconds.astype(float)).median())
+
+
+def _versus_baseline(entry: Entry, sign: int) -> Any:
+    """Blocks and seeds in which the area is larger (1) than the baseline's, equal (0) or smaller (-1)."""
+    if BASELINE not in entry.track.curves:
+        return pd.NA
+    signs = np.sign(difference(entry.curves, entry.track.curves[BASELINE]).round(12))
+    return int((signs == sign).sum())
+
+
+def _count(name: str, meaning: str, value: Callable[[Entry], Any], unit: str = "rows", **more: Any) -> BoardColumn:
+    return BoardColumn(name, "integer", meaning, unit, value, least=0, always=True, **{"format": "{:.0f}", **more})
+
+
+def _status(name: str, meaning: str) -> BoardColumn:
+    return _count(name, meaning, lambda e: int((e.rows["status"] == name).sum()), heading=name)
+
+
+def _accuracy(sparsity: float) -> BoardColumn:
+    percent = round(100 * sparsity)
+    return BoardColumn(
+        f"accuracy_{percent}", "number", f"mean test accuracy at {percent} % sparsity", "fraction",
+        lambda e: _mean_at(e, "value", sparsity), 0, 1, heading=f"acc {percent}%", format="{:.1%}",
+    )  # fmt: skip
+
+
+def _rank(name: str, meaning: str) -> BoardColumn:
+    return BoardColumn(name, "integer", meaning, least=1)
+
+
+_AREA: dict[str, Any] = {"least": 0, "format": "{:.3f}"}
+_AT_95 = "test {} at 95 % sparsity"
+BOARD = (
+    BoardColumn("track", "string", "what may be ranked together", required=True),
+    BoardColumn("tuning", "string", "hyperparameters: default, or tuned on validation data", values=("default", "tuned")),
+    _rank("rank", "the same as rank_low"),
+    _rank("rank_low", "1 + the number of methods that are significantly better; empty for what is not ranked"),
+    _rank("rank_high", "number of ranked methods - the number of methods that are significantly worse"),
+    BoardColumn("method", "string", "method; a control has its ablation in brackets", value=lambda e: e.method, required=True, always=True),
+    BoardColumn(
+        "relative_area", "number", "area under the accuracy-sparsity curve divided by dense accuracy, mean over blocks",
+        value=lambda e: e.relative.mean, heading="area /dense", **_AREA,
+    ),
+    BoardColumn(
+        "relative_area_low", "number", "lower end of its 95 % confidence interval over seeds, cut to possible values",
+        value=lambda e: np.clip(e.relative.low, 0, None), **_AREA,
+    ),
+    BoardColumn(
+        "relative_area_high", "number", "upper end of its 95 % confidence interval over seeds, cut to possible values",
+        value=lambda e: np.clip(e.relative.high, None, (1 / e.dense).mean()), **_AREA,
+    ),
+    BoardColumn(
+        "relative_area_std", "number", "its standard deviation over seeds, pooled within blocks", value=lambda e: e.relative.std, **_AREA
+    ),
+    BoardColumn(
+        "sparsity_within_one_point", "number", "largest sparsity with accuracy within one point of dense, interpolated", "fraction",
+        _largest_sparsity, 0, 1, heading="within 1 point", format="{:.1%}",
+    ),
+    *(_accuracy(sparsity) for sparsity in AT),
+    BoardColumn(
+        "nll_95", "number", "mean " + _AT_95.format("negative log-likelihood"), "nats", lambda e: _mean_at(e, "nll", CALIBRATION_AT), 0,
+        heading="NLL 95%", format="{:.2f}", wide=True,
+    ),
+    BoardColumn(
+        "ece_95", "number", "mean " + _AT_95.format("expected calibration error"), "fraction", lambda e: _mean_at(e, "ece", CALIBRATION_AT),
+        0, 1, heading="ECE 95%", format="{:.3f}", wide=True,
+    ),
+    BoardColumn(
+        "scoring_epochs", "number", "median cost of scoring, in epochs of the row's own training", "epochs", _scoring_epochs, 0,
+        heading="scoring epochs", format="{:.2f}", wide=True,
+    ),
+    *(
+        BoardColumn(name, "integer", f"blocks and seeds with {kind} area than {BASELINE}", "", value, least=0)
+        for name, kind, value in (
+            ("wins", "a larger", lambda e: _versus_baseline(e, 1)),
+            ("ties", "the same", lambda e: _versus_baseline(e, 0)),
+            ("losses", "a smaller", lambda e: _versus_baseline(e, -1)),
+        )
+    ),
+    _count(
+        "blocks", "blocks that the area is a mean of: data sets with an architecture whose dense network trained",
+        lambda e: 0 if e.ran.empty else len(e.dense), "blocks",
+    ),
+    _count("seeds", "seeds", lambda e: e.ran["seed"].nunique(), "seeds"),
+    _count("rows", "rows of this method in this track", lambda e: len(e.rows)),
+    _status("failed", "rows that failed, counted as accuracy 0"),
+    _status("collapsed", f"rows in which {COLLAPSED}"),
+    _status("unsupported", "rows that the method does not support"),
+    BoardColumn(
+        "epochs", "number", "mean epochs of training and fine-tuning", "epochs",
+        lambda e: float((e.rows["epochs"] + e.rows["finetune_epochs"]).mean()), 0, always=True, heading="epochs", format="{:.0f}",
+    ),
+)  # fmt: skip
+COLUMNS = tuple(column.name for column in BOARD)
+BY_NAME = {column.name: column for column in BOARD}
+
+
+def line(entry: Entry) -> dict[str, Any]:
+    """The values of one line, by column; those that the ranking fills in are left out."""
+    return {c.name: c.value(entry) for c in BOARD if c.value is not None and (c.always or not entry.ran.empty)}
