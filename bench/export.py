@@ -23,44 +23,45 @@ import torch
 from torch import Tensor, nn
 
 import methods
-from bench.cli import report
 from bench.networks import build
-from bench.planning import planning
-from bench.planning.planning import Request
+from bench.planning.plan import Planned, expanded
+from bench.planning.request import Request, make_request
+from bench.spec.choices import Narrowing
 from bench.spec.errors import UserError
-from bench.spec.suite import Suite
+from bench.spec.suite import load_suite
 from bench.storage.checkpoints import Networks
 from bench.trial import cost, trial
-from bench.trial.job import Job
+from bench.trial.job import Environment, Job
 from bench.trial.workbench import load_data
-from methods import Mask, Method
+from methods import Mask
 
 FORMAT = "razorbench.network.v1"
 FILES = ("model.safetensors", "mask.safetensors", "card.json")
 
 
-def run(
-    suite: Suite, method: Method, *, dataset: str | None, architecture: str | None, changes: dict[str, Any], device: str,
-    data_root: Path | None, plugins: tuple[str, ...], output: Path | None, onnx: bool,
-) -> None:  # fmt: skip
-    """Export one network and say what it is; see `bench.cli.export`. The suite's first data set and architecture unless named."""
-    console = report.make_console()
-    dataset = dataset or suite.blocks[0].dataset
-    own = next((b.architectures for b in suite.blocks if b.dataset == dataset), suite.blocks[0].architectures)
-    narrowed = planning.narrow(suite, datasets=[dataset], architectures_=[architecture or own[0]], **changes)
-    narrowed = planning.what_is_removed(narrowed, sparsities=changes["sparsities"])
-    if len(narrowed.sparsities) > 1:
-        raise UserError("say how much to remove: --sparsity 0.9 is nine weights in ten")
-    request = Request(narrowed, (method,), report.make_place(device, data_root, plugins))
-    asked = "".join(c if c.isalnum() or c in "._" else "-" for c in f"{method.name}-{narrowed.granularity}-{narrowed.sparsities[0]:g}")
-    folder = output or Path("exported") / f"{dataset.replace(':', '-').replace('/', '-')}-{narrowed.blocks[0].architectures[0]}-{asked}"
-    console.print(f"{method.name} on {dataset}/{narrowed.blocks[0].architectures[0]}, seed {narrowed.seeds[0]}: training what is not there")
-    card = export(request, folder, onnx=onnx)
-    row, latency = card["row"], card["latency_ms"]
-    fast = ", ".join(f"batch {b.removeprefix('batch_')}: {t['pruned']:.3g} ms, dense {t['dense']:.3g}" for b, t in latency.items())
-    console.print(f"accuracy {row['accuracy']:.2%}, {row['sparsity_reached']:.2%} of the prunable weights removed ({row['status']})")
-    console.print(f"{row['parameters_kept']} of {row['parameters']} parameters, {row['flops_kept']} of {row['flops']} FLOPs; {fast}")
-    console.print(f"wrote {folder}: {card['file_bytes']} bytes; the dense network has {card['dense_bytes']}", highlight=False)
+def request_of(suite: str, narrowing: Narrowing, environment: Environment) -> Request:
+    """The request for one network: the suite's first data set, architecture and seed unless they are named.
+
+    Raises UserError if it is for more than one sparsity.
+    """
+    loaded = load_suite(suite)
+    dataset = (narrowing.datasets or (loaded.blocks[0].dataset,))[0]
+    own = next((b.architectures for b in loaded.blocks if b.dataset == dataset), loaded.blocks[0].architectures)
+    one = dataclasses.replace(
+        narrowing, datasets=(dataset,), architectures=narrowing.architectures or own[:1], seeds=narrowing.seeds or loaded.seeds[:1]
+    )
+    request = make_request(suite, one, environment)
+    if len(request.suite.sparsities) > 1:
+        raise UserError("--sparsity is required, e.g. --sparsity 0.9 removes 90 % of the weights")
+    return request
+
+
+def folder_of(request: Request) -> Path:
+    """The folder for an exported network, if none is named."""
+    block, suite = request.suite.blocks[0], request.suite
+    asked = f"{request.methods[0].name}-{suite.granularity}-{suite.sparsities[0]:g}"
+    plain = "".join(c if c.isalnum() or c in "._" else "-" for c in asked)
+    return Path("exported") / f"{block.dataset.replace(':', '-').replace('/', '-')}-{block.architectures[0]}-{plain}"
 
 
 def export(request: Request, folder: Path, *, onnx: bool = False) -> dict[str, Any]:
@@ -73,11 +74,12 @@ def export(request: Request, folder: Path, *, onnx: bool = False) -> dict[str, A
         raise UserError(f"'{folder}' is there already; name another with --output")
     if onnx:
         _check_onnx()
-    job = _job(request)
+    planned = _planned(request)
+    job = planned.job
     found = trial.network(job)
     if found.measured["status"] in ("failed", "unsupported"):
         raise UserError(f"{job.label}: {found.measured['error']}")
-    row = planning.blank(request, job, job.points[0])
+    row = planned.rows[job.points[0].key]
     card = _card(dataclasses.asdict(dataclasses.replace(row, **found.measured)), job, found)
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
@@ -101,7 +103,7 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
     folder = Path(folder)
     try:
-        card = json.loads((folder / "card.json").read_text())
+        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
         if card["format"] != FORMAT:
             raise ValueError(f"its format is {card['format']!r}, not {FORMAT!r}")
         if hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() != card["sha256"]:
@@ -119,22 +121,23 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     return model.eval(), card
 
 
-def _job(request: Request) -> Job:
-    """The method's job, its dense network trained where it prunes one that is not there."""
-    jobs = planning.jobs(request)
-    job = next(job for job in jobs if job.criterion is not None)
-    if not job.trains_each and not Networks(job.place.cache / "networks").has(job.network):
-        dense = next(j for j in jobs if j.criterion is None and j.network == job.network)
+def _planned(request: Request) -> Planned:
+    """The method's job with its row; its dense network is trained if the job prunes one that is not there."""
+    every = expanded(request)
+    planned = next(planned for planned in every if planned.job.criterion)
+    job = planned.job
+    if not job.trains_each and not Networks(job.environment.cache / "networks").has(job.network):
+        dense = next(p.job for p in every if not p.job.criterion and p.job.network == job.network)
         try:
             trial.execute(dataclasses.replace(dense, points=()))
         except Exception as error:  # a plug-in's training may raise anything
             raise UserError(f"{dense.label}: {' '.join(str(error).split())}") from error
-    return job
+    return planned
 
 
-def _card(row: dict[str, Any], job: Job, found: trial.Made) -> dict[str, Any]:
+def _card(row: dict[str, Any], job: Job, found: trial.PrunedNetwork) -> dict[str, Any]:
     """All that is to be said of a network but the digest of its file."""
-    data = load_data(job.dataset, job.protocol, job.place)
+    data = load_data(job.dataset, job.protocol, job.environment)
     drop = ("hyperparameters", "latency_ms", "dense_latency_ms")
     latencies, inputs = {}, data.train.inputs[: cost.LATENCY_BATCHES[-1]]
     for batch in cost.LATENCY_BATCHES:
@@ -159,7 +162,7 @@ def _card(row: dict[str, Any], job: Job, found: trial.Made) -> dict[str, Any]:
     }
 
 
-def _write(folder: Path, card: dict[str, Any], found: trial.Made, onnx: bool) -> None:
+def _write(folder: Path, card: dict[str, Any], found: trial.PrunedNetwork, onnx: bool) -> None:
     from safetensors.torch import save_file
 
     model = found.model.cpu().eval()
@@ -171,7 +174,7 @@ def _write(folder: Path, card: dict[str, Any], found: trial.Made, onnx: bool) ->
     if onnx:
         card["onnx"] = "model.onnx"
         _write_onnx(model, tuple(card["architecture"]["input_shape"]), folder / "model.onnx")
-    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
 def _bytes(model: nn.Module) -> int:

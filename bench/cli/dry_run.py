@@ -1,36 +1,43 @@
-"""`run --dry-run`: what would run, what is there already, and about how long the rest takes."""
+"""`run --dry-run`: what would run, what is stored already, and about how long the rest takes."""
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.planning import planning
-from bench.planning.planning import Request
+from bench.execution.display import duration
+from bench.execution.executors import Inline, JobFailure, Local, Queue, Ray
+from bench.planning.plan import plan
+from bench.planning.request import Request
+from bench.planning.searches import searches
 from bench.storage.rows import Store
-from bench.trial import trial
+from bench.trial.calibration import Calibration, calibrate
 from bench.trial.job import Job
 from bench.tuning.study import Study
 from bench.tuning.tune import found
 
+Kind = tuple[str, str, str, str]
 
-def show(console: Console, request: Request, store: Store, workers: int) -> None:
-    """Print the blocks, the rows, the trainings left, and an estimate from a few batches of each block."""
-    planned = planning.plan(request, store)
+
+def show(console: Console, request: Request, store: Store, pool: Local | Inline | Ray) -> None:
+    """Print the blocks, the rows, the trainings left, and an estimate of the time, from timing a part of each kind of job."""
+    planned = plan(request, store)
     work: list[Job | Study] = list(planned.jobs)
     if request.suite.trials:
-        networks, studies = planning.tuning(request, store.url)
+        networks, studies = searches(request, store.url)
         work += [*networks.jobs, *(study for study in studies if found(study) is None)]
+    timed = _calibrations(work, pool)
     table = Table("data set", "architecture", "rows", "left", "trainings left", "epochs left", "about", box=box.SIMPLE_HEAD)
     total = 0.0
     for dataset, architecture in dict.fromkeys((r.dataset, r.architecture) for r in planned.expected.values()):
         mine = [w for w in work if (_job(w).dataset, _job(w).architecture) == (dataset, architecture)]
         rows = sum((r.dataset, r.architecture) == (dataset, architecture) for r in planned.expected.values())
         left = sum(len(w.points) for w in mine if isinstance(w, Job))
-        trainings = sum(_job(w).trainings * (w.trials if isinstance(w, Study) else 1) for w in mine)
-        epochs = sum(w.epochs for w in mine)
-        seconds = epochs * trial.seconds_per_epoch(_job(mine[0])) / workers if mine else 0.0
+        trainings = sum(_job(w).trainings * (w.rounds.trials if isinstance(w, Study) else 1) for w in mine)
+        seconds = sum(_seconds(w, timed) for w in mine) / pool.workers
         total += seconds
-        table.add_row(dataset, architecture, str(rows), str(left), str(trainings), str(epochs), duration(seconds))
+        table.add_row(
+            dataset, architecture, str(rows), str(left), str(trainings), str(sum(w.epochs for w in mine)), duration(seconds)
+        )  # fmt: skip
     for note in planned.notes:
         console.print(f"note: {note}", style="yellow", highlight=False)
     console.print(table)
@@ -38,21 +45,34 @@ def show(console: Console, request: Request, store: Store, workers: int) -> None
     rows, left = len(planned.expected), sum(len(job.points) for job in planned.jobs)
     console.print(f"{rows} rows: {rows - left} in the store, {left} to compute in {len(planned.jobs)} jobs", highlight=False)
     if request.suite.trials:
-        searches = sum(isinstance(w, Study) for w in work)
-        console.print(
-            f"tuning: {searches} studies of {request.suite.trials} trials are left; the networks that they choose come on top",
-            highlight=False,
-        )
+        count = sum(isinstance(w, Study) for w in work)
+        told = f"Tuning: {count} searches x {request.suite.trials} trials remain. The rows of what they choose are not in the estimate."
+        console.print(told, highlight=False)
     if work:
-        console.print(f"about {duration(total)} of training on {workers} workers; scoring and measuring come on top", highlight=False)
+        on = f"{pool.workers} worker{'s' * (pool.workers != 1)}"
+        console.print(f"About {duration(total)} on {on}: training, scoring, pruning and evaluation.", highlight=False)
+
+
+def _calibrations(work: list[Job | Study], pool: Local | Inline | Ray) -> dict[Kind, Calibration]:
+    """The timing of one job of each kind: each method on each block, by the workers that would do the work."""
+    one: dict[Kind, Job] = {}
+    for w in work:
+        one.setdefault(_kind(w), _job(w))
+    timed: dict[Kind, Calibration] = {}
+    for job, result in pool.run(calibrate, Queue(one.values()), follow=lambda job, result: [], tick=lambda _: None):
+        timed[_kind(job)] = Calibration(0.0) if isinstance(result, JobFailure) else result
+    return timed
+
+
+def _seconds(work: Job | Study, timed: dict[Kind, Calibration]) -> float:
+    each = timed[_kind(work)].seconds(_job(work))
+    return each * work.rounds.trials if isinstance(work, Study) else each
+
+
+def _kind(work: Job | Study) -> Kind:
+    job = _job(work)
+    return job.dataset, job.architecture, job.method, job.ablation
 
 
 def _job(work: Job | Study) -> Job:
     return work.job if isinstance(work, Study) else work
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: "42 s", "3 min 05 s", "2 h 10 min"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

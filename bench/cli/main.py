@@ -1,5 +1,6 @@
 """The commands: parsing and printing, nothing else. Heavy packages are imported inside the commands that need them."""
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -7,27 +8,45 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from bench.cli import results
-from bench.cli.options import Granularity, Match, Plugins, check_device, names, numbers
+from bench.cli import results, stores
+from bench.cli.options import Suite, names, shared
+from bench.cli.results import NARROWED, STORED, Style, check_style
+from bench.spec.choices import Narrowing, Resources
 
 app = typer.Typer(
     name="razorbench",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Compare neural-network pruning methods: same networks, same batches, exact sparsities, several seeds.",
 )
-LISTS = ("methods", "criteria", "trainings", "granularities", "architectures", "datasets", "suites")
+Plugin = Annotated[list[str] | None, typer.Option("--plugin", metavar="FILE", help="A Python file that registers methods; repeatable.")]
+LISTS = ("methods", "criteria", "trainings", "granularities", "architectures", "datasets", "suites", "hyperparameters")
 INTERRUPTED = 130
 # The base of typer's usage errors: click's, or that of the copy of click inside newer releases of typer.
 UsageFault: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import bench
+
+        print(f"razorbench {bench.__version__}")
+        raise typer.Exit(0)
+
+
+@app.callback()
+def _program(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
-    """Run the program; what a user can put right ends in one line on standard error and exit code 2."""
+    """Run the program. A user-input error ends in one line on standard error and exit code 2."""
     try:
-        code = app(standalone_mode=False)
+        _check_own_packages()
+        code = app(list(sys.argv[1:] or ["--help"]), standalone_mode=False)
     except typer.Exit as stop:
         code = stop.exit_code
     except UsageFault as error:
@@ -48,117 +67,95 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _check_own_packages() -> None:
+    """Fail in one line where a folder of the user's hides the package `methods`."""
+    own = Path(__file__).resolve().parents[2] / "methods"
+    spec = importlib.util.find_spec("methods")
+    found = [*(spec.submodule_search_locations or ()), str(spec.origin)][:1] if spec is not None else []
+    if found and Path(str(found[0])).resolve() != own:
+        _fail(f"'{found[0]}' hides razorbench's package 'methods': rename it, or run this command in another folder")
+
+
 def _fail(message: str) -> NoReturn:
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(2)
 
 
 @app.command()
+@shared(("narrowing", Narrowing, ()), ("resources", Resources, ()))
 def run(
-    suite: Annotated[str, typer.Option(help="A suite by name, or a .toml file.")] = "digits",
-    methods: Annotated[
-        str | None,
-        typer.Option(
-            help="'all', or names with commas; criterion@training and name(option=value) compose.", show_default="the suite's, mostly all"
-        ),
-    ] = None,
-    datasets: Annotated[str | None, typer.Option(help="Data sets instead of the suite's, with commas.")] = None,
-    architectures: Annotated[str | None, typer.Option(help="Architectures instead of the suite's: ours or any timm name.")] = None,
-    sparsities: Annotated[str | None, typer.Option(help="Fractions of weights to remove, in [0, 1), with commas.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds, with commas.")] = None,
-    granularity: Granularity = None,
-    match: Match = None,
+    narrowing: Narrowing, resources: Resources, suite: Suite = "digits",
     ablate: Annotated[
-        str,
-        typer.Option(help="Controls beside each method, with commas: shuffle permutes its mask in each layer, reinit draws new weights."),
+        str, typer.Option(metavar="NAME,...", help="Controls: shuffle permutes each mask within its layers, reinit draws new weights.")
     ] = "",
-    trials: Annotated[
-        int | None, typer.Option(help="Number of tuning trials per method; 0 uses the default hyperparameters.", show_default="the suite's")
-    ] = None,
     tuned: Annotated[
         Path | None,
         typer.Option(
             metavar="leaderboards/SUITE", help="Use the tuned hyperparameters of this leaderboard or --output folder; do not search."
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Training epochs.")] = None,
-    finetune_epochs: Annotated[str | None, typer.Option(help="Fine-tuning epochs after the cut, with commas; 0 is one-shot.")] = None,
-    executor: Annotated[str, typer.Option(help="Where jobs run: local or ray.")] = "local",
-    ray_address: Annotated[str | None, typer.Option(help="Address of a Ray cluster.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Worker processes; as many as cores by default, one on a GPU.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    store: Annotated[str | None, typer.Option(help="Database URL of the results; .bench/store.db by default.")] = None,
-    data_root: Annotated[Path | None, typer.Option(help="Where torchvision's data sets lie, or are downloaded to.")] = None,
-    plugin: Plugins = None,
+    force: Annotated[bool, typer.Option("--force", help="Compute again what the store already has.")] = False,
+    style: Style = "text",
     output: Annotated[Path | None, typer.Option(help="Also write results.csv and leaderboard.csv into this folder.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and run nothing.")] = False,
-) -> None:
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run and how long it takes, and run nothing.")] = False,
+) -> None:  # fmt: skip
     """Run methods on a suite and print the leaderboard. What was computed before is taken from the store."""
     from bench.execution import executors
+    from bench.execution.environment import check
     from bench.spec.errors import UserError, unknown
     from bench.spec.row import ABLATIONS
     from bench.spec.suite import load_suite
 
     chosen = load_suite(suite)
-    if executor not in executors.EXECUTORS:
-        raise unknown("executor", executor, executors.EXECUTORS)
-    check_device(device)
+    check(resources)
+    check_style(style)
     ablations = tuple(dict.fromkeys(names(ablate)))
     for name in ablations:
         if name not in ABLATIONS:
             raise unknown("ablation", name, ABLATIONS)
-    changes = {
-        "sparsities": numbers("--sparsities", sparsities, float),
-        "seeds": numbers("--seeds", seeds, int),
-        "finetune_epochs": numbers("--finetune-epochs", finetune_epochs, int),
-        "epochs": epochs,
-        "trials": trials,
-        "granularity": granularity,
-        "match": match,
-    }
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers must be at least 1, got {workers}")
     if output is not None and output.exists() and not output.is_dir():
         raise UserError(f"--output '{output}' is not a folder")
-
-    if executor == "local" and not dry_run:
+    if resources.executor == "local":
         executors.preload()
 
     from bench.planning import catalogue  # before what takes longer to import: a mistyped name is said sooner
 
-    catalogue.load_plugins(plugin or ())
-    methods = methods if methods is not None else ",".join(chosen.methods)
-    catalogue.select_methods(methods)
+    catalogue.load_plugins(resources.plugin)
+    catalogue.select_methods(",".join(narrowing.methods if narrowing.methods is not None else chosen.methods))
 
-    from bench.cli import report
+    from bench.cli import run as running
 
-    report.run(
-        chosen, methods=methods, datasets=names(datasets), architectures=names(architectures), changes=changes,
-        ablations=ablations, executor=executor, ray_address=ray_address, workers=workers,
-        device=device, store=store, data_root=data_root, plugins=tuple(plugin or ()), output=output, dry_run=dry_run, chosen=tuned,
-    )  # fmt: skip
+    if dry_run:
+        running.dry_run(suite, narrowing, resources, ablations)
+    else:
+        running.run(suite, narrowing, resources, ablations=ablations, tuned=tuned, output=output, style=style, force=force)
 
 
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(help=", ".join(LISTS))] = "methods",
-    plugin: Plugins = None,
+    method: Annotated[str | None, typer.Argument(metavar="[METHOD]", help="With hyperparameters: the method.")] = None,
+    plugin: Plugin = None,
 ) -> None:
-    """List what there is, a line each."""
-    from bench.spec.errors import unknown
+    """List available methods, data sets, architectures, suites, or the hyperparameters of a method."""
+    from bench.spec.errors import UserError, unknown
 
     if what not in LISTS:
         raise unknown("list", what, LISTS)
     from bench.planning import catalogue
 
-    for name, about in catalogue.entries(what, plugin or ()):
+    if (what == "hyperparameters") != (method is not None):
+        raise UserError(
+            "list hyperparameters METHOD, e.g. list hyperparameters magnitude" if method is None else f"list {what} takes no method"
+        )
+    for name, about in catalogue.entries(what, plugin or (), method):
         print(f"{name:<20} {about}".rstrip())
 
 
 @app.command()
 def check(
     entry: Annotated[str | None, typer.Argument(metavar="[METHOD | FILE]", help="A registered name or a plug-in file.")] = None,
-    plugin: Plugins = None,
+    plugin: Plugin = None,
 ) -> None:
     """Run the contract over registered entries or your file; exit code 1 where it is broken."""
     from bench.planning import catalogue
@@ -170,7 +167,7 @@ def check(
             mark = "FAIL" if finding.error else "skip" if finding.skipped else "ok"
             print(": ".join(filter(None, (f"  {mark:<4}  {finding.clause}", finding.error, finding.skipped))))
             broken += bool(finding.error)
-    print(f"{broken} clauses broken" if broken else "the contract holds")
+    print(f"{broken} check{'s' * (broken != 1)} failed" if broken else "the contract holds")
     raise typer.Exit(1 if broken else 0)
 
 
@@ -189,22 +186,21 @@ def new(
 
 
 @app.command()
-def status(
-    suite: Annotated[str, typer.Option(help="A suite by name, or a .toml file.")] = "digits",
-    methods: Annotated[str | None, typer.Option(help="'all', or names with commas.", show_default="the suite's")] = None,
-    store: Annotated[str | None, typer.Option(help="Database URL of the results; .bench/store.db by default.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    data_root: Annotated[Path | None, typer.Option(help="Where torchvision's data sets lie.")] = None,
-    plugin: Plugins = None,
-) -> None:
-    """What of a suite is done, failed and left in the store."""
-    from bench.cli import report
-    from bench.spec.suite import load_suite
+@shared(("narrowing", Narrowing, ("methods", *NARROWED)), ("resources", Resources, STORED))
+def status(narrowing: Narrowing, resources: Resources, suite: Suite = "digits") -> None:
+    """Show how many results of a suite are finished, failed or missing."""
+    from bench.execution.environment import check
 
-    chosen = load_suite(suite)
-    named = methods if methods is not None else ",".join(chosen.methods)
-    report.status(chosen, methods=named, store=store, device=device, data_root=data_root, plugins=tuple(plugin or ()))
+    check(resources)
+
+    from bench.cli import run as running
+
+    running.status(suite, narrowing, resources)
 
 
-for command in (results.compare, results.publish, results.verify, results.export):
-    app.command()(command)
+app.command()(results.compare)
+app.command()(results.table)
+app.command()(results.publish)
+app.command()(results.verify)
+app.command()(results.export)
+app.add_typer(stores.app, name="store")

@@ -1,42 +1,90 @@
-"""What the commands share: options that several have, and how their values are read. One clear line for what cannot be."""
+"""Options of the commands. Those that several commands share are the fields of two dataclasses, `Narrowing` and `Resources`."""
 
+import dataclasses
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-DEVICES = ("auto", "cpu", "cuda")
-Plugins = Annotated[list[str] | None, typer.Option("--plugin", metavar="FILE", help="A Python file that registers methods; repeatable.")]
-Granularity = Annotated[
-    str | None, typer.Option(help="What is removed: weight, channel, 2:4 or any n:m.", show_default="the suite's, mostly weight")
-]
-Match = Annotated[
-    str | None,
-    typer.Option(
-        help="What sparsities are shares of: weights, or for channels parameters, flops or latency.",
-        show_default="the suite's, mostly weights",
-    ),
-]
+LISTED = {tuple[str, ...]: str, tuple[float, ...]: float, tuple[int, ...]: int}
 
 
-def check_device(device: str) -> None:
-    """UserError where there is no such kind of device."""
-    from bench.spec.errors import unknown
+def shared(*groups: tuple[str, type, tuple[str, ...]]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator: the command gets an option for each field of a dataclass, and is called with the dataclass.
 
-    if device not in DEVICES:
-        raise unknown("device", device, DEVICES)
+    Args:
+        groups: (parameter of the command, dataclass, names of the fields that the command takes; all if empty).
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        taken = {name for name, _, _ in groups}
+        own = [p for p in inspect.signature(command).parameters.values() if p.name not in taken]
+        options = {name: _options(cls, fields) for name, cls, fields in groups}
+
+        @functools.wraps(command)
+        def wrapped(**given: Any) -> Any:
+            made = {name: cls(**{o.name: _value(o.name, given.pop(o.name)) for o in options[name]}) for name, cls, _ in groups}
+            return command(**given, **made)
+
+        parameters = [*own, *(option for name, _, _ in groups for option in options[name])]
+        parameters.sort(key=lambda p: p.default is not inspect.Parameter.empty)
+        wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
+        return wrapped
+
+    return decorate
 
 
-def names(text: str | None) -> list[str]:
-    """What stands between the commas."""
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
+def _options(cls: type, names: tuple[str, ...]) -> list[inspect.Parameter]:
+    hints = typing.get_type_hints(cls)
+    fields = [field for field in dataclasses.fields(cls) if not names or field.name in names]
+    return [_option(field, hints[field.name]) for field in fields]
 
 
-def numbers(option: str, text: str | None, kind: type[int] | type[float]) -> list[Any] | None:
-    """A list of numbers with commas between; UserError naming the one that is none."""
+def _option(field: "dataclasses.Field[Any]", hint: Any) -> inspect.Parameter:
+    flag = f"--{field.name.replace('_', '-')}"
+    about: dict[str, Any] = {"help": field.metadata["help"], "show_default": field.metadata["default"] or field.default not in (None, ())}
+    kind = next((part for part in typing.get_args(hint) if part is not types.NoneType), hint) if _is_optional(hint) else hint
+    if field.name == "plugin":
+        annotation, default = Annotated[list[str] | None, typer.Option(flag, metavar="FILE", **about)], None
+    elif kind in LISTED:
+        metavar = {str: "NAME,...", int: "INTEGER,...", float: "NUMBER,..."}[LISTED[kind]]
+        annotation, default = Annotated[str | None, typer.Option(flag, metavar=metavar, **about)], None
+    else:
+        annotation, default = Annotated[hint, typer.Option(flag, **about)], field.default
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _is_optional(hint: Any) -> bool:
+    return types.NoneType in typing.get_args(hint)
+
+
+def _value(name: str, given: Any) -> Any:
+    """What an option means: lists are typed with commas between their values."""
+    if name == "plugin":
+        return tuple(given or ())
+    kinds = {"sparsities": float, "seeds": int, "finetune_epochs": int}
+    if name in kinds and isinstance(given, str):
+        return numbers(f"--{name.replace('_', '-')}", given, kinds[name])
+    return names(given) if name in ("methods", "datasets", "architectures") and given is not None else given
+
+
+def names(text: str | None) -> tuple[str, ...]:
+    """What stands between the commas; those in brackets divide options and stay."""
+    import re
+
+    return tuple(part.strip() for part in re.split(r",(?![^()]*\))", text or "") if part.strip())
+
+
+def numbers(option: str, text: str, kind: type[int] | type[float]) -> tuple[Any, ...]:
+    """A list of numbers with commas between. Raises UserError naming one that is none."""
     from bench.spec.errors import UserError
 
-    if text is None:
-        return None
     values = []
     for part in names(text):
         try:
@@ -45,4 +93,24 @@ def numbers(option: str, text: str | None, kind: type[int] | type[float]) -> lis
             raise UserError(f"{option}: '{part}' is not {'a whole number' if kind is int else 'a number'}") from None
     if not values:
         raise UserError(f"{option}: no value in '{text}'")
-    return values
+    return tuple(values)
+
+
+def command_line(suite: str, *groups: Any) -> list[str]:
+    """The options that say the same again, for commands in messages: those that are not at their defaults."""
+    parts = ["--suite", suite]
+    for group in groups:
+        for field in dataclasses.fields(group):
+            value = getattr(group, field.name)
+            if value == field.default:
+                continue
+            flag = f"--{field.name.replace('_', '-')}"
+            if field.name == "plugin":
+                parts += [part for file in value for part in (flag, file)]
+            else:
+                parts += [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    return parts
+
+
+Suite = Annotated[str, typer.Option(help="A suite by name, or a .toml file.")]
+Output = Annotated[Path | None, typer.Option(help="Also write results.csv and leaderboard.csv into this folder.")]

@@ -2,7 +2,7 @@
 
     for job, result in executor.run(function, Queue(jobs), follow=..., tick=...): ...
 
-What the function raises, and a worker that dies, is handed out as a `Lost`: one job never takes the others with it. With how
+What the function raises, and a worker that dies, is handed out as a `JobFailure`: one job never takes the others with it. With how
 many threads a job computes is said by the job: on small networks two workers of one thread have twice the throughput of one of two.
 """
 
@@ -30,13 +30,13 @@ Tick = Callable[[list[Job]], None]
 
 
 @dataclass(frozen=True)
-class Lost:
+class JobFailure:
     """A job without a result: its worker died, or something outside the method broke."""
 
     error: str
 
 
-_BROKEN = Lost("the worker process died")
+_BROKEN = JobFailure("the worker process died")
 
 
 class Queue:
@@ -116,7 +116,7 @@ class Local:
                 result = _outcome(pool.submit(function, job))
             if result is not _BROKEN:
                 return result
-        return Lost("the worker process died twice on this job (killed, or out of memory)")
+        return JobFailure("the worker process died twice on this job (killed, or out of memory)")
 
     def close(self) -> None:
         """End the workers at once; what they were doing is not recorded and will be done again."""
@@ -133,7 +133,7 @@ def _outcome(future: "Future[Any]") -> Any:
     except BrokenProcessPool:
         return _BROKEN
     except Exception as error:
-        return Lost(f"{type(error).__name__}: {error}")
+        return JobFailure(f"{type(error).__name__}: {error}")
 
 
 def _prepare_worker() -> None:
@@ -207,7 +207,7 @@ class Ray:
         try:
             return self._ray.get(ref)
         except self._ray.exceptions.RayError as error:
-            return Lost(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
+            return JobFailure(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
 
     def close(self) -> None:
         """Leave the cluster."""

@@ -4,40 +4,28 @@ Failed rows are kept to be shown, and tried again by the next run.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.execution import executors
-from bench.planning import planning
-from bench.planning.planning import Plan, Request
+from bench.execution.meter import Meter, Show
+from bench.planning import searches
+from bench.planning.plan import Plan
+from bench.planning.request import Found, Request
 from bench.spec.digest import digest
 from bench.spec.errors import UserError
 from bench.spec.row import Row
+from bench.spec.setting import Setting, decoded
 from bench.storage.checkpoints import Networks
 from bench.storage.rows import Leases, Store
 from bench.trial import heartbeat, trial
 from bench.trial.job import Job
 from bench.tuning import tune
-from bench.tuning.study import Found, Study
+from bench.tuning.study import Study
 
 Identity = tuple[Any, ...]
 Pool = executors.Local | executors.Inline | executors.Ray
-Show = Callable[["Progress"], None]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a caller may show: jobs done and in all, training epochs done and in all, labels of what is running, failures so far."""
-
-    done: int
-    jobs: int
-    epochs_done: int
-    epochs: int
-    running: tuple[str, ...]
-    failed: int
 
 
 def run(made: Plan, store: Store, pool: Pool, show: Show = lambda _: None) -> None:
@@ -45,9 +33,9 @@ def run(made: Plan, store: Store, pool: Pool, show: Show = lambda _: None) -> No
 
     Any number of runs may do this at once on one store and cache: each job is done by one of them, the others take up its results.
     """
-    networks = Networks(made.place.cache / "networks")
-    with store.leases() as leases, heartbeat.shown(made.place.cache) as folder:
-        meter = _Meter(made.jobs, folder, show)
+    networks = Networks(made.environment.cache / "networks")
+    with store.leases() as leases, heartbeat.shown(made.environment.cache) as folder:
+        meter = Meter(made.jobs, folder, show)
 
         def finish(job: Job, result: Any) -> None:
             rows = _rows(made, job, result)
@@ -59,17 +47,17 @@ def run(made: Plan, store: Store, pool: Pool, show: Show = lambda _: None) -> No
             """What is still to be done of a job; None for nothing. Others may have done some of it since it was planned."""
             done = store.done(point.key for point in job.points)
             points = tuple(point for point in job.points if point.key not in done)
-            needed = job.criterion is None and not networks.has(job.network)
+            needed = not job.criterion and not networks.has(job.network)
             return dataclasses.replace(job, points=points) if points or needed else None
 
         def follow(job: Job, result: Any) -> list[Job]:
             """What waited for a dense network can start, or has failed with it."""
-            waiting = made.blocked.pop(job.network, []) if job.criterion is None else []
+            waiting = made.blocked.pop(job.network, []) if not job.criterion else []
             if networks.has(job.network):
                 return waiting
-            why = result.error if isinstance(result, executors.Lost) else networks.failed(job.network)
+            why = result.error if isinstance(result, executors.JobFailure) else networks.failed(job.network)
             for other in waiting:
-                finish(other, executors.Lost(f"its dense network failed: {why}"))
+                finish(other, executors.JobFailure(f"its dense network failed: {why}"))
             return []
 
         queue = _Shared(made.ready, leases, folder, left, lambda job: follow(job, None), meter)
@@ -82,7 +70,7 @@ def pools(request: Request, store: Store, pool: Pool, show: Show = lambda _: Non
     """The studies of a request, the pools they choose from trained. UserError where a worker died on a network."""
     tried: set[str] = set()
     while True:
-        networks, studies = planning.tuning(request, store.url)
+        networks, studies = searches.searches(request, store.url)
         left = {job.network for job in networks.ready}
         if not left:
             return studies
@@ -95,25 +83,25 @@ def pools(request: Request, store: Store, pool: Pool, show: Show = lambda _: Non
 
 def search(
     studies: list[Study], store: Store, cache: Path, pool: Pool, show: Show = lambda _: None
-) -> dict[tuple[str, str, str], Found]:  # fmt: skip
+) -> Found:  # fmt: skip
     """Do what is left of the studies; (data set, architecture, method) -> what was found. UserError where a search broke."""
     left = [study for study in studies if tune.found(study) is None]
     left.sort(key=lambda study: -study.epochs)  # so that no long one is left running alone at the end
     with store.leases() as leases, heartbeat.shown(cache) as folder:
-        meter = _Meter(left, folder, show)
+        meter = Meter(left, folder, show)
         queue = _Shared(left, leases, folder, lambda study: None if tune.found(study) else study, lambda study: [], meter)
         for study, result in pool.run(tune.search, queue, follow=lambda study, result: [], tick=meter.tick):
             leases.give(_lease(study))
-            if isinstance(result, executors.Lost):
+            if isinstance(result, executors.JobFailure):
                 raise UserError(f"{study.label} broke: {result.error}; what was finished is kept")
             meter.finish(study, 0)
         meter.tick([])
     return {study.cell: found for study in studies if (found := tune.found(study)) is not None}
 
 
-def searched(request: Request, store: Store) -> tuple[dict[tuple[str, str, str], Found], int]:
+def searched(request: Request, store: Store) -> tuple[Found, int]:
     """What the finished searches of a request have found, as `search` has it, and how many are not finished. Runs nothing."""
-    studies = planning.tuning(request, store.url)[1]
+    studies = searches.searches(request, store.url)[1]
     found = {study.cell: end for study in studies if (end := tune.found(study)) is not None}
     return found, len(studies) - len(found)
 
@@ -122,9 +110,9 @@ def _lease(work: Job | Study) -> str:
     """Under which name a piece of work is leased: the same for jobs that do the same thing up to other points."""
     if isinstance(work, Study):
         return digest(["study", work.key])
-    if work.criterion is None:
+    if not work.criterion:
         return digest(["network", work.network])
-    bare = dataclasses.replace(work, points=(), place=dataclasses.replace(work.place, progress=None))
+    bare = dataclasses.replace(work, points=(), environment=dataclasses.replace(work.environment, progress=None))
     return digest(["job", repr(bare), work.sparsities if work.trains_each else []])
 
 
@@ -136,7 +124,7 @@ class _Shared(executors.Queue):
 
     def __init__(
         self, work: Sequence[Job | Study], leases: Leases, folder: Path, left: Callable[[Any], Any], done: Callable[[Any], list[Any]],
-        meter: "_Meter",
+        meter: Meter,
     ) -> None:  # fmt: skip
         super().__init__(work)
         self._leases, self._folder, self._left, self._done, self._meter = leases, folder, left, done, meter
@@ -161,29 +149,12 @@ def _shown(work: Any, folder: Path) -> Any:
     """The same piece of work, its progress shown in this run's folder."""
     if isinstance(work, Study):
         return dataclasses.replace(work, jobs=tuple(_shown(job, folder) for job in work.jobs))
-    return dataclasses.replace(work, place=dataclasses.replace(work.place, progress=folder))
-
-
-class _Meter:
-    """Counts what is done and shows it. `folder`: where workers leave how far they are."""
-
-    def __init__(self, jobs: Sequence[Job | Study], folder: Path, show: Show) -> None:
-        self.jobs, self.epochs, self.folder, self.show = len(jobs), sum(job.epochs for job in jobs), folder, show
-        self.done, self.epochs_done, self.failed = 0, 0, 0
-
-    def tick(self, running: Sequence[Job | Study]) -> None:
-        """Show how far it is."""
-        epochs = self.epochs_done + heartbeat.epochs_running(self.folder)
-        self.show(Progress(self.done, self.jobs, epochs, self.epochs, tuple(job.label for job in running), self.failed))
-
-    def finish(self, job: Job | Study, failed: int) -> None:
-        """One job is over, with so many failed rows."""
-        self.done, self.epochs_done, self.failed = self.done + 1, self.epochs_done + job.epochs, self.failed + failed
+    return dataclasses.replace(work, environment=dataclasses.replace(work.environment, progress=folder))
 
 
 def _rows(made: Plan, job: Job, result: Any) -> dict[str, Row]:
     """The job's rows by key; a job that was lost has failed at all its points."""
-    if isinstance(result, executors.Lost):
+    if isinstance(result, executors.JobFailure):
         result = {point.key: {"status": "failed", "error": result.error} for point in job.points}
     return {key: dataclasses.replace(made.expected[key], **measurement) for key, measurement in result.items()}
 
@@ -212,5 +183,5 @@ def collect(made: Plan, store: Store) -> list[Row]:
 
 
 def _dense_of(row: Row) -> Identity:
-    training = json.dumps(json.loads(row.hyperparameters)["training"], sort_keys=True)
+    training = Setting(decoded(row.hyperparameters).training).encoded()
     return row.training, training, row.dataset, row.architecture, row.seed, row.finetune_epochs

@@ -46,10 +46,12 @@ def get_method(name: str) -> methods.Method:
         raise UserError(str(error)) from None
 
 
-def entries(what: str, plugins: Iterable[str] = ()) -> Iterator[tuple[str, str]]:
+def entries(what: str, plugins: Iterable[str] = (), method: str | None = None) -> Iterator[tuple[str, str]]:
     """(name, what it is) of everything of one kind."""
     load_plugins(plugins)
-    if what == "methods":
+    if what == "hyperparameters":
+        yield from _hyperparameters(get_method(method or ""))
+    elif what == "methods":
         for name in methods.names():
             m = methods.get(name)
             about = [f"{m.criterion} under {m.training}, {WHEN[m.stage]}"]
@@ -71,6 +73,13 @@ def entries(what: str, plugins: Iterable[str] = ()) -> Iterator[tuple[str, str]]
     else:
         for name in methods.names(what):
             yield name, _first_sentence(methods.lookup(what, name))
+
+
+def _hyperparameters(method: methods.Method) -> Iterator[tuple[str, str]]:
+    """(name, default, allowed values) of what may stand in brackets after a method's name."""
+    for made, kind in ((method.make_criterion(), "criterion"), (method.make_training(), "training")):
+        for name, allowed in methods.ranges(made).items():
+            yield name, f"default {getattr(made, name)!r}, {allowed} ({kind} {made.name})"
 
 
 def _first_sentence(cls: type) -> str:
@@ -149,7 +158,7 @@ def write_template(name: str, directory: Path) -> Path:
     path = directory / f"{name}.py"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with path.open("x") as file:
+        with path.open("x", encoding="utf-8") as file:
             file.write(TEMPLATE.format(name=name, title="".join(part.capitalize() for part in name.split("_"))))
     except FileExistsError:
         raise UserError(f"'{path}' is there already; nothing was written") from None

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import methods
-from bench.planning.planning import dense_name, hyperparameters_of
+from bench.planning.cells import hyperparameters_of
+from bench.planning.jobs import dense_name
 from bench.publishing import row_comparison
 from bench.publishing.board_folder import Board
 from bench.publishing.noise import Noise

@@ -7,22 +7,22 @@ rows nor contradicted by them stays: a folder may hold what others have contribu
 import dataclasses
 import shlex
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-
-from bench.cli import report
 from bench.execution import pipeline
-from bench.planning import catalogue, planning
-from bench.planning.planning import Plan, Request
+from bench.execution.environment import environment_of, open_store
+from bench.planning import catalogue
+from bench.planning.plan import Plan, plan
+from bench.planning.request import Request, make_request
 from bench.publishing import board_folder, merge, readme
 from bench.publishing.board_folder import Board
+from bench.spec.choices import Narrowing, Resources
 from bench.spec.errors import UserError
 from bench.spec.row import ABLATIONS, Row
 from bench.spec.suite import Suite
-from bench.storage import results_csv
-from bench.storage.rows import DEFAULT_URL, Store
+from bench.storage import files, results_csv
+from bench.storage.rows import Store
 from methods import Stage
 
 CONTROLS = ("random", "magnitude", "magnitude_layer")  # protocol, rule 8
@@ -34,54 +34,93 @@ RUN = ["python", "-m", "bench", "run"]
 EXTENT = {"description", "blocks", "sparsities", "seeds", "methods", "finetune_epochs", "trials"}
 
 
-def publish(
-    suite: Suite, *, methods: str, datasets: list[str], architectures: list[str], changes: dict[str, Any], device: str,
-    store: str | None, data_root: Path | None, plugins: tuple[str, ...], to: Path, dry_run: bool, options: list[str],
-) -> None:  # fmt: skip
-    """Write the suite's folder from the store; see `bench.cli.publish`. `options`: those of the `run` command that computes rows.
+@dataclass(frozen=True)
+class Publication:
+    """What a folder will hold. `changes`: path below the folder -> new content, None for a file that goes. `readme`: its new text, if any.
 
-    UserError names what is missing, and the command that computes it, before anything is written.
+    `notes`: what a user should know of it.
     """
-    console = report.make_console()
-    place = report.make_place(device, data_root, plugins)
-    catalogue.load_plugins(plugins)
-    chosen = catalogue.select_methods(methods)
-    suite = planning.what_is_removed(
-        planning.narrow(suite, datasets=datasets, architectures_=architectures, **changes), sparsities=changes.get("sparsities")
-    )
-    folder = to / suite.name
+
+    folder: Path
+    board: Board
+    changes: dict[str, bytes | None]
+    readme: str | None
+    notes: tuple[str, ...]
+
+    @property
+    def readme_file(self) -> Path:
+        """The README above the folder of leaderboards."""
+        return self.folder.resolve().parent.parent / "README.md"
+
+    def write(self) -> None:
+        """Write all changes. Raises UserError where a file cannot be written; none is changed then."""
+        try:
+            files.write_files(self.folder, self.changes)
+            if self.readme is not None:
+                files.write_files(self.readme_file.parent, {self.readme_file.name: self.readme.encode()})
+        except OSError as error:
+            raise UserError(f"cannot write '{self.folder}': {error.strerror}") from None
+
+
+def publish(suite: str, narrowing: Narrowing, resources: Resources, to: Path, options: list[str]) -> Publication:
+    """The suite's folder from the store, not yet written.
+
+    Args:
+        suite: its name or file.
+        narrowing: what to take instead of the suite's own values.
+        resources: where the results are kept.
+        to: the folder of leaderboards.
+        options: those of the `run` command that computes the rows, for messages.
+
+    Raises:
+        UserError: it names what is missing, and the command that computes it.
+    """
+    environment = environment_of(resources)
+    catalogue.load_plugins(environment.plugins)
+    request = make_request(suite, narrowing, environment)
+    folder = to / request.suite.name
     there = board_folder.read(folder) if (folder / "results").is_dir() else None
-    stages = {m.stage for m in chosen} | {row.stage for row in (there.rows if there else ())}
-    names = {m.name for m in chosen} | {row.method for row in (there.rows if there else ())}
-    _check_controls(suite, names, stages, options)
-    rows = _collect(console, Request(suite, chosen, place), Store(store or DEFAULT_URL), options)
-    board = Board(suite, tuple(results_csv.ordered([*_kept(there, suite, rows), *rows])))
-    gap = next(merge.incomplete(board.rows, suite), None)
+    stages = {m.stage for m in request.methods} | {row.stage for row in (there.rows if there else ())}
+    names = {m.name for m in request.methods} | {row.method for row in (there.rows if there else ())}
+    _check_controls(request.suite, names, stages, options)
+    notes: list[str] = []
+    rows = _collect(request, open_store(resources), options, notes)
+    board = Board(request.suite, tuple(results_csv.ordered([*_kept(there, request.suite, rows), *rows])))
+    gap = next(merge.incomplete(board.rows, request.suite), None)
     if gap is not None:
         raise UserError(f"{gap[1]}; compute it, or remove its file from '{folder / 'results'}'")
-    _write(console, board, folder, dry_run)
+    return _publication(board, folder, notes)
 
 
-def merge_file(file: Path, *, suite: str, plugins: tuple[str, ...], to: Path, dry_run: bool) -> None:
-    """Merge a results.csv into the suite's folder: all of it, or nothing, with every refusal printed. `suite`: its name."""
-    console = report.make_console()
-    catalogue.load_plugins(plugins)
+class Refused(UserError):
+    """A file that is not merged. `reasons`: (row number, why)."""
+
+    def __init__(self, file: Path, reasons: list[tuple[int, str]]) -> None:
+        refused = len({number for number, _ in reasons})
+        super().__init__(f"'{file}': {refused} {'row' if refused == 1 else 'rows'} refused; nothing was merged")
+        self.reasons = reasons
+
+
+def merge_file(file: Path, suite: str, to: Path) -> Publication:
+    """The suite's folder with the rows of a results.csv added, not yet written: all of them, or `Refused`.
+
+    Args:
+        file: the results.csv.
+        suite: the name of the suite.
+        to: the folder of leaderboards.
+    """
     folder = to / suite
     if not folder.is_dir():
         raise UserError(f"there is no leaderboard '{folder}' to merge into: publish the suite first")
     board = board_folder.read(folder)
     checked = merge.check(file, board)
     if checked.refused:
-        for number, reason in checked.refused:
-            console.print(f"row {number}: {reason}", highlight=False, markup=False, soft_wrap=True)
-        refused = len({number for number, _ in checked.refused})
-        raise UserError(f"'{file}': {refused} {'row' if refused == 1 else 'rows'} refused; nothing was merged")
+        raise Refused(file, checked.refused)
     names = ", ".join(dict.fromkeys(row.method for row in checked.new)) or "nothing new"
     repeated = f"; {checked.repeated} rows repeat what is published" if checked.repeated else ""
-    console.print(f"{file}: {len(checked.new)} rows to merge ({names}){repeated}", highlight=False, markup=False, soft_wrap=True)
     merged = Board(board.suite, tuple(results_csv.ordered([*board.rows, *checked.new])))
     _check_controls(merged.suite, {r.method for r in merged.rows}, {r.stage for r in merged.rows}, ["--suite", suite])
-    _write(console, merged, folder, dry_run)
+    return _publication(merged, folder, [f"{file}: {len(checked.new)} rows to merge ({names}){repeated}"])
 
 
 def _check_controls(suite: Suite, methods: set[str], stages: Iterable[str], options: list[str]) -> None:
@@ -90,11 +129,15 @@ def _check_controls(suite: Suite, methods: set[str], stages: Iterable[str], opti
     missing = [name for name in wanted if name not in methods]
     if missing:
         command = shlex.join([*RUN, *_without(options, "--methods"), "--methods", ",".join(missing)])
-        raise UserError(f"the controls {', '.join(missing)} are missing (protocol, rule 8); this computes them, name them too: {command}")
+        raise UserError(
+            f"the controls {', '.join(missing)} are missing (protocol, rule 8). Run this to compute them, and name them here too: {command}"
+        )
     if len(suite.seeds) < LEAST_SEEDS:
         seeds = [*suite.seeds, *(k for k in range(suite.tuning_seed) if k not in suite.seeds)][:LEAST_SEEDS]
         command = shlex.join([*RUN, *_without(options, "--seeds"), "--seeds", ",".join(map(str, sorted(seeds)))])
-        raise UserError(f"{len(suite.seeds)} seeds, at least {LEAST_SEEDS} are published (protocol, rule 9); this computes them: {command}")
+        raise UserError(
+            f"{len(suite.seeds)} seeds, at least {LEAST_SEEDS} are published (protocol, rule 9). Run this to compute them: {command}"
+        )
 
 
 def _without(options: list[str], name: str) -> list[str]:
@@ -102,35 +145,34 @@ def _without(options: list[str], name: str) -> list[str]:
     return [part for k, part in enumerate(options) if name not in (part, options[k - 1] if k else "")]
 
 
-def _collect(console: Console, request: Request, store: Store, options: list[str]) -> list[Row]:
+def _collect(request: Request, store: Store, options: list[str], notes: list[str]) -> list[Row]:
     """All rows of a request: at the defaults, tuned where the suite tunes, and each ablation that is complete."""
-    rows = _rows(console, planning.plan(request, store), store, options)
+    rows = _rows(plan(request, store), store, options, notes)
     for name in ABLATIONS:
-        planned = planning.plan(dataclasses.replace(request, ablations=(name,)), store)
+        planned = plan(dataclasses.replace(request, ablations=(name,)), store)
         wanted = sum(row.ablation == name for row in planned.expected.values())
         found = [row for row in pipeline.collect(planned, store) if row.ablation == name]
         if len(found) == wanted:
             rows += found
         elif found:
-            console.print(f"note: {len(found)} of {wanted} rows of ablation {name} are in the store: left out", highlight=False)
-    return rows + (_tuned(console, request, store, options) if request.suite.trials else [])
+            notes.append(f"note: {len(found)} of {wanted} rows of ablation {name} are in the store: left out")
+    return rows + (_tuned(request, store, options, notes) if request.suite.trials else [])
 
 
-def _tuned(console: Console, request: Request, store: Store, options: list[str]) -> list[Row]:
+def _tuned(request: Request, store: Store, options: list[str], notes: list[str]) -> list[Row]:
     found, left = pipeline.searched(request, store)
     if left:
-        raise UserError(f"{left} of {left + len(found)} searches are not finished; this does them: {shlex.join([*RUN, *options])}")
-    return _rows(console, planning.plan(dataclasses.replace(request, tuned=found), store), store, options)
+        raise UserError(f"{left} of {left + len(found)} searches are not finished. Run this to finish them: {shlex.join([*RUN, *options])}")
+    return _rows(plan(dataclasses.replace(request, tuned=found), store), store, options, notes)
 
 
-def _rows(console: Console, planned: Plan, store: Store, options: list[str]) -> list[Row]:
-    """Every row of a plan. UserError where one is missing."""
+def _rows(planned: Plan, store: Store, options: list[str], notes: list[str]) -> list[Row]:
+    """Every row of a plan. Raises UserError where one is missing."""
     rows = pipeline.collect(planned, store)
     if len(rows) < len(planned.expected):
         missing, wanted = len(planned.expected) - len(rows), len(planned.expected)
-        raise UserError(f"{missing} of {wanted} rows are not in the store; this computes them: {shlex.join([*RUN, *options])}")
-    for note in planned.notes:
-        console.print(f"note: {note}", style="yellow", highlight=False)
+        raise UserError(f"{missing} of {wanted} rows are not in the store. Run this to compute them: {shlex.join([*RUN, *options])}")
+    notes += [f"note: {note}" for note in planned.notes]
     return rows
 
 
@@ -144,40 +186,22 @@ def _kept(there: Board | None, suite: Suite, rows: list[Row]) -> list[Row]:
     settings = {key for key, value in suite.model_dump(exclude=EXTENT).items() if value != there.suite.model_dump()[key]}
     if kept and settings:
         names = ", ".join(dict.fromkeys(row.method for row in kept))
-        raise UserError(f"the suite has another {', '.join(sorted(settings))} than the published rows of {names}: compute these too")
+        changed = ", ".join(f"`{key}`" for key in sorted(settings))
+        raise UserError(f"{changed} of the suite differs from the published rows of {names}; re-run these methods as well")
     return kept
 
 
-def _write(console: Console, board: Board, folder: Path, dry_run: bool) -> None:
-    """Write what has changed, and the README's tables, or only say so."""
-    files = board_folder.evidence(board) | board_folder.derived(board)
-    changes = board_folder.changes(folder, files)
-    for name, content in changes.items():
-        what = "removed" if content is None else "changed" if (folder / name).exists() else "new"
-        console.print(f"{what:<8} {folder / name}", highlight=False, markup=False, soft_wrap=True)
+def _publication(board: Board, folder: Path, notes: list[str]) -> Publication:
+    """What changes in the folder, and in the README's tables."""
+    made = board_folder.evidence(board) | board_folder.derived(board)
     readme_file, text = folder.resolve().parent.parent / "README.md", None
     if board.suite.name == SHOWN and readme_file.is_file():
         old = readme_file.read_text(encoding="utf-8")
-        text = readme.rewritten(old, files["leaderboard.csv"])
+        text = readme.rewritten(old, made["leaderboard.csv"])
         text = None if text == old else text
-    if text is not None:
-        console.print(
-            f"changed  {readme_file.name} above '{folder.parent}': the leaderboard's tables", highlight=False, markup=False, soft_wrap=True
-        )
     failed = sum(row.status == "failed" for row in board.rows)
     if failed:
-        console.print(f"{failed} of {len(board.rows)} rows failed: they count as accuracy 0", style="red", highlight=False)
+        notes.append(f"{failed} of {len(board.rows)} rows failed: they count as accuracy 0")
     if len(board.suite.seeds) < ENOUGH_SEEDS:
-        seeds = f"{len(board.suite.seeds)} seeds; a published suite should have {ENOUGH_SEEDS} (protocol, rule 9)"
-        console.print(f"warning: {seeds}", style="yellow", highlight=False)
-    said = f"{len(board.rows)} rows of {len({row.method for row in board.rows if row.criterion})} methods"
-    if dry_run:
-        console.print(f"{folder}: {said}, {len(changes)} files would change; nothing was written", highlight=False, soft_wrap=True)
-        return
-    try:
-        results_csv.write_files(folder, changes)
-        if text is not None:
-            results_csv.write_files(readme_file.parent, {readme_file.name: text.encode()})
-    except OSError as error:
-        raise UserError(f"cannot write '{folder}': {error.strerror}") from None
-    console.print(f"{folder}: {said}, {len(changes)} files written", highlight=False, soft_wrap=True)
+        notes.append(f"warning: {len(board.suite.seeds)} seeds; a published suite should have {ENOUGH_SEEDS} (protocol, rule 9)")
+    return Publication(folder, board, board_folder.changes(folder, made), text, tuple(notes))

@@ -18,7 +18,6 @@ place of AVX-512, more than eight in ten do, all with the same accuracy and scor
 were trained on MNIST, differ by up to one deviation of their cell.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ import numpy as np
 from bench.publishing.noise import FLOOR, MEASURES, Measure, Noise, Spread
 from bench.spec.columns import Role
 from bench.spec.row import DECLARED, Row, columns_of
+from bench.spec.setting import Setting, decoded
 
 WHERE = columns_of(Role.WHERE)
 MEASURED = tuple(name for name in columns_of(Role.COUNT, Role.MEASURE) if name != "status")
@@ -200,7 +200,7 @@ def _standardised(expected: Row, got: Row, noise: Noise, measure: Measure) -> fl
 
 def _network(row: Row) -> tuple[Any, ...]:
     """What rows share whose re-runs are no independent ones: the dense network, or their own where each is trained apart."""
-    training = json.dumps(json.loads(row.hyperparameters).get("training"), sort_keys=True)
+    training = Setting(decoded(row.hyperparameters).training).encoded()
     own = (row.method, row.tuning, row.ablation, row.sparsity) if row.stage not in ("", "after") else ()
     return row.dataset, row.architecture, row.seed, row.training, training, *own
 

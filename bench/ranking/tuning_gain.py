@@ -1,6 +1,6 @@
 """What tuning chose and what it gained: a line for each method, block and length of fine-tuning."""
 
-import json
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,7 +8,7 @@ import pandas as pd
 
 from bench.ranking.tracks import area
 from bench.spec.row import Row
-from bench.tuning.study import Chosen, Found
+from bench.spec.setting import Setting, decoded
 
 COLUMNS = (
     "dataset", "architecture", "granularity", "match", "method", "finetune_epochs", "trials", "tuning_epochs", "validation_default",
@@ -32,38 +32,35 @@ def tuned(rows: Iterable[Row]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=list(COLUMNS))
 
 
-def chosen(rows: Iterable[Row]) -> dict[tuple[str, str, str], Found]:
-    """(data set, architecture, method) -> what the search of tuned rows has found, as the rows say it."""
-    found: dict[tuple[str, str, str], Found] = {}
-    scales: dict[tuple[str, str, str], float] = {}
+def chosen(rows: Iterable[Row]) -> dict[tuple[str, str, str], Setting]:
+    """(data set, architecture, method) -> what the search of tuned rows has chosen, as the rows say it."""
+    found: dict[tuple[str, str, str], Setting] = {}
     for row in rows:
         if row.tuning != "tuned" or not row.criterion:
             continue
-        cell, said = (row.dataset, row.architecture, row.method), json.loads(row.hyperparameters)
-        if "finetuning" in said:  # rows without fine-tuning do not say it
-            scales[cell] = said["finetuning"]["lr_scale"]
-        search = said["tuning"]
-        values = Chosen(said["training"], said["criterion"], scales.get(cell))
-        validation = search["validation"]
-        found[cell] = Found(values, validation["default"], validation["tuned"], search["trials"], search["epochs"], 0.0)
+        cell, said = (row.dataset, row.architecture, row.method), decoded(row.hyperparameters)
+        if said.search is None:
+            raise ValueError(f"tuned row of {row.method} without the entry `tuning` in `hyperparameters`")
+        if cell not in found or said.finetune_lr_scale is not None:  # rows without fine-tuning do not say its learning rate
+            found[cell] = said
     return found
 
 
 def _line(cell: tuple[Any, ...], found: dict[str, list[Row]]) -> dict[str, Any]:
-    said = json.loads(found["tuned"][0].hyperparameters)
-    search = said.pop("tuning")
+    setting = decoded(found["tuned"][0].hyperparameters)
+    search = setting.search
     before, after = _area(found.get("default", [])), _area(found["tuned"])
     return {
         **dict(zip(CELL, cell, strict=True)),
-        "trials": search["trials"],
-        "tuning_epochs": search["epochs"],
-        "validation_default": search["validation"]["default"],
-        "validation_tuned": search["validation"]["tuned"],
+        "trials": search.trials if search else None,
+        "tuning_epochs": search.epochs if search else None,
+        "validation_default": search.default_accuracy if search else None,
+        "validation_tuned": search.accuracy if search else None,
         "area_default": before,
         "area_tuned": after,
         "gain": after - before,
         "seeds": len({row.seed for row in found["tuned"]}),
-        "hyperparameters": json.dumps(said, sort_keys=True),
+        "hyperparameters": dataclasses.replace(setting, search=None).encoded(),
     }
 
 

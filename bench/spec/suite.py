@@ -116,7 +116,7 @@ def load_suite(name: str) -> Suite:
     if path is None:
         raise unknown("suite", name, known)
     try:
-        return Suite.model_validate(tomllib.loads(path.read_text()))
+        return Suite.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UserError(f"cannot read suite file '{path}': {error.strerror}") from None
     except tomllib.TOMLDecodeError as error:

@@ -4,10 +4,11 @@ Keys are digests of all that decides a network (see `bench.planning`).
 """
 
 import json
-import os
-import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from bench.storage import files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,15 +41,29 @@ class Networks:
             return None
         return found
 
+    def size(self) -> tuple[int, int]:
+        """The number of networks and their bytes."""
+        sizes = [file.stat().st_size for file in self.folder.glob("*.safetensors")]
+        return len(sizes), sum(sizes)
+
+    def remove(self, keys: Iterable[str]) -> None:
+        """Remove networks by key, and what is remembered of their failures."""
+        for key in keys:
+            self.path(key).unlink(missing_ok=True)
+            (self.folder / f"{key}.failed").unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove all networks."""
+        self.remove({file.stem for pattern in ("*.safetensors", "*.failed") for file in self.folder.glob(pattern)})
+
     def fail(self, key: str, error: str) -> None:
         """Remember that a network cannot be trained, and why."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / f"{key}.failed").write_text(error)
+        files.write(self.folder / f"{key}.failed", error.encode())
 
     def failed(self, key: str) -> str:
         """Why this network could not be trained; '' where it was not tried."""
         file = self.folder / f"{key}.failed"
-        return file.read_text() if file.is_file() else ""
+        return file.read_text(encoding="utf-8") if file.is_file() else ""
 
     def save(self, key: str, state: "dict[str, Tensor]", posterior: "Posterior", facts: dict[str, Any]) -> None:
         """Write the network's state, what its training left, and plain facts about it (JSON-able)."""
@@ -65,14 +80,8 @@ class Networks:
             "marginal_likelihood": posterior.marginal_likelihood,
         }
         metadata = {"posterior": json.dumps(scalars), "facts": json.dumps(facts)}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".part")
-        os.close(handle)
-        try:
+        with files.replacing(self.path(key)) as temporary:
             save_file(tensors, temporary, metadata=metadata)
-            os.replace(temporary, self.path(key))
-        finally:
-            Path(temporary).unlink(missing_ok=True)
 
     def load(self, key: str) -> "tuple[dict[str, Tensor], Posterior, dict[str, Any]]":
         """State, posterior and facts of one network, on the CPU. Raises FileNotFoundError where it is not there."""

@@ -4,12 +4,9 @@ A text that a spreadsheet would run as a formula, for it begins with = + - @, a 
 apostrophe before it, which reading takes away again. Numbers are no texts: a negative one stays as it is.
 """
 
-import contextlib
 import csv
-import os
 import re
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +16,7 @@ if TYPE_CHECKING:
 
 from bench.spec.columns import Column
 from bench.spec.row import COLUMNS, DECLARED, Row
+from bench.storage import files
 from bench.storage.migration import migrated, schema_of
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # apostrophes that were there count, so that taking one away is exact
@@ -27,7 +25,7 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # apostrophes that were there count, so
 def write_rows(rows: Iterable[Row], path: Path) -> None:
     """Write rows under the contract's header, sorted by what identifies them; the file is there whole or not at all."""
     text = rows_text(rows)
-    write_atomically(path, lambda file: file.write(text))
+    files.write(path, text.encode())
 
 
 def rows_text(rows: Iterable[Row]) -> str:
@@ -46,7 +44,7 @@ def ordered(rows: Iterable[Row]) -> list[Row]:
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a results.csv, of this release or an older one. Raises ValueError naming the line where it is not one."""
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if schema_of(reader.fieldnames or ()) is None:
             raise ValueError(f"{path}: the header is not that of results.csv")
@@ -62,7 +60,7 @@ def read_rows(path: Path) -> list[Row]:
 def write_table(table: "pd.DataFrame", path: Path) -> None:
     """Write a table with a header and no index; floats read back exactly."""
     text = table_text(table)
-    write_atomically(path, lambda file: file.write(text))
+    files.write(path, text.encode())
 
 
 def table_text(table: "pd.DataFrame", float_format: str | None = None) -> str:
@@ -79,46 +77,6 @@ def neutralised(text: str) -> str:
 def restored(text: str) -> str:
     """The text that `neutralised` has made this of."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
-
-
-def write_files(folder: Path, files: Mapping[str, bytes | None]) -> None:
-    """Write files by their path below a folder, or remove those that are None; where one cannot be written, none is changed.
-
-    Contents are all on the disk under temporary names before the first file is replaced.
-    """
-    staged: dict[Path, Path] = {}
-    try:
-        for name, content in files.items():
-            if content is not None:
-                path = folder / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-                staged[path] = Path(temporary)
-                with os.fdopen(handle, "wb") as file:
-                    file.write(content)
-                os.chmod(temporary, 0o644)
-        for path, part in staged.items():
-            os.replace(part, path)
-        for name, content in files.items():
-            if content is None:
-                (folder / name).unlink(missing_ok=True)
-    finally:
-        for part in staged.values():
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, write: Any) -> None:
-    """Call `write(file)` on a temporary file beside the path and move it there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", newline="") as file:
-            write(file)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _sortable(value: Any) -> tuple[int, Any]:

@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,6 +68,20 @@ class Store:
                 except ValueError as error:
                     raise UserError(f"the store '{self.url}' has a row that cannot be read: {error}") from None
         return found
+
+    def every(self) -> Iterator[tuple[str, Row]]:
+        """(key, row) of all rows that this release can read."""
+        with self._engine.connect() as connection:
+            for key, text in connection.execute(select(_rows.c.key, _rows.c.row)):
+                with contextlib.suppress(ValueError):
+                    yield key, migrated(json.loads(text))
+
+    def remove(self, keys: Iterable[str]) -> None:
+        """Remove rows by key."""
+        wanted = list(keys)
+        for i in range(0, len(wanted), 500):
+            query = delete(_rows).where(_rows.c.key.in_(wanted[i : i + 500]))
+            self._transaction(partial(Connection.execute, statement=query))
 
     def done(self, keys: Iterable[str]) -> set[str]:
         """Those of the keys whose rows are there and have not failed."""

@@ -14,25 +14,36 @@ from pathlib import Path
 
 PAUSE = 0.25  # seconds between two writes of one worker
 STALE = 86400.0  # seconds after which a folder of a killed run is removed
-carried = 0  # epochs of what this worker has done before, as a part of the same job
+carried = (0, 0)  # epochs and points of what this worker has done before, as a part of the same piece of work
 
 
-class Beat:
-    """Epochs of one job: call it after each, `close` it when the job ends. `folder`: where it is shown, nowhere where None."""
+class Heartbeat:
+    """Epochs and measurements of one job: call it after each epoch, `measured` after each point, `close` it when the job ends.
+
+    `folder`: where it writes its file; None for nowhere.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         self._file = folder / str(os.getpid()) if folder is not None else None
-        self.epochs = 0
+        self.epochs = self.points = 0
         self._written = 0.0
 
     def __call__(self, _epoch: int) -> None:
         """One more epoch is done."""
         self.epochs += 1
+        self._write()
+
+    def measured(self) -> None:
+        """One more point is measured."""
+        self.points += 1
+        self._write()
+
+    def _write(self) -> None:
         now = time.monotonic()
         if self._file is not None and now - self._written > PAUSE:
             self._written = now
             with contextlib.suppress(OSError):
-                self._file.write_text(str(carried + self.epochs))
+                self._file.write_text(f"{carried[0] + self.epochs} {carried[1] + self.points}", encoding="ascii")
 
     def close(self) -> None:
         """The job is over, and counted as a whole from now on."""
@@ -57,10 +68,11 @@ def shown(cache: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def epochs_running(folder: Path) -> int:
-    """Epochs trained by the jobs that run now; a file that is just being written counts as none."""
-    total = 0
+def running(folder: Path) -> tuple[int, int]:
+    """Epochs trained and points measured by the jobs that run now; a file that is just being written counts as none."""
+    epochs = points = 0
     for file in folder.glob("*"):
         with contextlib.suppress(OSError, ValueError):
-            total += int(file.read_text())
-    return total
+            trained, measured = map(int, file.read_text(encoding="ascii").split())
+            epochs, points = epochs + trained, points + measured
+    return epochs, points

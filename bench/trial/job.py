@@ -1,18 +1,19 @@
-"""A piece of work as a value: what is trained, what is cut, where it is measured. Made by the pipeline, done by `bench.trial`."""
+"""One piece of work as a value: what is trained, pruned and measured."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.spec.setting import Setting
 from bench.spec.suite import Protocol
 from methods import Schedule, Stage
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a job finds things: the device, the data, the folder of networks, the plug-ins to load, where it says how far it is.
+class Environment:
+    """What a job runs with: the device, the folder of data, the cache, the plug-ins to load, the folder for its progress.
 
-    `threads`: with how many a job computes, in whatever process: their number decides how sums are rounded.
+    `threads`: the number of threads of a job, in any process: it decides how sums are rounded.
     """
 
     device: str
@@ -21,14 +22,6 @@ class Place:
     plugins: tuple[str, ...] = ()
     progress: Path | None = None
     threads: int = 1
-
-
-@dataclass(frozen=True)
-class Configured:
-    """A registered name with its hyperparameters."""
-
-    name: str
-    hyperparameters: dict[str, Any] = field(default_factory=dict)
 
 
 class Point(NamedTuple):
@@ -41,12 +34,11 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One method (or the dense network, where `criterion` is None) on one block and seed, at the points still to do.
+    """One method (or the dense network, if `criterion` is empty) on one block and seed, at the points still to do.
 
-    `network`: the key of the dense network, saved by a dense job and loaded by one that prunes after training. `schedule`: when
-    to cut, where that is more than once. `match`: what sparsities are shares of, see `bench.evaluate.cost`. `ablation`: a control
-    in place of the method's own network, see `bench.spec.ABLATIONS`. `split`: which data it is measured on, "test", or
-    "validation" while tuning.
+    `network`: the key of the dense network; a dense job saves it, a job that prunes after training loads it.
+    `match`: the quantity that sparsities are fractions of, see `bench.trial.cost.cost`. `ablation`: a control instead of the method's
+    own network, see `bench.spec.row.ABLATIONS`. `split`: the data it is measured on, "test", or "validation" while tuning.
     """
 
     method: str
@@ -54,14 +46,14 @@ class Job:
     architecture: str
     protocol: Protocol
     seed: int
-    training: Configured
-    criterion: Configured | None
+    training: str
+    criterion: str
     stage: Stage | None
+    setting: Setting
     granularity: str
     network: str
     points: tuple[Point, ...]
-    place: Place
-    schedule: Schedule | None = None
+    environment: Environment
     match: str = "weights"
     ablation: str = "none"
     split: str = "test"
@@ -72,6 +64,17 @@ class Job:
         at = f" {self.sparsities[0]:g}" if self.trains_each and len(self.sparsities) == 1 else ""
         control = "" if self.ablation == "none" else f" {self.ablation}"
         return f"{self.method}{control}{at} · {self.dataset}/{self.architecture} · seed {self.seed}"
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """When to cut, if that is more than once."""
+        return None if self.setting.schedule is None else schedule_of(self.setting.schedule)
+
+    @property
+    def finetune_lr_scale(self) -> float:
+        """The learning rate of fine-tuning as a fraction of the training's: the method's own, or that of the protocol."""
+        own = self.setting.finetune_lr_scale
+        return self.protocol.finetune_lr_scale if own is None else own
 
     @property
     def trains_each(self) -> bool:
@@ -90,15 +93,15 @@ class Job:
 
     def training_epochs(self, sparsity: float) -> int:
         """The epochs, without fine-tuning, behind one network of this sparsity: its own, and those of the network its mask is from."""
-        own = self.protocol.epochs
-        if self.schedule is not None and self.stage is Stage.DURING:
-            own = self.schedule.epochs(own, sparsity)
+        own, schedule = self.protocol.epochs, self.schedule
+        if schedule is not None and self.stage is Stage.DURING:
+            own = schedule.epochs(own, sparsity)
         return own + (self.protocol.epochs if self.retrains and self.stage is not Stage.INIT else 0)
 
     @property
     def trainings(self) -> int:
         """How many networks it trains from the start."""
-        if self.criterion is None:
+        if not self.criterion:
             return 1
         return len(self.sparsities) * (self.trains_each + (self.retrains and self.stage is not Stage.INIT))
 
@@ -106,7 +109,14 @@ class Job:
     def epochs(self) -> int:
         """Training epochs in it: its length, as far as that can be said beforehand."""
         fine = sum(p.finetune_epochs for p in self.points)
-        if self.criterion is None:
+        if not self.criterion:
             return self.protocol.epochs + fine
         shared = 0 if self.trains_each else self.protocol.epochs
         return fine + sum(self.training_epochs(s) - shared for s in self.sparsities)
+
+
+def schedule_of(said: dict[str, Any]) -> Schedule:
+    """The schedule that `Schedule.as_dict` has written. Raises KeyError or TypeError where there is no such schedule."""
+    fields = dict(said)
+    made: Schedule = {cls.kind: cls for cls in Schedule.__subclasses__()}[fields.pop("kind")](**fields)
+    return made

@@ -6,27 +6,21 @@ place, `Workbench.measure`, once for a row, and never by a job that is measured 
 
 import contextlib
 import copy
-import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 
 import torch
 from torch import nn
 
 import methods
-from bench import data
 from bench.storage.checkpoints import Networks
 from bench.trial import metrics
-from bench.trial.job import Configured, Job, Point
+from bench.trial.job import Job, Point
 from bench.trial.provenance import provenance
 from bench.trial.workbench import Measurement, Workbench, posterior_to
-from methods import Mask, Problem, Pruner, Recipe, Schedule, Stage
-
-CALIBRATION = 10  # batches
-
+from methods import Mask, Problem, Pruner, Schedule, Stage
 
 Work = Iterator[tuple[Point, Measurement]]
 
@@ -41,18 +35,18 @@ def execute(job: Job) -> dict[str, Measurement]:
 
 def stream(job: Job, bench: "Trial | None" = None) -> Work:
     """As `execute`, each point as it is done. `bench`: where to do it, a new one where not given."""
-    where = provenance(job.place.device, job.place.threads)
+    where = provenance(job.environment.device, job.environment.threads)
 
     def work() -> Work:
         try:
             yield from (bench or Trial(job)).run()
         except Exception as error:
-            networks = Networks(job.place.cache / "networks")
-            if job.criterion is None and not networks.has(job.network):
+            networks = Networks(job.environment.cache / "networks")
+            if not job.criterion and not networks.has(job.network):
                 networks.fail(job.network, _line(error))
             raise
 
-    with threads(job.place.threads):
+    with threads(job.environment.threads):
         for point, measurement in _each(job.points, work):
             yield point, measurement | where
 
@@ -84,7 +78,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Made:
+class PrunedNetwork:
     """A pruned network: `model` under `mask`, or smaller, and then `kept` is the mask of the `whole` network that it is left of."""
 
     model: nn.Module
@@ -94,36 +88,17 @@ class Made:
     measured: Measurement
 
 
-def network(job: Job) -> Made:
+def network(job: Job) -> PrunedNetwork:
     """The network of a job with one point, and its measurement."""
-    with threads(job.place.threads):
+    with threads(job.environment.threads):
         bench = Trial(job)
         measured = {point.key: measurement for point, measurement in stream(job, bench)}
         whole = bench.initial()
     found = bench.measured
+    own = measured[job.points[0].key]
     if found is None:
-        return Made(whole, methods.full_mask(whole), None, whole, measured[job.points[0].key])
-    return Made(found.model, found.mask, bench.cut_mask if bench.granularity.compacts else None, whole, measured[job.points[0].key])
-
-
-def seconds_per_epoch(job: Job) -> float:
-    """How long an epoch of ordinary training on the job's block takes, from a few batches, about a second's work."""
-    with threads(job.place.threads):
-        return _seconds_per_epoch(job)
-
-
-def _seconds_per_epoch(job: Job) -> float:
-    bench = Workbench(dataclasses.replace(job, training=Configured("map")))
-    batches = data.Batches(bench.dataset.train, job.protocol.batch_size, augment=job.protocol.augment)
-    some = list(islice(iter(batches), CALIBRATION))
-    problem = bench.problem(bench.initial())
-    recipe = Recipe(epochs=1, optimizer=job.protocol.optimizer, lr_scale=1e-6)  # no step may lead it astray
-    times = []
-    for part in (some[:2], some):
-        start = time.perf_counter()
-        methods.fit(problem, bench.training, recipe, batches=part)
-        times.append((time.perf_counter() - start) / len(part))
-    return times[1] * len(batches)
+        return PrunedNetwork(whole, methods.full_mask(whole), None, whole, own)
+    return PrunedNetwork(found.model, found.mask, bench.cut_mask if bench.granularity.compacts else None, whole, own)
 
 
 class Trial(Workbench):
@@ -132,15 +107,17 @@ class Trial(Workbench):
     def run(self) -> Work:
         """Each point with its measurement, as it is done."""
         try:
-            yield from self._run()
+            for point, measurement in self._run():
+                self.beat.measured()
+                yield point, measurement
         finally:
             self.beat.close()
 
     def _run(self) -> Work:
-        if self.job.criterion is None:
+        if not self.job.criterion:
             yield from self._dense()
         else:
-            criterion = methods.make("criteria", self.job.criterion.name, self.job.criterion.hyperparameters)
+            criterion = methods.make("criteria", self.job.criterion, self.job.setting.criterion or {})
             initial = self.problem(self.initial())
             reason = criterion.unsupported(initial) or self.granularity.unsupported(initial)
             if reason is not None:

@@ -19,8 +19,8 @@ from bench.spec.suite import Protocol
 from bench.storage.checkpoints import Networks
 from bench.trial import cost, metrics
 from bench.trial.flops import layer_flops
-from bench.trial.heartbeat import Beat
-from bench.trial.job import Job, Place
+from bench.trial.heartbeat import Heartbeat
+from bench.trial.job import Environment, Job
 from methods import Posterior, Problem, Pruner, Recipe
 
 Measurement = dict[str, Any]  # columns of a Row, by name
@@ -30,21 +30,21 @@ class Workbench:
     """The things one job works with: data, an initial network, seeds, recipes."""
 
     def __init__(self, job: Job) -> None:
-        for plugin in job.place.plugins:
+        for plugin in job.environment.plugins:
             methods.load_plugin(plugin)
         torch.backends.cudnn.deterministic = True
         self.job = job
-        self.device = torch.device(job.place.device)
-        self.dataset = load_data(job.dataset, job.protocol, job.place)
-        self.training = methods.make("trainings", job.training.name, job.training.hyperparameters)
+        self.device = torch.device(job.environment.device)
+        self.dataset = load_data(job.dataset, job.protocol, job.environment)
+        self.training = methods.make("trainings", job.training, job.setting.training)
         self.granularity = methods.get_granularity(job.granularity)
         self.cost = None if job.match == "weights" else cost.cost(job.match, self.initial(), self.dataset.input_shape)
         self.latencies: dict[str, float] = {}
         self.cut_mask: methods.Mask = {}
         self.promised: int | None = None  # how many weights the cut has left, of a network that was cut
         self.measured: Problem | None = None  # the last network that was measured
-        self.networks = Networks(job.place.cache / "networks")
-        self.beat = Beat(job.place.progress)
+        self.networks = Networks(job.environment.cache / "networks")
+        self.beat = Heartbeat(job.environment.progress)
         self.train_seconds = 0.0
         self.dense_off = False
 
@@ -70,7 +70,7 @@ class Workbench:
         """Train, with `pruner` to a mask, or with `previous` fine-tune; the mask must hold, which is checked when measured."""
         start = time.perf_counter()
         protocol, purpose = self.job.protocol, "fine-tuning" if previous else "training"
-        scale = protocol.lr_scale * (protocol.finetune_lr_scale if previous else 1.0)
+        scale = protocol.lr_scale * (self.job.finetune_lr_scale if previous else 1.0)
         recipe = Recipe(epochs=epochs, optimizer=protocol.optimizer, lr_scale=scale)
         seed = methods.derive(self.job.seed, purpose)
         batches = data.Batches(self.dataset.train, protocol.batch_size, seed=seed, shuffle=True, augment=protocol.augment)
@@ -161,9 +161,11 @@ def _load(name: str, root: Path | None, cache: Path, validation: float, split_se
     return loaded.to(device)
 
 
-def load_data(name: str, protocol: Protocol, place: Place) -> data.Dataset:
-    """The data set as the protocol splits it, on the place's device; kept in this process for the next job."""
-    return _load(name, place.data_root, place.cache, protocol.validation, protocol.split_seed, protocol.train_limit, place.device)
+def load_data(name: str, protocol: Protocol, environment: Environment) -> data.Dataset:
+    """The data set as the protocol splits it, on the device of the environment; kept in this process for the next job."""
+    return _load(
+        name, environment.data_root, environment.cache, protocol.validation, protocol.split_seed, protocol.train_limit, environment.device
+    )
 
 
 @lru_cache(maxsize=64)

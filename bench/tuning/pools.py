@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import methods
-from bench.trial.job import Configured
 from methods import Range, Training, derive, ranges
 
 MOST = 4  # draws for each place in a pool, at most
@@ -22,7 +21,7 @@ class Member:
     """One of a pool: which draw it is, its hyperparameters, and the keys of the networks trained with them, by tuning seed."""
 
     draw: int
-    training: Configured
+    training: dict[str, Any]
     networks: tuple[str, ...]
 
 

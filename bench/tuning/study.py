@@ -1,43 +1,15 @@
-"""A search as a value: what it may choose from, on which jobs it measures, and what it has found."""
+"""A search as a value: what it may choose from, and on which jobs it measures."""
 
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from bench.spec.row import DENSE
-from bench.trial.job import Configured, Job
+from bench.spec.setting import Setting
+from bench.trial.job import Job
 from bench.tuning import selection
 from bench.tuning.pools import Member
 from methods import Range
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What a study has found: values by name, and the learning rate of fine-tuning, None where nothing is fine-tuned."""
-
-    training: dict[str, Any]
-    criterion: dict[str, Any]
-    finetune_lr_scale: float | None
-
-
-@dataclass(frozen=True)
-class Found:
-    """The end of a study: what it has chosen, the validation area of the defaults and of that, and what the search has cost.
-
-    Both are means over the further seeds; those of the first, where there are no further ones.
-    """
-
-    chosen: Chosen
-    default_accuracy: float
-    accuracy: float
-    trials: int
-    epochs: int
-    seconds: float
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """What a row says of its tuning: nothing that differs between two runs of it."""
-        return {"trials": self.trials, "epochs": self.epochs, "validation": {"default": self.default_accuracy, "tuned": self.accuracy}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +67,8 @@ class Study:
 
     def defaults(self) -> dict[str, Any]:
         """The first candidate."""
-        assert self.job.criterion is not None
-        own = {f"criterion.{name}": self.job.criterion.hyperparameters[name] for name in self.space}
-        scale = {"finetune_lr_scale": self.job.protocol.finetune_lr_scale} if self.finetunes else {}
+        own = {f"criterion.{name}": (self.job.setting.criterion or {})[name] for name in self.space}
+        scale = {"finetune_lr_scale": self.job.finetune_lr_scale} if self.finetunes else {}
         return {"training": 0, **own, **scale}
 
     def candidate(self, drawn: dict[str, Any]) -> dict[str, Any]:
@@ -108,27 +79,20 @@ class Study:
         """Whose training a candidate has; None where it is not in this pool: on another kind of machine other members may break down."""
         return next((member for member in self.pool if member.draw == values["training"]), None)
 
-    def chosen(self, values: dict[str, Any], training: dict[str, Any]) -> Chosen:
+    def setting(self, values: dict[str, Any], training: dict[str, Any]) -> Setting:
         """The hyperparameters that a candidate's values mean; `training`: those of its training."""
-        assert self.job.criterion is not None
         own = {name.removeprefix("criterion."): value for name, value in values.items() if name.startswith("criterion.")}
-        return Chosen(training, {**self.job.criterion.hyperparameters, **own}, values.get("finetune_lr_scale"))
+        job = self.job.setting
+        return Setting(training, {**(job.criterion or {}), **own}, job.schedule, values.get("finetune_lr_scale"))
 
     def job_of(self, values: dict[str, Any], member: Member, seed: int) -> Job:
         """The job that measures a candidate on one tuning seed, by the seed's number from 0."""
-        chosen, job = self.chosen(values, member.training.hyperparameters), self.jobs[seed]
-        assert job.criterion is not None
-        scale = chosen.finetune_lr_scale
-        protocol = job.protocol if scale is None else dataclasses.replace(job.protocol, finetune_lr_scale=scale)
-        criterion = Configured(job.criterion.name, chosen.criterion)
-        return dataclasses.replace(
-            job, training=member.training, network=member.networks[seed], criterion=criterion, protocol=protocol
-        )  # fmt: skip
+        return dataclasses.replace(self.jobs[seed], network=member.networks[seed], setting=self.setting(values, member.training))
 
     def network_job(self, member: Member, seed: int) -> Job:
         """The job that trains a member's dense network on a tuning seed."""
         job = self.jobs[seed]
         return dataclasses.replace(
-            job, method=f"{DENSE}@{member.training.name}", criterion=None, stage=None, schedule=None, points=(), split="test",
-            training=member.training, network=member.networks[seed],
+            job, method=f"{DENSE}@{job.training}", criterion="", stage=None, points=(), split="test",
+            setting=Setting(member.training), network=member.networks[seed],
         )  # fmt: skip

@@ -11,6 +11,7 @@ was killed and resumed is the one that was not, and draws are the same on every 
 """
 
 import base64
+import contextlib
 import dataclasses
 import functools
 import time
@@ -21,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import methods
+from bench.spec.setting import Search, Setting
 from bench.storage.checkpoints import Networks
 from bench.storage.rows import insistent
 from bench.trial import heartbeat, trial
 from bench.trial.job import Job
 from bench.tuning import selection
 from bench.tuning.selection import Measured
-from bench.tuning.study import Found, Study
+from bench.tuning.study import Study
 from methods import Range, Stage, derive
 
 if TYPE_CHECKING:
@@ -38,18 +40,18 @@ STARTUP = 5  # trials drawn at random before TPE learns from them
 PATIENCE = 4  # trials before one may be given up for lagging behind the median of the others
 
 
-def search(study: Study) -> Found:
+def search(study: Study) -> Setting:
     """Do what is left of a study."""
-    for plugin in study.job.place.plugins:
+    for plugin in study.job.environment.plugins:
         methods.load_plugin(plugin)
     trials, done = _Trials(study, _open(study)), 0
 
     def next_one() -> None:
         nonlocal done
         done += 1
-        heartbeat.carried = done * study.job.epochs
+        heartbeat.carried = (done * study.job.epochs, done * len(study.job.points))
 
-    heartbeat.carried = 0
+    heartbeat.carried = (0, 0)
     for k in range(study.rounds.screened):
         if trials.candidate(k) is None:
             trials.add(_screened(study, trials, k))
@@ -59,12 +61,12 @@ def search(study: Study) -> Found:
             if trials.measured(values, seed) is None:
                 trials.add(_confirmed(study, values, seed))
             next_one()
-    heartbeat.carried = 0
+    heartbeat.carried = (0, 0)
     return trials.found()
 
 
-def found(study: Study) -> Found | None:
-    """The end of a study that has all its trials; None for one that has not. Leaves the store as it is."""
+def found(study: Study) -> Setting | None:
+    """What a study with all its trials has chosen; None for an unfinished one. Leaves the store as it is."""
     import optuna
 
     try:
@@ -73,6 +75,14 @@ def found(study: Study) -> Found | None:
         return None
     trials = _Trials(study, opened)
     return trials.found() if trials.complete() else None
+
+
+def forget(study: Study) -> None:
+    """Remove the trials of a study from the store."""
+    import optuna
+
+    with contextlib.suppress(KeyError):
+        optuna.delete_study(study_name=study.name, storage=_database(study.storage))
 
 
 class _Trials:
@@ -122,8 +132,8 @@ class _Trials:
             return False
         return all(self.measured(values, seed) for values in self.confirmed() for seed in range(1, plan.further + 1))
 
-    def found(self) -> Found:
-        """The end of a complete study: the defaults, unless a finalist is believed to be better."""
+    def found(self) -> Setting:
+        """What a complete study chooses: the defaults, unless a finalist is believed to be better."""
         study, plan = self._study, self._study.rounds
         values = study.defaults()
         best = defaults = self._sequence(values)
@@ -137,10 +147,9 @@ class _Trials:
         spent = [*self.screening(plan.screened), *(t for t in further if t is not None)]
         winner = self.measured(values, 0)
         assert winner is not None
-        return Found(
-            study.chosen(values, winner.user_attrs["training"]), _mean(defaults), _mean(best), len(spent),
-            epochs=sum(int(t.user_attrs["epochs"]) for t in spent), seconds=sum(float(t.user_attrs["seconds"]) for t in spent),
-        )  # fmt: skip
+        epochs = sum(int(t.user_attrs["epochs"]) for t in spent)
+        chosen = study.setting(values, winner.user_attrs["training"])
+        return dataclasses.replace(chosen, search=Search(len(spent), epochs, _mean(defaults), _mean(best)))
 
     def _sequence(self, values: dict[str, Any]) -> list[Measured]:
         """A candidate's measurements, that of the first seed first."""
@@ -230,7 +239,7 @@ def _measure(study: Study, values: dict[str, Any], seed: int, asked: "optuna.Tri
 
     def outcome(value: float | None) -> _Outcome:
         spent = {"seed": seed, "epochs": bench.beat.epochs, "seconds": time.perf_counter() - start}
-        return _Outcome(value, {**spent, "training": member.training.hyperparameters, "samples": _packed(samples)})
+        return _Outcome(value, {**spent, "training": member.training, "samples": _packed(samples)})
 
     for point, measurement in trial.stream(job, bench):
         accuracy = measurement.get("accuracy") or 0.0
@@ -248,7 +257,7 @@ def _measure(study: Study, values: dict[str, Any], seed: int, asked: "optuna.Tri
 
 def _train_missing(job: Job) -> None:
     """Train a dense network where nobody has tried; that it cannot be trained is said where it is looked for."""
-    networks = Networks(job.place.cache / "networks")
+    networks = Networks(job.environment.cache / "networks")
     if not networks.has(job.network) and not networks.failed(job.network):
         trial.execute(job)
 
@@ -289,7 +298,7 @@ def _distributions(study: Study) -> "dict[str, optuna.distributions.BaseDistribu
     made |= {f"criterion.{name}": _distribution(allowed) for name, allowed in study.space.items()}
     if not study.finetunes:
         return made
-    own = study.job.protocol.finetune_lr_scale  # which a suite may set beyond the range
+    own = study.job.finetune_lr_scale  # which a suite may set beyond the range
     scale = dataclasses.replace(LR_SCALE, low=min(LR_SCALE.low, own), high=max(LR_SCALE.high, own))
     return made | {"finetune_lr_scale": _distribution(scale)}
 

@@ -59,22 +59,28 @@ class Track:
     dense: pd.DataFrame
 
 
-def draw(rows: Iterable[Row], board: pd.DataFrame) -> dict[str, bytes]:
-    """File name -> contents of every picture: `board` is the leaderboard of the rows."""
+def figures(rows: Iterable[Row], board: pd.DataFrame) -> Iterator[tuple[str, str, Figure]]:
+    """(kind, slug of the track, figure) of every picture. `board`: the leaderboard of the rows."""
     table = tracks.frame(rows)
     ran = table[table["status"] != "unsupported"].assign(value=tracks.accuracy)
     styles = _styles(ran.loc[(ran["track"] != "") & (ran["ablation"] == "none"), "method"])
-    files: dict[str, bytes] = {}
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         for track in _tracks(ran, board):
             for kind, figure in _figures(track, styles):
-                for suffix, metadata in (("svg", {"Date": None}), ("png", {})):
-                    file = io.BytesIO()
-                    figure.savefig(file, format=suffix, metadata=metadata)
-                    figure.set_layout_engine("none")  # laid out: the second format keeps it
-                    files[f"{kind}-{track.slug}.{suffix}"] = file.getvalue()
+                yield kind, track.slug, figure
+
+
+def draw(rows: Iterable[Row], board: pd.DataFrame) -> dict[str, bytes]:
+    """File name -> contents of every picture. `board`: the leaderboard of the rows."""
+    files: dict[str, bytes] = {}
+    for kind, slug, figure in figures(rows, board):
+        for suffix, metadata in (("svg", {"Date": None}), ("png", {})):
+            file = io.BytesIO()
+            figure.savefig(file, format=suffix, metadata=metadata)
+            figure.set_layout_engine("none")  # laid out: the second format keeps it
+            files[f"{kind}-{slug}.{suffix}"] = file.getvalue()
     return files
 
 

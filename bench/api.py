@@ -1,0 +1,210 @@
+"""The Python API: what `import bench` offers. The command line is a thin layer over it."""
+
+import dataclasses
+import inspect
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import pandas as pd
+
+from bench.execution import environment
+from bench.execution import run as execution
+from bench.execution.display import Display
+from bench.planning import catalogue
+from bench.planning.request import make_request
+from bench.publishing.plots import curves
+from bench.ranking import comparison
+from bench.ranking import leaderboard as ranking
+from bench.spec.choices import Narrowing, Resources
+from bench.spec.errors import UserError, nearest
+from bench.spec.row import COLUMNS, DECLARED, Row
+from bench.storage import results_csv
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Rows: TypeAlias = pd.DataFrame | Iterable[Row]
+
+
+def run(
+    suite: str = "digits", *, ablate: Iterable[str] = (), tuned: str | Path | None = None, force: bool = False, progress: bool = True,
+    **options: Any
+) -> pd.DataFrame:  # fmt: skip
+    """Run methods on a suite; results that are in the store are not computed again.
+
+        rows = bench.run(methods=["magnitude", "spam"], datasets=["digits"], architectures=["mlp"], trials=0)
+
+    Args:
+        suite: a suite by name, or a .toml file.
+        ablate: controls for each method: "shuffle", "reinit".
+        tuned: a leaderboard or output folder whose tuned hyperparameters are used; nothing is searched then.
+        force: whether to compute again what the store already has.
+        progress: whether to show it, in a terminal or a notebook.
+        options: the fields of `bench.spec.choices.Narrowing` and `Resources`: methods, datasets, architectures, sparsities, seeds,
+            granularity, match, trials, epochs, finetune_epochs; executor, ray_address, workers, device, store, data_root, plugin.
+
+    Returns:
+        One line per method, data set, architecture, sparsity and seed, with the columns of results.csv, dense networks included.
+
+    Raises:
+        bench.UserError: a name or value that cannot be.
+    """
+    narrowing, resources = _choices(options)
+    watch = (lambda: Display(resources.workers or 8)) if progress else (lambda: nullcontext(lambda _: None))
+    said = print if progress else (lambda _: None)
+    return frame(run_rows(suite, narrowing, resources, ablate, tuned, watch, said, force=force))
+
+
+def run_rows(
+    suite: str, narrowing: Narrowing, resources: Resources, ablate: Iterable[str], tuned: str | Path | None,
+    watch: execution.Watch, say: execution.Say, *, force: bool = False,
+) -> list[Row]:  # fmt: skip
+    """As `run`, for callers that have their own display; see `bench.execution.run.run` for `watch` and `say`."""
+    place = environment.environment_of(resources)
+    catalogue.load_plugins(place.plugins)
+    request = make_request(suite, narrowing, place, ablate)
+    found = None if tuned is None else execution.tuned_of(request, Path(tuned))
+    store = environment.open_store(resources)
+    if force:
+        execution.forget(request, store, found)
+    pool = environment.open_executor(resources, place.device)
+    try:
+        return execution.run(request, store, pool, watch, say, found)
+    finally:
+        pool.close()
+
+
+def leaderboard(rows: Rows) -> pd.DataFrame:
+    """The leaderboard of rows: one line per track, tuning and method, with the columns of leaderboard.csv.
+
+    Args:
+        rows: from `run` or `read`, with those of the dense networks.
+    """
+    return ranking.leaderboard(rows_of(rows))
+
+
+def plot(rows: Rows, kind: str = "accuracy", track: str | None = None) -> "Figure":
+    """A figure of a leaderboard.
+
+    Args:
+        rows: from `run` or `read`.
+        kind: accuracy, ranks, flops, latency, nll, ece or scoring.
+        track: part of the name of a track, such as "fine-tuned"; the first one if not given.
+
+    Raises:
+        bench.UserError: there is no such figure of these rows.
+    """
+    made = rows_of(rows)
+    kinds, slugs = [], []
+    for name, slug, figure in curves.figures(made, ranking.leaderboard(made)):
+        if name == kind and (track is None or track.replace(" ", "-") in slug):
+            return figure
+        kinds.append(name)
+        slugs.append(slug)
+    if kind not in kinds:
+        raise UserError(f"no figure '{kind}'{nearest(kind, kinds)}; available: {', '.join(dict.fromkeys(kinds))}")
+    raise UserError(f"no track '{track}' has a figure '{kind}'; available: {', '.join(dict.fromkeys(slugs))}")
+
+
+def compare(rows: Rows, first: str, second: str) -> pd.DataFrame:
+    """The paired differences of two methods: area under the accuracy-sparsity curve, first - second (positive: first is better).
+
+    Args:
+        rows: from `run` or `read`.
+        first: a method.
+        second: another one.
+
+    Returns:
+        One line per track, tuning and block, and one for all blocks, with the columns of `bench.ranking.comparison.COLUMNS`.
+
+    Raises:
+        bench.UserError: a method is not in the rows, or the two share no track.
+    """
+    made = rows_of(rows)
+    there = list(dict.fromkeys(row.method for row in made if row.criterion))
+    for name in (first, second):
+        if name not in there:
+            raise UserError(f"no rows of method '{name}'{nearest(name, there)}; there are: {', '.join(there)}")
+    found = comparison.compare(made, first, second)
+    if not found:
+        raise UserError(f"{first} and {second} share no track: they are applied at different stages and not fine-tuned")
+    return comparison.table_of(found)
+
+
+def read(path: str | Path) -> pd.DataFrame:
+    """The rows of a results.csv, or of a leaderboard's or output folder, of this or an older release.
+
+    Raises:
+        bench.UserError: there are no such files, or one cannot be read.
+    """
+    path = Path(path)
+    files = [path] if path.is_file() else [*sorted((path / "results").glob("*.csv")), *path.glob("results.csv")]
+    if not files:
+        raise UserError(f"'{path}' is neither a results.csv nor a folder with results")
+    try:
+        return frame(row for file in files for row in results_csv.read_rows(file))
+    except (OSError, ValueError) as error:
+        raise UserError(str(error)) from None
+
+
+def frame(rows: Iterable[Row]) -> pd.DataFrame:
+    """Rows as a table with the columns of results.csv; None where nothing was measured."""
+    kinds = {"integer": "Int64", "number": "Float64", "string": "object"}
+    values = [[getattr(row, name) for name in COLUMNS] for row in rows]
+    table = pd.DataFrame(values, columns=list(COLUMNS), dtype="object")
+    return table.astype({name: kinds[column.type] for name, column in DECLARED.items()})
+
+
+def rows_of(rows: Rows) -> list[Row]:
+    """Rows from a table, whether `frame` has made it or pandas has read it from a results.csv. Raises UserError for missing columns."""
+    if not isinstance(rows, pd.DataFrame):
+        return list(rows)
+    missing = [name for name in COLUMNS if DECLARED[name].since == 1 and name not in rows.columns]
+    if missing:
+        raise UserError(f"these are not rows of razorbench: no column '{missing[0]}'")
+    return [_row(line) for line in rows[[name for name in COLUMNS if name in rows.columns]].to_dict("records")]
+
+
+def _row(line: Mapping[Any, Any]) -> Row:
+    values: dict[str, Any] = {}
+    for name, value in line.items():
+        kind, empty = DECLARED[name].type, pd.isna(value)
+        if kind == "string":
+            values[name] = "" if empty else results_csv.restored(str(value))
+        else:
+            values[name] = None if empty else float(value) if kind == "number" else int(value)
+    return Row(**values)
+
+
+def _choices(options: Mapping[str, Any]) -> tuple[Narrowing, Resources]:
+    """The options by the dataclass that they belong to. Raises TypeError for an unknown one."""
+    fields = {cls: [f.name for f in dataclasses.fields(cls)] for cls in (Narrowing, Resources)}
+    unknown = [name for name in options if not any(name in names for names in fields.values())]
+    if unknown:
+        every = [name for names in fields.values() for name in names]
+        raise TypeError(f"run() has no option '{unknown[0]}'{nearest(unknown[0], every)}")
+    given: dict[str, Any] = {name: tuple(v) if isinstance(v, (list, range)) else v for name, v in options.items()}
+    given |= {name: (v,) for name, v in given.items() if isinstance(v, (str, int, float)) and name in LISTS}
+    if isinstance(given.get("data_root"), str):
+        given["data_root"] = Path(given["data_root"])
+    own = [{name: given[name] for name in names if name in given} for names in fields.values()]
+    return Narrowing(**own[0]), Resources(**own[1])
+
+
+LISTS = tuple(f.name for cls in (Narrowing, Resources) for f in dataclasses.fields(cls) if "tuple" in str(f.type))
+
+
+def _signature() -> inspect.Signature:
+    """The signature of `run` with every option by name, for `help` and editors."""
+    own = [p for p in inspect.signature(run).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+        for cls in (Narrowing, Resources)
+        for field in dataclasses.fields(cls)
+    ]
+    return inspect.Signature([*own, *options], return_annotation=pd.DataFrame)
+
+
+run.__signature__ = _signature()  # type: ignore[attr-defined]

@@ -1,0 +1,48 @@
+"""`publish`: what it prints. What is written, and whether it may be, is decided by `bench.publishing.publish`."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.cli.run import say
+from bench.cli.tables import make_console
+from bench.publishing import publish as publishing
+from bench.publishing.publish import Publication, Refused
+from bench.spec.choices import Narrowing, Resources
+from bench.spec.suite import load_suite
+
+
+def publish(suite: str, narrowing: Narrowing, resources: Resources, to: Path, dry_run: bool, options: list[str]) -> None:
+    """Publish the store's rows of a suite."""
+    _finish(make_console(), publishing.publish(suite, narrowing, resources, to, options), dry_run)
+
+
+def merge_file(file: Path, suite: str, to: Path, dry_run: bool) -> None:
+    """Merge somebody else's rows, or print each refusal."""
+    console = make_console()
+    name = load_suite(suite).name if suite.endswith(".toml") else suite
+    try:
+        found = publishing.merge_file(file, name, to)
+    except Refused as refused:
+        for number, reason in refused.reasons:
+            say(console, f"row {number}: {reason}")
+        raise
+    _finish(console, found, dry_run)
+
+
+def _finish(console: Console, found: Publication, dry_run: bool) -> None:
+    """Say what changes, and write it."""
+    for note in found.notes:
+        say(console, note)
+    for name, content in found.changes.items():
+        what = "removed" if content is None else "changed" if (found.folder / name).exists() else "new"
+        say(console, f"{what:<8} {found.folder / name}")
+    if found.readme is not None:
+        say(console, f"changed  {found.readme_file.name} above '{found.folder.parent}': the leaderboard's tables")
+    methods = {row.method for row in found.board.rows if row.criterion}
+    said = f"{found.folder}: {len(found.board.rows)} rows of {len(methods)} methods, {len(found.changes)} files"
+    if dry_run:
+        say(console, f"{said} would change; nothing was written")
+    else:
+        found.write()
+        say(console, f"{said} written")

@@ -1,0 +1,121 @@
+"""`run`, `status` and `table`: what they print."""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from bench import api
+from bench.cli import dry_run as dry_runs
+from bench.cli.tables import Shown, make_console, print_board, print_dense, print_gains, print_table
+from bench.execution import environment, pipeline
+from bench.execution.display import Display
+from bench.planning import catalogue
+from bench.planning.plan import plan
+from bench.planning.request import make_request
+from bench.publishing import text_tables
+from bench.ranking import leaderboard, tracks, tuning_gain
+from bench.spec.choices import Narrowing, Resources
+from bench.spec.row import Row
+from bench.storage import results_csv
+
+WARNINGS = ("note:", "warning:")
+
+
+def say(console: Console, line: str) -> None:
+    """Print a line as it is; notes and warnings in yellow."""
+    console.print(escape(line), style="yellow" if line.startswith(WARNINGS) else "", highlight=False, soft_wrap=True)
+
+
+def run(
+    suite: str, narrowing: Narrowing, resources: Resources, *, ablations: tuple[str, ...], tuned: Path | None, output: Path | None,
+    style: str, force: bool,
+) -> None:  # fmt: skip
+    """Run and show the leaderboard; with `output` also write it."""
+    console = make_console()
+    rows = api.run_rows(
+        suite,
+        narrowing,
+        resources,
+        ablations,
+        tuned,
+        lambda: Display(resources.workers or 8),
+        lambda line: say(console, line),
+        force=force,
+    )
+    show(console, rows, style)
+    if output is not None:
+        _write(console, rows, output)
+    sys.stdout.flush()
+
+
+def dry_run(suite: str, narrowing: Narrowing, resources: Resources, ablations: tuple[str, ...]) -> None:
+    """Print what would run."""
+    place = environment.environment_of(resources)
+    catalogue.load_plugins(place.plugins)
+    request = make_request(suite, narrowing, place, ablations)
+    pool = environment.open_executor(resources, place.device)
+    try:
+        dry_runs.show(make_console(), request, environment.open_store(resources), pool)
+    finally:
+        pool.close()
+
+
+def show(console: Console, rows: list[Row], style: str = "text") -> None:
+    """Print dense networks, warnings, one table per track, what tuning gained, and what failed. `style`: text, markdown or latex."""
+    board, table = leaderboard.leaderboard(rows), tracks.frame(rows)
+    if style != "text":
+        print(text_tables.STYLES[style](board), end="")
+        return
+    print_dense(console, rows)
+    for warning in tracks.warnings(table):
+        say(console, f"warning: {warning}")
+    resolutions = leaderboard.resolutions(table)
+    for (track, tuning), part in board.groupby(["track", "tuning"], sort=False):
+        title = track if tuning == "default" else f"{track}, {tuning}"
+        print_board(console, title, part, resolutions[track, tuning].meaning)
+    gains = tuning_gain.tuned(rows)
+    if len(gains):
+        print_gains(console, gains)
+    failed = [row for row in rows if row.status == "failed"]
+    for error in dict.fromkeys(f"{row.method} on {row.dataset}/{row.architecture}: {row.error}" for row in failed):
+        console.print(escape(f"failed: {error}"), style="red", highlight=False)
+    if failed:
+        console.print(f"{len(failed)} of {len(rows)} rows failed; the next run tries them again", style="red", highlight=False)
+
+
+def _write(console: Console, rows: list[Row], output: Path) -> None:
+    gains = tuning_gain.tuned(rows)
+    results_csv.write_rows(rows, output / "results.csv")
+    results_csv.write_table(leaderboard.leaderboard(rows), output / "leaderboard.csv")
+    written = [output / "results.csv", output / "leaderboard.csv"]
+    if len(gains):
+        results_csv.write_table(gains, output / "tuned.csv")
+        written.append(output / "tuned.csv")
+    say(console, f"wrote {', '.join(map(str, written))}")
+
+
+def status(suite: str, narrowing: Narrowing, resources: Resources) -> None:
+    """Print how many rows of each method are finished, failed or missing."""
+    import dataclasses
+
+    console = make_console()
+    place = environment.environment_of(resources)
+    catalogue.load_plugins(place.plugins)
+    request, store = make_request(suite, narrowing, place), environment.open_store(resources)
+    planned = plan(request, store)
+    have = {key: row.status for key, row in store.get(planned.expected).items()}
+    say(console, f"suite {request.suite.name}, at the defaults: {len(have)} of {len(planned.expected)} rows in the store")
+    if request.suite.trials:
+        found, left = pipeline.searched(request, store)
+        say(console, f"tuning: {len(found)} of {len(found) + left} searches finished")
+        tuned = plan(dataclasses.replace(request, tuned=found), store).expected if found else {}
+        say(console, f"tuned: {len(store.get(tuned))} of {len(tuned)} rows of these in the store")
+    names = list(dict.fromkeys(row.method for row in planned.expected.values()))
+    counts = {name: [key for key, row in planned.expected.items() if row.method == name] for name in names}
+    failed = [sum(have.get(key) == "failed" for key in counts[name]) for name in names]
+    done = [sum(key in have for key in counts[name]) - f for name, f in zip(names, failed, strict=True)]
+    missing = [len(counts[name]) - d - f for name, d, f in zip(names, done, failed, strict=True)]
+    numbers = (("finished", done), ("failed", failed), ("missing", missing))
+    print_table(console, "", [Shown("method", names, name=True), *(Shown(heading, list(map(str, n))) for heading, n in numbers)])

@@ -1,0 +1,67 @@
+"""`store list` and `store clean`: what is kept in the store, and how to get rid of it."""
+
+from typing import Annotated
+
+import typer
+
+from bench.cli.options import shared
+from bench.spec.choices import Resources
+
+app = typer.Typer(no_args_is_help=True, help="Show or remove what the store keeps.")
+KINDS = ("failed", "stale", "networks", "all")
+
+
+@app.command("list")
+@shared(("resources", Resources, ("store",)))
+def list_(resources: Resources) -> None:
+    """Show what the store keeps: rows by suite, method and status, and the trained networks."""
+    from bench.cli.tables import Shown, make_console, print_table
+    from bench.execution.environment import CACHE, open_store
+    from bench.storage.checkpoints import Networks
+
+    counts: dict[tuple[str, str, str], dict[str, int]] = {}
+    for _, row in open_store(resources).every():
+        kinds = counts.setdefault((row.suite, row.method, row.protocol), {})
+        kinds[row.status] = kinds.get(row.status, 0) + 1
+    console, lines = make_console(), sorted(counts.items())
+    named = [Shown(h, [key[k] for key, _ in lines], name=k < 2) for k, h in enumerate(("suite", "method", "protocol"))]
+    print_table(
+        console, "", [*named, *(Shown(s, [str(c.get(s, 0)) for _, c in lines]) for s in ("ok", "collapsed", "failed", "unsupported"))]
+    )
+    networks, size = Networks(CACHE / "networks").size()
+    print(f"{networks} trained networks, {size / 1e6:.1f} MB in {CACHE / 'networks'}")
+
+
+@app.command()
+@shared(("resources", Resources, ("store",)))
+def clean(
+    what: Annotated[str, typer.Argument(help="failed rows, stale rows (of another protocol or release of torch), networks, or all.")],
+    resources: Resources,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
+) -> None:
+    """Remove rows or trained networks. Published leaderboards are not touched."""
+    from bench.execution.environment import CACHE, open_store
+    from bench.spec.errors import unknown
+    from bench.spec.row import PROTOCOL_VERSION
+    from bench.storage.checkpoints import Networks
+
+    if what not in KINDS:
+        raise unknown("kind", what, KINDS)
+
+    import importlib.metadata
+
+    store, networks = open_store(resources), Networks(CACHE / "networks")
+    here = importlib.metadata.version("torch")
+    keys = [
+        key
+        for key, row in store.every()
+        if what == "all"
+        or (what == "failed" and row.status == "failed")
+        or (what == "stale" and (row.protocol != PROTOCOL_VERSION or row.torch.partition("+")[0] != here.partition("+")[0]))
+    ]
+    files = networks.size()[0] if what in ("networks", "all") else 0
+    if not dry_run:
+        store.remove(keys)
+        if files:
+            networks.clear()
+    print(f"{len(keys)} rows and {files} networks {'would be ' * dry_run}removed")

@@ -1,0 +1,115 @@
+"""How far a run is, in seconds of work: training, and everything else (scoring, pruning, evaluation), learnt from the jobs that ended."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.trial import heartbeat
+from bench.trial.job import Job
+from bench.tuning.study import Study
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a caller may show. `share`: of the work, in [0, 1]; `running`: labels of the jobs that run; `failed`: rows."""
+
+    done: int
+    jobs: int
+    share: float
+    running: tuple[str, ...]
+    failed: int
+
+
+Show = Callable[[Progress], None]
+
+
+def points_of(work: Job | Study) -> int:
+    """The number of measurements in a piece of work."""
+    return len(work.job.points) * work.rounds.trials if isinstance(work, Study) else len(work.points)
+
+
+def _block(work: Job | Study) -> tuple[str, str]:
+    job = work.job if isinstance(work, Study) else work
+    return job.dataset, job.architecture
+
+
+def _method(work: Job | Study) -> tuple[str, str, str]:
+    job = work.job if isinstance(work, Study) else work
+    return (*_block(work), job.method)
+
+
+@dataclass
+class Speed:
+    """Seconds per epoch of training, by block, and per further point, by block and method. What is unknown is taken from the others.
+
+    Before any job has ended, a point is taken to be as long as an epoch.
+    """
+
+    epoch: dict[tuple[str, str], float] = field(default_factory=dict)
+    point: dict[tuple[str, str, str], float] = field(default_factory=dict)
+
+    def learn(self, work: Job | Study, seconds: float) -> None:
+        """Take in a job that ended: one without pruning tells the length of an epoch, another that of its points."""
+        job = work.job if isinstance(work, Study) else work
+        points = points_of(work)
+        if not job.criterion and work.epochs:
+            self.epoch[_block(work)] = seconds / work.epochs
+        elif points:
+            self.point[_method(work)] = max(0.0, seconds - self.per_epoch(work) * work.epochs) / points
+
+    def per_epoch(self, work: Job | Study) -> float:
+        """Seconds of an epoch."""
+        return self.epoch.get(_block(work), _mean(self.epoch.values(), 1.0))
+
+    def seconds(self, work: Job | Study, epochs: int | None = None, points: int | None = None) -> float:
+        """The expected seconds of a piece of work, or of so much of it."""
+        job = work.job if isinstance(work, Study) else work
+        epochs, points = work.epochs if epochs is None else epochs, points_of(work) if points is None else points
+        each = self.point.get(_method(work), _mean(self.point.values(), self.per_epoch(work))) if job.criterion else 0.0
+        return epochs * self.per_epoch(work) + points * each
+
+
+def _mean(values: Iterable[float], default: float) -> float:
+    found = list(values)
+    return sum(found) / len(found) if found else default
+
+
+class Meter:
+    """Counts what is done and shows it.
+
+    Args:
+        work: all there is to do.
+        folder: where workers write how far they are.
+        show: takes in each look at the run.
+        speed: what is known of the speed beforehand.
+    """
+
+    def __init__(self, work: Sequence[Job | Study], folder: Path, show: Show, speed: Speed | None = None) -> None:
+        self.work, self.folder, self.show, self.speed = list(work), folder, show, speed or Speed()
+        self.finished: list[Job | Study] = []
+        self.started: dict[int, float] = {}
+        self.failed = 0
+
+    def tick(self, running: Sequence[Job | Study]) -> None:
+        """Show how far it is. `running`: what workers do now."""
+        now = time.monotonic()
+        for work in running:
+            self.started.setdefault(id(work), now)
+        done = sum(map(self.speed.seconds, self.finished))
+        epochs, points = heartbeat.running(self.folder)
+        if running:  # of these it is known together how far they are
+            whole = [self.speed.seconds(work) for work in running]
+            share = sum(self.speed.seconds(w, epochs, points) for w in running) / len(running)
+            done += min(share, 0.99 * sum(whole))
+        total = max(sum(map(self.speed.seconds, self.work)), 1e-9)
+        labels = tuple(work.label for work in running)
+        self.show(Progress(len(self.finished), len(self.work), min(1.0, done / total), labels, self.failed))
+
+    def finish(self, work: Job | Study, failed: int) -> None:
+        """One piece of work is over, with so many failed rows. What another run has done tells nothing of the speed."""
+        start = self.started.pop(id(work), None)
+        if start is not None and not failed:
+            self.speed.learn(work, time.monotonic() - start)
+        self.finished.append(work)
+        self.failed += failed

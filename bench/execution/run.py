@@ -1,0 +1,92 @@
+"""A request from beginning to end: rows at the defaults, then tuning and the tuned rows if they are asked for."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from bench.execution import pipeline
+from bench.execution.meter import Show
+from bench.execution.pipeline import Pool
+from bench.planning.plan import expanded, plan
+from bench.planning.request import Found, Request
+from bench.planning.searches import searches
+from bench.ranking import tuning_gain
+from bench.spec.errors import UserError
+from bench.spec.row import Row
+from bench.storage import results_csv
+from bench.storage.checkpoints import Networks
+from bench.storage.rows import Store
+from bench.tuning import tune
+from bench.tuning.study import Study
+
+Watch = Callable[[], AbstractContextManager[Show]]  # opens a display of one stage of a run
+Say = Callable[[str], None]
+
+
+def run(request: Request, store: Store, pool: Pool, watch: Watch, say: Say = lambda _: None, found: Found | None = None) -> list[Row]:
+    """All rows of a request, computed where they are not in the store.
+
+    Args:
+        request: what to run; with `suite.trials` the methods are tuned, too.
+        store: where rows are kept.
+        pool: what does the jobs.
+        watch: opens a display of one stage.
+        say: takes in what a user should know, a line each.
+        found: tuned hyperparameters from elsewhere; nothing is searched then.
+    """
+    rows = list(_rows(request, store, pool, watch, say))
+    if found is None and request.suite.trials:
+        say(f"tuning: {request.suite.trials} trials for each method and block, on validation data")
+        with watch() as show:
+            studies = pipeline.pools(request, store, pool, show)
+        with watch() as show:
+            found = pipeline.search(studies, store, request.environment.cache, pool, show)
+    if found is not None:
+        rows += _rows(dataclasses.replace(request, tuned=found), store, pool, watch, lambda _: None)
+    return rows
+
+
+def _rows(request: Request, store: Store, pool: Pool, watch: Watch, say: Say) -> Iterator[Row]:
+    planned = plan(request, store)
+    for note in planned.notes:
+        say(f"note: {note}")
+    with watch() as show:
+        pipeline.run(planned, store, pool, show)
+    yield from pipeline.collect(planned, store)
+
+
+def forget(request: Request, store: Store, found: Found | None = None) -> None:
+    """Remove what the store has of a request: rows, dense networks and searches. `found`: tuned hyperparameters from elsewhere."""
+    networks = Networks(request.environment.cache / "networks")
+    studies: list[Study] = []
+    if found is None and request.suite.trials:
+        studies = searches(request, store.url)[1]
+        found = {study.cell: end for study in studies if (end := tune.found(study)) is not None}
+    for one in (request, *([dataclasses.replace(request, tuned=found)] if found else [])):
+        every = expanded(one, [])
+        store.remove(key for planned in every for key in planned.rows)
+        networks.remove({planned.job.network for planned in every})
+    for study in studies:
+        tune.forget(study)
+
+
+def tuned_of(request: Request, folder: Path) -> Found:
+    """What a published leaderboard, or the output of a run, has chosen.
+
+    Raises UserError where it has no tuned rows of a method on a block of the request.
+    """
+    files = [*sorted((folder / "results").glob("*.csv")), *folder.glob("results.csv")]
+    if not files:
+        raise UserError(f"--tuned '{folder}': it contains neither results/*.csv nor results.csv")
+    try:
+        found = tuning_gain.chosen(row for file in files for row in results_csv.read_rows(file))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--tuned '{folder}': {error}") from None
+    wanted = [(b.dataset, a, m.name) for b in request.suite.blocks for a in b.architectures for m in request.methods]
+    blocks = {cell[:2] for cell in found}  # an architecture that does not take a data set has rows of nobody
+    missing = [cell for cell in wanted if cell not in found and (cell[:2] in blocks or not blocks & {w[:2] for w in wanted})]
+    if missing:
+        dataset, architecture, method = missing[0]
+        raise UserError(f"--tuned '{folder}': it has no tuned rows of {method} on {dataset}/{architecture}")
+    return {cell: found[cell] for cell in wanted if cell in found}

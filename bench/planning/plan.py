@@ -1,0 +1,156 @@
+"""From a request to jobs: expand the cells into rows, group the rows into jobs, skip rows already stored."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.planning.cells import Cell, cells, point_key
+from bench.planning.jobs import dense_name, job_of
+from bench.planning.request import Request
+from bench.spec.errors import UserError
+from bench.spec.row import Row
+from bench.spec.setting import Setting
+from bench.storage.checkpoints import Networks
+from bench.storage.rows import Store
+from bench.trial.job import Environment, Job, Point
+from bench.trial.provenance import provenance
+from methods import Method, Stage
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job, and the rows that it measures, by key and without measurements: one for each of its points."""
+
+    job: Job
+    rows: dict[str, Row]
+
+
+@dataclass
+class Plan:
+    """The rows a request is for, in order, and the jobs that are left to do.
+
+    `environment`: what its jobs run with. `expected`: key -> row without measurements. `ready`: jobs that can start. `blocked`: network
+    key -> jobs that wait for that dense network. `notes`: what the request named but cannot be run.
+    """
+
+    environment: Environment
+    expected: dict[str, Row] = field(default_factory=dict)
+    ready: list[Job] = field(default_factory=list)
+    blocked: dict[str, list[Job]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All jobs left."""
+        return [*self.ready, *(job for jobs in self.blocked.values() for job in jobs)]
+
+
+def plan(request: Request, store: Store) -> Plan:
+    """Expand the request and skip rows already stored. Loads each data set once, for its fingerprint."""
+    made = Plan(request.environment)
+    every = expanded(request, made.notes)
+    for planned in every:
+        made.expected |= planned.rows
+    _skip_stored(made, [planned.job for planned in every], store)
+    return made
+
+
+def expanded(request: Request, notes: list[str] | None = None) -> list[Planned]:
+    """All jobs of a request with their rows, dense networks before what prunes them, whatever the store has.
+
+    `notes` takes in what cannot be run. Raises UserError if that is everything.
+    """
+    notes = notes if notes is not None else []
+    made = [planned for cell in cells(request, request.suite.seeds, notes) for planned in _of_cell(cell)]
+    if not made:
+        raise UserError("nothing to run: " + "; ".join(notes))
+    return made
+
+
+def _of_cell(cell: Cell) -> list[Planned]:
+    """All jobs of one block and seed: dense networks, then each method with its controls."""
+    found: list[Planned] = []
+    dense: dict[str, Planned] = {}
+    for method in cell.request.methods:
+        setting = cell.setting(method)
+        if setting is None:
+            continue
+        planned = _dense(cell, method, setting)
+        dense.setdefault(planned.job.network, planned)
+        for ablation in ("none", *cell.request.ablations):
+            found.extend(_pruned(cell, method, setting, ablation))
+    return [*dense.values(), *found]
+
+
+def _dense(cell: Cell, method: Method, setting: Setting) -> Planned:
+    """The dense network of a method's training, with the same lengths of fine-tuning."""
+    own = Setting(setting.training, finetune_lr_scale=cell.protocol.finetune_lr_scale)
+    named = {"method": dense_name(method.training, setting.training), "training": method.training, "criterion": "", "stage": ""}
+    network = cell.network(method.training, setting.training)
+    points = tuple(
+        Point(0.0, f, point_key({"network": network}, f, cell.protocol.finetune_lr_scale)) for f in cell.request.suite.finetune_epochs
+    )
+    return planned(cell, named, own, network, points)
+
+
+def _pruned(cell: Cell, method: Method, setting: Setting, ablation: str) -> Iterator[Planned]:
+    """The jobs of one method on one block and seed: one for all sparsities, or one for each if each is trained separately."""
+    suite = cell.request.suite
+    named = {
+        "method": method.name, "training": method.training, "criterion": method.criterion, "stage": str(method.stage), "ablation": ablation,
+    }  # fmt: skip
+    network = cell.network(method.training, setting.training)
+    decided = {"network": network, **cell.decided(method, setting.criterion or {})}
+    if ablation != "none":
+        decided["ablation"] = ablation
+    for group in [suite.sparsities] if method.stage is Stage.AFTER else [(s,) for s in suite.sparsities]:
+        points = tuple(
+            Point(s, f, point_key({**decided, "sparsity": s}, f, setting.finetune_lr_scale)) for s in group for f in suite.finetune_epochs
+        )
+        yield planned(cell, named, setting, network, points)
+
+
+def planned(
+    cell: Cell, named: dict[str, str], setting: Setting, network: str, points: tuple[Point, ...], split: str = "test"
+) -> Planned:  # fmt: skip
+    """The job of some points in a cell, made from its rows. `named`: method, training, criterion, stage and ablation."""
+    suite, where = cell.request.suite, provenance(cell.request.environment.device, cell.request.environment.threads)
+    common: dict[str, Any] = {
+        "suite": suite.name, "dataset": cell.dataset, "architecture": cell.architecture, "granularity": suite.granularity,
+        "match": suite.match, "tuning": "default" if cell.request.tuned is None else "tuned", "seed": cell.seed,
+        "status": "missing", "ablation": "none", **named, **where,
+    }  # fmt: skip
+    one = Row(**common, sparsity=0.0, epochs=cell.protocol.epochs, finetune_epochs=0, hyperparameters=setting.encoded())
+    job = job_of(one, cell.protocol, cell.request.environment, network=network, points=points, split=split)
+    unfinished = dataclasses.replace(setting, finetune_lr_scale=None).encoded()  # rows without fine-tuning do not say its learning rate
+    rows = {
+        point.key: dataclasses.replace(
+            one, sparsity=point.sparsity, finetune_epochs=point.finetune_epochs, epochs=job.training_epochs(point.sparsity),
+            hyperparameters=one.hyperparameters if point.finetune_epochs else unfinished,
+        )
+        for point in points
+    }  # fmt: skip
+    return Planned(job, rows)
+
+
+def _skip_stored(made: Plan, jobs: list[Job], store: Store) -> None:
+    """Leave the jobs whose rows are not in the store, each with its missing points only."""
+    have = {key for key, row in store.get(made.expected).items() if row.status != "failed"}
+    networks = Networks(made.environment.cache / "networks")
+    left = [dataclasses.replace(j, points=tuple(p for p in j.points if p.key not in have)) for j in jobs]
+    waiting = [j for j in left if j.points and _prunes_dense(j) and not networks.has(j.network)]
+    for job in waiting:
+        made.blocked.setdefault(job.network, []).append(job)
+    for job in left:
+        if not job.criterion:
+            if job.points or job.network in made.blocked:
+                made.ready.append(job)
+        elif job.points and not (_prunes_dense(job) and job.network in made.blocked):
+            made.ready.append(job)
+    # Dense networks first, for others wait for them; then the longest, so that none is left running alone at the end.
+    made.ready.sort(key=lambda job: (bool(job.criterion), -job.epochs))
+
+
+def _prunes_dense(job: Job) -> bool:
+    return bool(job.criterion) and not job.trains_each

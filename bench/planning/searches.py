@@ -1,0 +1,100 @@
+"""From a request to the searches of tuning, and to the networks that they choose from."""
+
+import importlib.metadata
+from collections.abc import Sequence
+from typing import Any
+
+import methods
+from bench.planning.cells import Cell, cells, hyperparameters_of
+from bench.planning.plan import Plan, planned
+from bench.planning.request import Request
+from bench.spec.digest import digest
+from bench.spec.row import DENSE
+from bench.spec.setting import Setting
+from bench.storage.checkpoints import Networks
+from bench.trial.job import Job, Point
+from bench.tuning import pools, tune
+from bench.tuning.pools import Member
+from bench.tuning.study import Study
+from methods import Method
+
+
+def searches(request: Request, storage: str) -> tuple[Plan, list[Study]]:
+    """The pool networks to train on the first tuning seed, and the study of each method on each block.
+
+    Members of a pool are chosen by the dense accuracy of their networks: once those of the plan are trained, ask again. With nothing
+    left to train the studies are final.
+
+    Args:
+        request: what to tune; `request.tuned` is not looked at.
+        storage: URL of the database that keeps the studies.
+    """
+    made, studies = Plan(request.environment), []
+    networks = Networks(request.environment.cache / "networks")
+    trainings: dict[str, Job] = {}
+    every = list(cells(request, request.suite.seeds_of_tuning, made.notes))
+    for block in zip(*(every[k :: request.suite.tuning_seeds] for k in range(request.suite.tuning_seeds)), strict=True):
+        for method in request.methods:
+            members = _pool(block, method, networks)
+            for member in members:
+                key = member.networks[0]
+                if not networks.has(key) and not networks.failed(key):
+                    trainings[key] = _dense_job(block[0], method, member)
+            studies.append(_study(block, method, members, storage))
+    made.ready = list(trainings.values())
+    return made, studies
+
+
+def _dense_job(cell: Cell, method: Method, member: Member) -> Job:
+    """The job that trains the network of a member of a pool, and measures nothing."""
+    named = {"method": f"{DENSE}@{method.training}", "training": method.training, "criterion": "", "stage": ""}
+    return planned(cell, named, Setting(member.training), member.networks[0], ()).job
+
+
+def _pool(block: Sequence[Cell], method: Method, networks: Networks) -> tuple[Member, ...]:
+    """The training configurations that a method may choose from on a block. `block`: a cell for each tuning seed."""
+    suite = block[0].request.suite
+
+    def accuracy(hyperparameters: dict[str, Any]) -> float | None:
+        key = block[0].network(method.training, hyperparameters)
+        facts = networks.facts(key)
+        return -1.0 if networks.failed(key) else None if facts is None else float(facts["validation_accuracy"])
+
+    draws = pools.drawn(method.make_training(), dict(method.training_options), suite.tuning_seed)
+    return tuple(
+        Member(k, hyperparameters, tuple(cell.network(method.training, hyperparameters) for cell in block))
+        for k, hyperparameters in pools.choose(draws, suite.pool, accuracy)
+    )
+
+
+def _study(block: Sequence[Cell], method: Method, members: tuple[Member, ...], storage: str) -> Study:
+    """Its key says what decides it before anything is trained: which members a pool has follows from that."""
+    cell, suite = block[0], block[0].request.suite
+    criterion = hyperparameters_of(method.make_criterion())
+    space = pools.tunable(methods.lookup("criteria", method.criterion), dict(method.options))
+    points = tuple(Point(s, f, f"{s}/{f}") for s in suite.sparsities for f in suite.finetune_epochs)
+    drawn_by = "/".join([suite.name, cell.dataset, cell.architecture, method.name])
+    ranges = pools.tunable(type(method.make_training()), dict(method.training_options))
+    decided = {
+        **cell.decided(method, criterion), "networks": members[0].networks, "pool": suite.pool,
+        "ranges": {n: str(r) for n, r in ranges.items()},
+        "space": {n: str(r) for n, r in space.items()}, "points": [p.key for p in points],
+        "finetune_lr_scale": cell.protocol.finetune_lr_scale, "drawn_by": drawn_by, "search": methods.source_hash(tune, pools),
+        "optuna": importlib.metadata.version("optuna"),
+    }  # fmt: skip
+    return Study(
+        key=digest(decided), storage=storage, trials=suite.trials, seed=methods.derive(0, drawn_by), pool=members,
+        draws=pools.MOST * suite.pool, jobs=_jobs(block, method, members[0], criterion, points), space=space,
+    )  # fmt: skip
+
+
+def _jobs(
+    block: Sequence[Cell], method: Method, first: Member, criterion: dict[str, Any], points: tuple[Point, ...]
+) -> tuple[Job, ...]:  # fmt: skip
+    """The method at its defaults, measured on validation data: a job for each tuning seed."""
+    named = {"method": method.name, "training": method.training, "criterion": method.criterion, "stage": str(method.stage)}
+    schedule = None if method.schedule is None else method.schedule.as_dict()
+    setting = Setting(first.training, criterion, schedule, block[0].protocol.finetune_lr_scale)
+    return tuple(
+        planned(cell, named, setting, network, points, split="validation").job for cell, network in zip(block, first.networks, strict=True)
+    )

@@ -1,0 +1,109 @@
+"""Two methods on the same seeds: paired differences of areas and accuracies, with interval and p-value."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+
+from bench.ranking import tracks
+from bench.ranking.statistics import ALPHA, Estimate, estimate
+from bench.ranking.tracks import BLOCK
+from bench.spec.row import Row
+
+COLUMNS = ("track", "tuning", "dataset", "architecture", "seeds", "first", "second", "difference", "low", "high", "p")
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The difference of two methods on one block, or on all (dataset "all"): means of both, and the estimate of first - second.
+
+    `at`: sparsity -> the estimate of the difference in accuracy there.
+    """
+
+    dataset: str
+    architecture: str
+    seeds: int
+    first: float
+    second: float
+    area: Estimate
+    at: dict[float, Estimate]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two methods in one track. `differences`: of each block, then of all if there are several; none if they share no row."""
+
+    track: str
+    tuning: str
+    first: str
+    second: str
+    differences: tuple[Difference, ...]
+
+    @property
+    def verdict(self) -> str:
+        """What the test on all blocks says, in a sentence; '' if the methods share no row."""
+        if not self.differences:
+            return ""
+        found = self.differences[-1].area
+        if math.isnan(found.p):
+            return "With one seed nothing can be tested."
+        better, worse = (self.first, self.second) if found.mean > 0 else (self.second, self.first)
+        said = f"{better} is better than {worse}" if found.p < ALPHA else f"{self.first} and {self.second} do not differ significantly"
+        return f"{said} (p-value not corrected for multiple comparisons; the leaderboard's ranks are corrected)."
+
+
+def compare(rows: Iterable[Row], first: str, second: str) -> list[Comparison]:
+    """How two methods differ in each track that both are in.
+
+    Compared are areas under the accuracy-sparsity curve, in [0, 1]. Seeds are paired within blocks. A sparsity or seed that one method
+    lacks is left out for both.
+
+    Args:
+        rows: with those of the dense networks.
+        first: a method.
+        second: another one.
+    """
+    table = tracks.frame(rows)
+    found = []
+    for (track, tuning), part in table[table["track"] != ""].groupby(["track", "tuning"], sort=False):
+        if {first, second} <= set(part["method"]):
+            found.append(Comparison(str(track), str(tuning), first, second, tuple(_differences(part, first, second))))
+    return found
+
+
+def table_of(comparisons: Iterable[Comparison]) -> pd.DataFrame:
+    """The differences in area as a table with the columns `COLUMNS`; `low` and `high` are the 95 % confidence interval, cut to [-1, 1]."""
+    lines = [
+        (c.track, c.tuning, d.dataset, d.architecture, d.seeds, d.first, d.second, d.area.mean, *interval(d.area), d.area.p)
+        for c in comparisons
+        for d in c.differences
+    ]
+    return pd.DataFrame(lines, columns=list(COLUMNS))
+
+
+def interval(found: Estimate) -> tuple[float, float]:
+    """The 95 % interval of a difference, cut to what is possible."""
+    return max(-1.0, found.low), min(1.0, found.high)
+
+
+def _differences(part: pd.DataFrame, first: str, second: str) -> Iterator[Difference]:
+    measured = tracks.curves(part)
+    nothing = pd.DataFrame(index=part.set_index([*BLOCK, "seed"]).index[:0])
+    one, other = (measured.get(name, nothing) for name in (first, second))
+    one, other = one.align(other, join="inner")
+    one, other = one.where(other.notna()), other.where(one.notna())  # what both have is compared
+    areas = pd.DataFrame({"first": tracks.areas(one), "second": tracks.areas(other)})
+    if areas.empty:
+        return
+    blocks = list(areas.groupby(level=BLOCK, sort=False).groups)
+    for block in [*blocks, *([None] if len(blocks) > 1 else [])]:
+        lines = areas if block is None else areas.loc[[block]]
+        apart = one - other if block is None else (one - other).loc[[block]]
+        dataset, architecture = (ALL, f"{len(blocks)} blocks") if block is None else block
+        means = lines.groupby(level=BLOCK).mean().mean()
+        yield Difference(
+            str(dataset), str(architecture), lines.index.get_level_values("seed").nunique(), float(means["first"]), float(means["second"]),
+            estimate(lines["first"] - lines["second"]), {float(s): estimate(apart[s]) for s in apart.columns},
+        )  # fmt: skip

@@ -1,0 +1,52 @@
+"""What a user may choose for a command or for `bench.run`: instead of a suite's own values, and of machines and folders.
+
+Cheap to import: the command line builds its options from these fields.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def _instead(help: str, default: str = "the suite's") -> Any:
+    return field(default=None, metadata={"help": help, "default": default})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Narrowing:
+    """What to take instead of a suite's own values. None: the suite's. Every command and `bench.run` take these by the same names."""
+
+    methods: tuple[str, ...] | None = _instead(
+        "'all', or method names; criterion@training combines any two, name(option=value) sets hyperparameters.", "the suite's, mostly all"
+    )
+    datasets: tuple[str, ...] | None = _instead("Data sets to use instead of the suite's.")
+    architectures: tuple[str, ...] | None = _instead("Architectures to use instead of the suite's: razorbench's own or any timm name.")
+    sparsities: tuple[float, ...] | None = _instead("Fractions of weights to remove, each in [0, 1).")
+    seeds: tuple[int, ...] | None = _instead("Seeds to use instead of the suite's.")
+    granularity: str | None = _instead("What is removed: weight, channel, 2:4 or any n:m.", "the suite's, mostly weight")
+    match: str | None = _instead(
+        "Quantity that the sparsity refers to: weights; with --granularity channel also parameters, flops or latency.",
+        "the suite's, mostly weights",
+    )
+    trials: int | None = _instead("Number of tuning trials per method; 0 uses the default hyperparameters.")
+    epochs: int | None = _instead("Training epochs.")
+    finetune_epochs: tuple[int, ...] | None = _instead("Fine-tuning epochs after pruning; 0 is one-shot.")
+
+
+def _said(default: Any, help: str, shown: str = "") -> Any:
+    return field(default=default, metadata={"help": help, "default": shown})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """Machines, folders and plug-ins of a command. Every command and `bench.run` take these by the same names."""
+
+    executor: str = _said("local", "Where jobs run: local or ray.")
+    ray_address: str | None = _said(None, "Address of a Ray cluster.")
+    workers: int | None = _said(None, "Number of worker processes.", "the number of cores; 1 on a GPU")
+    device: str = _said("auto", "auto, cpu or cuda.")
+    store: str | None = _said(None, "Database URL of the results.", "sqlite:///.bench/store.db")
+    data_root: Path | None = _said(None, "Folder of torchvision's data sets; they are downloaded to it.")  # noqa: RUF009 (a field)
+    plugin: tuple[str, ...] = _said((), "A Python file that registers methods; repeatable.")
