@@ -21,12 +21,14 @@ import methods
 from bench import data
 from bench.execution import pipeline
 from bench.execution.executors import Inline
-from bench.planning import catalogue, planning
-from bench.planning.planning import Request
+from bench.planning import catalogue
+from bench.planning.plan import plan
+from bench.planning.request import Request, narrowed
+from bench.spec.choices import Narrowing
 from bench.spec.suite import Protocol, Suite, load_suite
 from bench.storage.rows import Store
 from bench.trial import workbench
-from bench.trial.job import Place
+from bench.trial.job import Environment
 
 METHODS = "random,magnitude,obd,snip,random_init"
 
@@ -34,9 +36,9 @@ METHODS = "random,magnitude,obd,snip,random_init"
 def harness(suite: Suite, folder: Path) -> float:
     """Seconds of the pipeline, from the plan to the last row in the store."""
     start = time.perf_counter()
-    request = Request(suite, catalogue.select_methods(METHODS), Place("cpu", None, folder))
+    request = Request(suite, catalogue.select_methods(METHODS), Environment("cpu", None, folder))
     store = Store(f"sqlite:///{folder}/store.db")
-    made = planning.plan(request, store)
+    made = plan(request, store)
     pipeline.run(made, store, Inline())
     rows = pipeline.collect(made, store)
     assert all(row.status in ("ok", "collapsed") for row in rows), [row.error for row in rows if row.error]
@@ -74,7 +76,7 @@ def bare(suite: Suite, folder: Path) -> float:
     (block,) = suite.blocks
     (architecture,) = block.architectures
     protocol = suite.protocol(architecture)
-    split = workbench.load_data(block.dataset, protocol, Place("cpu", None, folder)).train
+    split = workbench.load_data(block.dataset, protocol, Environment("cpu", None, folder)).train
     batches = data.Batches(split, protocol.batch_size, shuffle=False)
     shape = tuple(split.inputs.shape[1:])
     start = time.perf_counter()
@@ -108,13 +110,9 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"{'architecture':<20}{'bare s':>10}{'harness s':>12}{'ratio':>8}   (medians of {options.repeats})")
     for architecture in ("mlp", "lenet5", "vit_micro_patch4"):
-        suite = planning.narrow(
+        suite = narrowed(
             load_suite("digits"),
-            datasets=["digits"],
-            architectures_=[architecture],
-            seeds=[0],
-            sparsities=[0.9, 0.99],
-            epochs=options.epochs,
+            Narrowing(datasets=["digits"], architectures=[architecture], seeds=[0], sparsities=[0.9, 0.99], epochs=options.epochs),
         )
         times = []
         for _ in range(options.repeats + 1):

@@ -97,13 +97,12 @@ def _differences(part: pd.DataFrame, first: str, second: str) -> Iterator[Differ
     areas = pd.DataFrame({"first": tracks.areas(one), "second": tracks.areas(other)})
     if areas.empty:
         return
-    blocks = list(areas.groupby(level=BLOCK, sort=False).groups)
-    for block in [*blocks, *([None] if len(blocks) > 1 else [])]:
-        lines = areas if block is None else areas.loc[[block]]
-        apart = one - other if block is None else (one - other).loc[[block]]
-        dataset, architecture = (ALL, f"{len(blocks)} blocks") if block is None else block
+    apart = one - other
+    parts = [(block, part.index) for block, part in areas.groupby(level=BLOCK, sort=False)]
+    for (dataset, architecture), index in [*parts, *([((ALL, f"{len(parts)} blocks"), areas.index)] if len(parts) > 1 else [])]:
+        lines = areas.loc[index]
         means = lines.groupby(level=BLOCK).mean().mean()
         yield Difference(
             str(dataset), str(architecture), lines.index.get_level_values("seed").nunique(), float(means["first"]), float(means["second"]),
-            estimate(lines["first"] - lines["second"]), {float(s): estimate(apart[s]) for s in apart.columns},
+            estimate(lines["first"] - lines["second"]), {float(s): estimate(apart.loc[index, s]) for s in apart.columns},
         )  # fmt: skip

@@ -44,5 +44,6 @@ def made(rows: list[Row], plots: dict[str, str] | None = None, suite: str = "tin
 
 def search(trials: int = 2) -> str:
     return (
-        '{"criterion": {"samples": 7}, "tuning": {"trials": %d, "epochs": 8, "validation": {"default": 0.25, "tuned": 0.75}}}' % trials  # noqa: UP031
+        '{"criterion": {"samples": 7}, "training": {}, "tuning": {"trials": %d, "epochs": 8, "validation": {"default": 0.25, "tuned": 0.75}}}'
+        % trials
     )

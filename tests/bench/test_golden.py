@@ -17,8 +17,9 @@ import pytest
 import methods
 from bench.execution import pipeline
 from bench.execution.executors import Inline
-from bench.planning import catalogue, planning
-from bench.planning.planning import Request
+from bench.planning import catalogue
+from bench.planning.plan import plan
+from bench.planning.request import Request, of_granularity
 from bench.publishing import row_comparison
 from bench.spec.columns import Role
 from bench.spec.row import DECLARED, PROTOCOL_VERSION, Row, columns_of
@@ -26,7 +27,8 @@ from bench.spec.suite import Suite, load_suite
 from bench.storage.migration import schema_of
 from bench.storage.results_csv import ordered, read_rows, write_rows
 from bench.storage.rows import Store
-from bench.trial.job import Place
+from bench.trial.job import Environment
+from tests.bench.suites import narrowed
 
 FILE = Path(__file__).parent / "data" / "golden.csv"
 WRITTEN = schema_of(FILE.read_text(encoding="utf-8").partition("\n")[0].split(",")) or 0  # columns that came later are not in the file
@@ -50,15 +52,14 @@ def compute(cache: Path) -> list[Row]:
     rows: list[Row] = []
     for granularity, match, dataset, architecture, names in CELLS:
         base = load_suite("digits")
-        suite = planning.narrow(
-            base, datasets=[dataset], architectures_=[architecture], granularity=granularity, match=match, sparsities=[0.7], seeds=[0],
-            epochs=2, finetune_epochs=[0, 1], trials=0,
-        )  # fmt: skip
-        request = Request(planning.what_is_removed(_named(suite)), catalogue.select_methods(names), Place("cpu", None, cache))
+        suite = narrowed(base, datasets=[dataset], architectures=[architecture], granularity=granularity, match=match, sparsities=[0.7],
+            seeds=[0],
+            epochs=2, finetune_epochs=[0, 1], trials=0)  # fmt: skip
+        request = Request(of_granularity(_named(suite)), catalogue.select_methods(names), Environment("cpu", None, cache))
         store = Store(f"sqlite:///{cache / 'store.db'}")
-        plan = planning.plan(request, store)
-        pipeline.run(plan, store, Inline())
-        rows += pipeline.collect(plan, store)
+        made = plan(request, store)
+        pipeline.run(made, store, Inline())
+        rows += pipeline.collect(made, store)
     bare: dict[str, Any] = dict.fromkeys(columns_of(Role.COST))
     return ordered(dataclasses.replace(row, **bare, commit="", version="") for row in rows)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench.cli import report
+from bench.execution import environment
 from bench.execution.executors import Inline
 from bench.ranking import leaderboard
 from bench.storage.results_csv import read_rows
@@ -125,7 +125,7 @@ def test_a_search_takes_no_latencies(tiny: Path, bench: Bench, monkeypatch: pyte
 
     monkeypatch.setattr(Workbench, "smaller", watched)
     monkeypatch.setattr(cost, "latency", timed)
-    monkeypatch.setattr(report, "_executor", lambda *_: Inline())
+    monkeypatch.setattr(environment, "open_executor", lambda *_: Inline())
     monkeypatch.setattr(Inline, "close", lambda self: None, raising=False)
     options = ("--granularity", "channel", "--sparsities", "0.5", "--finetune-epochs", "0", "--trials", "2", "--methods", "magnitude")
     bench("run", *OPTIONS, *options)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench.execution import executors
-from bench.execution.executors import Lost
+from bench.execution.executors import JobFailure
 from bench.spec.errors import UserError
 
 
@@ -49,7 +49,7 @@ def test_a_result_brings_further_jobs() -> None:
 
 
 def test_what_raises_is_lost_and_the_others_go_on() -> None:
-    assert run([("raise", "no"), ("double", 1)]) == {("raise", "no"): Lost("ValueError: no"), ("double", 1): 2}
+    assert run([("raise", "no"), ("double", 1)]) == {("raise", "no"): JobFailure("ValueError: no"), ("double", 1): 2}
 
 
 def test_a_worker_that_dies_takes_nothing_with_it(tmp_path: Path) -> None:

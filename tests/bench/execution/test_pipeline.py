@@ -21,8 +21,9 @@ import methods
 from bench import data
 from bench.execution import executors, pipeline
 from bench.execution.executors import Inline
-from bench.planning import catalogue, planning
-from bench.planning.planning import Request
+from bench.planning import catalogue
+from bench.planning.plan import plan
+from bench.planning.request import Request
 from bench.ranking import leaderboard as bench_leaderboard
 from bench.spec.errors import UserError
 from bench.spec.row import Row
@@ -30,7 +31,8 @@ from bench.spec.suite import Suite, load_suite
 from bench.storage.checkpoints import Networks
 from bench.storage.rows import Store
 from bench.trial import trial, workbench
-from bench.trial.job import Place
+from bench.trial.job import Environment
+from tests.bench.suites import narrowed
 
 
 @pytest.fixture
@@ -39,12 +41,12 @@ def suite(tiny: Path) -> Suite:
 
 
 def request_(suite: Suite, names: str, tmp: Path, ablations: tuple[str, ...] = (), **changes: Any) -> Request:
-    place = Place("cpu", None, tmp / "cache")
-    return Request(planning.narrow(suite, **changes), catalogue.select_methods(names), place, ablations=ablations)
+    place = Environment("cpu", None, tmp / "cache")
+    return Request(narrowed(suite, **changes), catalogue.select_methods(names), place, ablations=ablations)
 
 
 def go(request: Request, store: Store) -> list[Row]:
-    made = planning.plan(request, store)
+    made = plan(request, store)
     pipeline.run(made, store, Inline())
     return pipeline.collect(made, store)
 
@@ -55,7 +57,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_rows_are_the_product_of_the_axes(suite: Suite, tmp_path: Path, store: Store) -> None:
-    made = planning.plan(request_(suite, "magnitude,random,snip,spam", tmp_path), store)
+    made = plan(request_(suite, "magnitude,random,snip,spam", tmp_path), store)
     pruned = 4 * 2 * 2 * 2  # methods, sparsities, seeds, fine-tuning lengths
     dense = 2 * 2 * 2  # trainings, seeds, lengths
     assert len(made.expected) == pruned + dense
@@ -103,8 +105,8 @@ def test_a_criterion_of_several_steps_is_scored_in_each_for_each_sparsity(
 
 def test_a_second_run_does_nothing_and_an_extension_only_what_is_new(suite: Suite, tmp_path: Path, store: Store) -> None:
     first = go(request_(suite, "magnitude", tmp_path), store)
-    assert planning.plan(request_(suite, "magnitude", tmp_path), store).jobs == []
-    wider = planning.plan(request_(suite, "magnitude", tmp_path, sparsities=[0.5, 0.9, 0.99]), store)
+    assert plan(request_(suite, "magnitude", tmp_path), store).jobs == []
+    wider = plan(request_(suite, "magnitude", tmp_path, sparsities=[0.5, 0.9, 0.99]), store)
     assert {p.sparsity for job in wider.jobs for p in job.points} == {0.99}
     assert all(job.criterion for job in wider.jobs), "the dense networks are there"
     assert go(request_(suite, "magnitude", tmp_path), store) == first
@@ -114,8 +116,8 @@ def test_a_lost_network_is_trained_again_when_needed(suite: Suite, tmp_path: Pat
     go(request_(suite, "magnitude", tmp_path), store)
     for file in (tmp_path / "cache" / "networks").iterdir():
         file.unlink()
-    made = planning.plan(request_(suite, "magnitude,random", tmp_path), store)
-    assert sum(job.criterion is None for job in made.ready) == len(suite.seeds)
+    made = plan(request_(suite, "magnitude,random", tmp_path), store)
+    assert sum(not job.criterion for job in made.ready) == len(suite.seeds)
     rows = go(request_(suite, "magnitude,random", tmp_path), store)
     assert {row.status for row in rows} <= {"ok", "collapsed"}
 
@@ -150,7 +152,7 @@ def test_methods_while_training_train_a_network_for_every_sparsity(
 
     monkeypatch.setattr(methods, "fit", watched)
     asked = request_(suite, "magnitude_gradual,spam_online,magnitude_gradual@spam", tmp_path)
-    made = planning.plan(asked, store)
+    made = plan(asked, store)
     apart = [job for job in made.jobs if job.criterion]
     assert not made.blocked
     assert len(apart) == 3 * len(suite.sparsities) * len(suite.seeds)
@@ -173,7 +175,7 @@ def test_methods_while_training_train_a_network_for_every_sparsity(
         schedule = methods.get(row.method).schedule
         assert schedule is not None
         assert json.loads(row.hyperparameters)["schedule"] == schedule.as_dict()
-    assert planning.plan(asked, store).jobs == []
+    assert plan(asked, store).jobs == []
 
 
 def test_rewinding_says_how_long_it_trained_and_iterative_pruning_divides_what_there_is(
@@ -214,7 +216,7 @@ def test_ablations_keep_what_they_say_and_change_the_rest(
     measure = trial.Trial.measure
 
     def watched(self: Any, problem: methods.Problem) -> Any:
-        if self.job.criterion is not None:
+        if self.job.criterion:
             weights = {n: w.detach().clone() for n, w in problem.weights.items()}
             seen.append((self.job.ablation, self.job.seed, problem.mask, weights))
         return measure(self, problem)
@@ -233,14 +235,14 @@ def test_ablations_keep_what_they_say_and_change_the_rest(
         assert all(not moved[n][~other[n]].any() for n in mask)
     retrained = {"magnitude": (3, 6), "magnitude_iterative": (3, 6), "snip": (3, 3), "magnitude_gradual": (6, 6)}[method]
     assert [r.epochs for r in rows] == [3, *retrained]
-    assert planning.plan(asked, store).jobs == []
+    assert plan(asked, store).jobs == []
 
 
 def test_the_schedule_decides_the_key(suite: Suite, tmp_path: Path, store: Store) -> None:
     asked = request_(suite, "magnitude_gradual,magnitude", tmp_path)
     changed = dataclasses.replace(asked.methods[0], schedule=methods.Gradual(every=2))
     one, two, plain = (
-        {key for key, row in planning.plan(dataclasses.replace(asked, methods=(m,)), store).expected.items() if row.criterion}
+        {key for key, row in plan(dataclasses.replace(asked, methods=(m,)), store).expected.items() if row.criterion}
         for m in (asked.methods[0], changed, asked.methods[1])
     )
     assert len(one) == len(two) == len(plain) == 8
@@ -296,7 +298,7 @@ def test_a_failing_method_is_rows_with_its_error_and_is_tried_again(
     assert len(mine) == 8
     assert {(r.status, r.error, r.accuracy) for r in mine} == {("failed", "RuntimeError: not today", None)}
     assert {r.status for r in rows if r.method == "magnitude"} <= {"ok", "collapsed"}
-    again = planning.plan(request_(suite, "moody,magnitude", tmp_path), store)
+    again = plan(request_(suite, "moody,magnitude", tmp_path), store)
     assert {job.method for job in again.jobs} == {"moody"}
 
 
@@ -406,15 +408,15 @@ def test_two_runs_at_once_do_each_piece_once(suite: Suite, tmp_path: Path, store
     def made_up(job: Any) -> Any:
         time.sleep(0.01)
         done.extend((job.method, job.seed, p.sparsity, p.finetune_epochs) for p in job.points)
-        if job.criterion is None:
-            Networks(job.place.cache / "networks").save(job.network, {}, methods.Posterior({}, 1), {})
+        if not job.criterion:
+            Networks(job.environment.cache / "networks").save(job.network, {}, methods.Posterior({}, 1), {})
         return {p.key: {"status": "ok", "accuracy": p.sparsity} for p in job.points}
 
     monkeypatch.setattr(trial, "execute", made_up)
     monkeypatch.setattr(executors, "TICK", 0.02)
     names = "magnitude,random,snip,opd"
     asked = [request_(suite, names, tmp_path), request_(suite, names, tmp_path, sparsities=[0.5, 0.8, 0.9])]
-    plans = [planning.plan(request, store) for request in asked]  # both see an empty store
+    plans = [plan(request, store) for request in asked]  # both see an empty store
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda plan: pipeline.run(plan, Store(store.url), Inline()), plans))
     first, second = (pipeline.collect(plan, store) for plan in plans)
@@ -460,7 +462,7 @@ def test_a_run_takes_over_from_one_that_died(suite: Suite, tmp_path: Path, store
     asked = request_(suite, "magnitude", tmp_path, seeds=[0])
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    planned = planning.plan(asked, store)
+    planned = plan(asked, store)
     with sqlite3.connect(tmp_path / "store.db") as database:
         owner = f"{socket.gethostname()}/{dead.pid}/x"
         leases = [(pipeline._lease(job), owner, time.time() + 1000) for job in planned.jobs]
@@ -471,7 +473,7 @@ def test_a_run_takes_over_from_one_that_died(suite: Suite, tmp_path: Path, store
 def test_provenance_is_the_workers(suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not that of who planned: on a cluster the two are different machines."""
     asked = request_(suite, "magnitude", tmp_path, seeds=[0], sparsities=[0.9])
-    made = planning.plan(asked, store)
+    made = plan(asked, store)
     where = {"version": "9", "commit": "abc", "torch": "2.99", "device": "cpu: other", "environment": '{"threads": 1}'}
     monkeypatch.setattr(trial, "provenance", lambda device, threads: where)
     pipeline.run(made, store, Inline())
@@ -493,7 +495,7 @@ def test_declared_unsupported_is_a_row_with_the_reason(suite: Suite, tmp_path: P
 
 
 def test_what_decides_a_result_decides_its_key(suite: Suite, tmp_path: Path, store: Store) -> None:
-    keys = lambda **changes: set(planning.plan(request_(suite, "magnitude", tmp_path, **changes), store).expected)  # noqa: E731
+    keys = lambda **changes: set(plan(request_(suite, "magnitude", tmp_path, **changes), store).expected)  # noqa: E731
     base = keys()
     assert keys() == base
     assert not keys(epochs=4) & base
@@ -539,20 +541,20 @@ def test_the_factors_of_a_kronecker_posterior_come_through_the_store(suite: Suit
 def test_narrowing_crosses_and_validates(suite: Suite) -> None:
     digits = load_suite("digits")
     pairs = lambda s: [(b.dataset, a) for b in s.blocks for a in b.architectures]  # noqa: E731
-    assert pairs(planning.narrow(digits, datasets=["breast_cancer"])) == [("breast_cancer", "mlp")]
-    assert pairs(planning.narrow(digits, architectures_=["resnet18"])) == [("digits", "resnet18"), ("breast_cancer", "resnet18")]
-    assert [a for _, a in pairs(planning.narrow(digits, datasets=["mnist"]))] == ["mlp", "lenet5", "vit_micro_patch4"]
+    assert pairs(narrowed(digits, datasets=["breast_cancer"])) == [("breast_cancer", "mlp")]
+    assert pairs(narrowed(digits, architectures=["resnet18"])) == [("digits", "resnet18"), ("breast_cancer", "resnet18")]
+    assert [a for _, a in pairs(narrowed(digits, datasets=["mnist"]))] == ["mlp", "lenet5", "vit_micro_patch4"]
     for wrong in ({"datasets": ["digit"]}, {"architectures_": ["lenet"]}, {"sparsities": [1.0]}, {"epochs": 0}):
         with pytest.raises(UserError):
-            planning.narrow(digits, **wrong)
+            narrowed(digits, **wrong)
 
 
 def test_a_pair_that_does_not_fit_is_noted_and_nothing_left_is_an_error(tmp_path: Path, store: Store) -> None:
     digits = load_suite("digits")
-    made = planning.plan(request_(digits, "magnitude", tmp_path, architectures_=["lenet5"], seeds=[0]), store)
+    made = plan(request_(digits, "magnitude", tmp_path, architectures=["lenet5"], seeds=[0]), store)
     assert made.notes == ["lenet5 does not take breast_cancer (inputs of shape 30): left out"]
     with pytest.raises(UserError, match="nothing to run"):
-        planning.plan(request_(digits, "magnitude", tmp_path, datasets=["breast_cancer"], architectures_=["lenet5"]), store)
+        plan(request_(digits, "magnitude", tmp_path, datasets=["breast_cancer"], architectures=["lenet5"]), store)
 
 
 def test_a_pretrained_suite_starts_from_weights_and_reinit_from_none(
@@ -571,20 +573,20 @@ def test_a_pretrained_suite_starts_from_weights_and_reinit_from_none(
 
     monkeypatch.setattr(workbench.build, "create", known)
     request = request_(suite, "magnitude", tmp_path, ablations=("reinit",), pretrained=True, seeds=[0], finetune_epochs=[0])
-    made = planning.plan(request, store)
+    made = plan(request, store)
     assert asked.count(True) == 1, "what cannot be had is said while planning"
     bench = trial.Trial(made.ready[0])
     assert (next(bench.initial().parameters()) == 0.25).all()
     assert not (next(bench.initial("new initial weights").parameters()) == 0.25).any()
     pipeline.run(made, store, Inline())
     assert all(row.status == "ok" for row in pipeline.collect(made, store))
-    plain = planning.plan(request_(suite, "magnitude", tmp_path, seeds=[0], finetune_epochs=[0]), store)
+    plain = plan(request_(suite, "magnitude", tmp_path, seeds=[0], finetune_epochs=[0]), store)
     assert not plain.expected.keys() & made.expected.keys()
 
 
 def test_a_classic_network_has_no_pretrained_weights(suite: Suite, tmp_path: Path, store: Store) -> None:
     with pytest.raises(UserError, match=r"'mlp' has no pretrained weights"):
-        planning.plan(request_(suite, "magnitude", tmp_path, pretrained=True), store)
+        plan(request_(suite, "magnitude", tmp_path, pretrained=True), store)
 
 
 @pytest.mark.parametrize("method", ["magnitude", "snip"])

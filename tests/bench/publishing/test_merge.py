@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 import methods
-from bench.planning.planning import hyperparameters_of
+from bench.planning.cells import hyperparameters_of
 from bench.publishing import board_folder, merge, publish
 from bench.publishing.board_folder import Board
 from bench.publishing.plots import curves
 from bench.spec.errors import UserError
 from bench.spec.row import COLUMNS, DENSE, PROTOCOL_VERSION, Row
 from bench.spec.suite import load_suite
-from bench.storage import results_csv
+from bench.storage import files, results_csv
 from methods.registry import registry
 
 Bench = Callable[..., tuple[int, str, str]]
@@ -51,7 +51,7 @@ def board(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
     suite = load_suite("tiny.toml").model_copy(update={"seeds": (0, 1, 2), "finetune_epochs": (0,)})
     controls = ("dense", "random", "magnitude", "magnitude_layer")
     made = Board(suite, tuple(r for method in controls for r in cells(method)))
-    results_csv.write_files(Path("leaderboards/tiny"), board_folder.evidence(made))
+    files.write_files(Path("leaderboards/tiny"), board_folder.evidence(made))
     return made
 
 

@@ -18,7 +18,7 @@ from bench.ranking import leaderboard, tracks
 from bench.spec.errors import UserError
 from bench.spec.row import COLUMNS, Row
 from bench.spec.suite import load_suite, suites
-from bench.storage import results_csv
+from bench.storage import files, results_csv
 
 Bench = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).resolve().parents[3]
@@ -175,10 +175,10 @@ def test_cells_that_a_spreadsheet_would_run_are_neutralised_and_come_back(text: 
 
 
 def test_files_are_written_all_or_none(tmp_path: Path) -> None:
-    results_csv.write_files(tmp_path, {"a/x": b"1", "y": b"2"})
+    files.write_files(tmp_path, {"a/x": b"1", "y": b"2"})
     (tmp_path / "b").write_text("a file where a folder is needed")
     with pytest.raises(OSError, match="b"):
-        results_csv.write_files(tmp_path, {"a/x": b"3", "b/z": b"4", "y": None})
+        files.write_files(tmp_path, {"a/x": b"3", "b/z": b"4", "y": None})
     assert snapshot(tmp_path) == {"a/x": b"1", "b": b"a file where a folder is needed", "y": b"2"}
 
 

@@ -13,9 +13,9 @@ from bench.publishing import board_folder, row_comparison, verify
 from bench.publishing.board_folder import Board
 from bench.spec.row import Row
 from bench.spec.suite import load_suite
-from bench.storage import results_csv
+from bench.storage import files
 from bench.trial import provenance
-from bench.trial.job import Place
+from bench.trial.job import Environment
 
 Bench = Callable[..., tuple[int, str, str]]
 Rerun = Callable[[Row], Row]
@@ -50,9 +50,9 @@ def check(tiny: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable
             rows = [replace(row, torch=str(provenance.provenance("cpu", 1)["torch"])) for row in rows]
         honest = {row.identity: row for row in rows}
         board = Board(load_suite("tiny.toml"), tuple(map(tamper, rows)))
-        results_csv.write_files(Path("board"), board_folder.evidence(board))
+        files.write_files(Path("board"), board_folder.evidence(board))
 
-        def compute(chosen: Sequence[Row], board: Board, place: Place, *rest: object) -> list[Row]:
+        def compute(chosen: Sequence[Row], board: Board, place: Environment, *rest: object) -> list[Row]:
             return [rerun(replace(honest[row.identity], torch=verify._blank(row, place).torch)) for row in chosen]
 
         monkeypatch.setattr(verify, "_compute", compute)
@@ -161,7 +161,7 @@ def test_a_tolerance_decides_alone(check: Callable[..., tuple[int, str]]) -> Non
 
 
 def test_what_a_row_says_of_its_machine_is_not_taken_over(tmp_path: Path) -> None:
-    place = Place("cpu", None, tmp_path)
+    place = Environment("cpu", None, tmp_path)
     blank = verify._blank(replace(rows_of_a_board()[0], device="cuda: other"), place)
     here = provenance.provenance("cpu", 1)
     assert {name: getattr(blank, name) for name in row_comparison.WHERE} == {name: here.get(name, "") for name in row_comparison.WHERE}

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from bench.cli import report
+from bench.cli import tables
 from bench.ranking.leaderboard import leaderboard, resolutions
 from bench.ranking.tracks import frame
 from bench.spec.row import Row
@@ -125,7 +125,7 @@ def test_controls_and_long_trainings_are_in_no_family_of_tests() -> None:
 
 def printed(width: int, made: list[Row], capsys: pytest.CaptureFixture[str]) -> str:
     (resolution,) = resolutions(frame(made)).values()
-    report.print_board(Console(width=width), "a track, tuned", leaderboard(made), resolution.meaning)
+    tables.print_board(Console(width=width), "a track, tuned", leaderboard(made), resolution.meaning)
     return " ".join(capsys.readouterr().out.split())
 
 
@@ -158,7 +158,7 @@ def test_dense_accuracies_have_the_interval_of_all_tables(capsys: pytest.Capture
     one = replace(dense()[0], criterion="")
     made = [replace(one, accuracy=a, seed=k) for k, a in enumerate((0.8, 0.82, 0.84))]
     made += [replace(one, accuracy=a, seed=k, dataset="e") for k, a in enumerate((0.98, 1.0, 0.96))]
-    report.print_dense(Console(width=160), made)
+    tables.print_dense(Console(width=160), made)
     out = " ".join(capsys.readouterr().out.split())
     half = stats.t.ppf(0.975, 2) * 0.02 / math.sqrt(3)
     assert f"82.00% ±{half:.2%} 98.00% ({0.98 - half:.2%}–100.00%)" in out

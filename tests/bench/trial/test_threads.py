@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.spec.setting import Setting
 from bench.spec.suite import load_suite
 from bench.storage.checkpoints import Networks
 from bench.storage.results_csv import read_rows
 from bench.trial import trial
-from bench.trial.job import Configured, Job, Place
+from bench.trial.job import Environment, Job
 
 Bench = Callable[..., tuple[int, str, str]]
 OPTIONS = ("--suite", "tiny.toml", "--finetune-epochs", "0")
@@ -19,7 +20,7 @@ OPTIONS = ("--suite", "tiny.toml", "--finetune-epochs", "0")
 
 def trained(job: Job) -> dict[str, torch.Tensor]:
     trial.execute(job)
-    return Networks(job.place.cache / "networks").load(job.network)[0]
+    return Networks(job.environment.cache / "networks").load(job.network)[0]
 
 
 @pytest.fixture
@@ -38,10 +39,12 @@ def test_what_export_leaves_is_what_run_would_have_made(
     (tiny / "tiny.toml").write_text(text.replace('"breast_cancer"', '"digits"').replace('"mlp"', '"lenet5"'))
     job = Job(
         method="dense", dataset="digits", architecture="lenet5", protocol=load_suite("tiny.toml").protocol("lenet5"), seed=0,
-        training=Configured("map"), criterion=None, stage=None, granularity="weight", network="x", points=(),
-        place=Place("cpu", None, tiny / "cache"),
+        training="map", criterion="", stage=None, setting=Setting({"lr": 0.1, "weight_decay": 1e-3}), granularity="weight",
+        network="x", points=(),
+        environment=Environment("cpu", None, tiny / "cache"),
     )  # fmt: skip
-    states = [trained(dataclasses.replace(job, network=f"{n}", place=dataclasses.replace(job.place, threads=n))) for n in (1, 2)]
+    with_threads = [dataclasses.replace(job.environment, threads=n) for n in (1, 2)]
+    states = [trained(dataclasses.replace(job, network=f"{e.threads}", environment=e)) for e in with_threads]
     assert not all(torch.equal(value, states[1][name]) for name, value in states[0].items()), "or this test would say nothing"
     made: dict[str, dict[str, torch.Tensor]] = {}
     for which, command in (

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import methods
-from bench.planning import planning
+from bench.planning.cells import hyperparameters_of
 from bench.tuning import pools
 from methods import Float, Int, Range
 
@@ -20,7 +20,7 @@ def drawn(name: str, count: int, fixed: dict[str, Any] | None = None, seed: int 
 def test_draws_begin_with_the_defaults_and_stay_in_the_searched_ranges() -> None:
     spam = methods.make("trainings", "spam", {"prior": "layer"})
     first = drawn("spam", 40, {"prior": "layer"})
-    assert first[0] == planning.hyperparameters_of(spam)
+    assert first[0] == hyperparameters_of(spam)
     assert first == drawn("spam", 40, {"prior": "layer"})
     assert first[1:] != drawn("spam", 40, {"prior": "layer"}, seed=8)[1:]
     for hyperparameters in first:
@@ -54,7 +54,7 @@ def test_points_are_spread_evenly() -> None:
 
 
 def test_nothing_to_choose_is_one_configuration() -> None:
-    fixed = planning.hyperparameters_of(methods.make("trainings", "map", {}))
+    fixed = hyperparameters_of(methods.make("trainings", "map", {}))
     assert drawn("map", 5, fixed) == [fixed]
 
 

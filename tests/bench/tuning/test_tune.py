@@ -15,17 +15,20 @@ import methods
 from bench import data
 from bench.execution import pipeline
 from bench.execution.executors import Inline
-from bench.planning import catalogue, planning
-from bench.planning.planning import Request
+from bench.planning import catalogue
+from bench.planning.request import Request
+from bench.planning.searches import searches
 from bench.spec.errors import UserError
+from bench.spec.setting import Setting
 from bench.spec.suite import Suite, load_suite
 from bench.storage.checkpoints import Networks
 from bench.storage.results_csv import read_rows
 from bench.storage.rows import Store
 from bench.trial import trial
-from bench.trial.job import Place
+from bench.trial.job import Environment
 from bench.tuning import tune
-from bench.tuning.study import Found, Study
+from bench.tuning.study import Study
+from tests.bench.suites import narrowed
 
 SEARCHED = "magnitude,random,snip,obd"
 
@@ -41,18 +44,18 @@ def store(tmp_path: Path) -> Store:
 
 
 def request_(suite: Suite, names: str, tmp: Path, **changes: Any) -> Request:
-    place = Place("cpu", None, tmp / "cache")
-    return Request(planning.narrow(suite, **{"trials": 3, "pool": 3} | changes), catalogue.select_methods(names), place)
+    place = Environment("cpu", None, tmp / "cache")
+    return Request(narrowed(suite, **{"trials": 3, "pool": 3} | changes), catalogue.select_methods(names), place)
 
 
 def studies_of(request: Request, store: Store) -> list[Study]:
     """The studies of a request, their pools trained."""
-    assert not [job for job in planning.tuning(request, store.url)[0].jobs if job.points], "nothing is measured yet"
+    assert not [job for job in searches(request, store.url)[0].jobs if job.points], "nothing is measured yet"
     return pipeline.pools(request, store, Inline())
 
 
-def search(studies: list[Study], store: Store) -> dict[tuple[str, str, str], Found]:
-    return pipeline.search(studies, store, studies[0].job.place.cache, Inline())
+def search(studies: list[Study], store: Store) -> dict[tuple[str, str, str], Setting]:
+    return pipeline.search(studies, store, studies[0].job.environment.cache, Inline())
 
 
 def trials_of(study: Study) -> list[Any]:
@@ -82,8 +85,8 @@ def test_every_method_has_the_same_trials_and_the_first_is_the_defaults(suite: S
         assert done[5].params == max(whole, key=lambda t: t.value).params
         mine = found["breast_cancer", "mlp", study.job.method]
         assert mine.trials == 8
-        assert mine.default_accuracy == pytest.approx((done[4].value + done[6].value) / 2)
-        assert mine.accuracy in (mine.default_accuracy, pytest.approx((done[5].value + done[7].value) / 2))
+        assert mine.search.default_accuracy == pytest.approx((done[4].value + done[6].value) / 2)
+        assert mine.search.accuracy in (mine.search.default_accuracy, pytest.approx((done[5].value + done[7].value) / 2))
         assert {"training", "finetune_lr_scale"} <= done[0].params.keys()
         assert mine.epochs == sum(t.user_attrs["epochs"] for t in done)
     assert all(study.pool == studies[0].pool for study in studies), "the same training configurations for all"
@@ -100,7 +103,7 @@ def test_a_search_never_reads_the_test_split_nor_an_evaluation_seed(
     monkeypatch.setattr(trial, "stream", lambda job, *bench: seeds.add(job.seed) or stream(job, *bench))
     studies = studies_of(request_(suite, SEARCHED, tmp_path, trials=8), store)
     found = search(studies, store)
-    assert all(f.default_accuracy > 0.3 for f in found.values()), "a failed measurement would count as 0"
+    assert all(f.search.default_accuracy > 0.3 for f in found.values()), "a failed measurement would count as 0"
     assert seeds == {1000, 1001, 1002} == set(suite.seeds_of_tuning)
     assert not seeds & set(suite.seeds)
 
@@ -147,7 +150,7 @@ def test_pool_networks_are_trained_once_for_all_methods(
     asked = request_(suite, "magnitude,random,obd,opd", tmp_path)
     studies_of(asked, store)
     assert len(trained) == len(set(trained)) == 3
-    assert planning.tuning(asked, store.url)[0].jobs == []
+    assert searches(asked, store.url)[0].jobs == []
 
 
 def test_a_network_that_fails_is_a_bad_trial_and_the_others_go_on(
@@ -161,7 +164,7 @@ def test_a_network_that_fails_is_a_bad_trial_and_the_others_go_on(
     broken = [t.value for t in trials_of(study) if t.params["training"] == study.pool[1].draw]
     assert broken
     assert set(broken) == {0.0}
-    assert found.chosen.training != study.pool[1].training.hyperparameters
+    assert found.training != study.pool[1].training
 
 
 def test_a_pool_replaces_members_whose_dense_network_breaks_down(
@@ -169,14 +172,14 @@ def test_a_pool_replaces_members_whose_dense_network_breaks_down(
 ) -> None:
     """The first draw cannot be trained at all, the second does no better than chance."""
     asked = request_(suite, "magnitude,obd", tmp_path)
-    first = planning.tuning(asked, store.url)[1][0].pool
+    first = searches(asked, store.url)[1][0].pool
     fit = methods.fit
 
     def bad(problem: Any, training: Any, recipe: Any, **more: Any) -> Any:
-        if training.lr == first[1].training.hyperparameters["lr"]:
+        if training.lr == first[1].training["lr"]:
             raise FloatingPointError("the training loss is nan")
         state = fit(problem, training, recipe, **more)
-        if training.lr == first[2].training.hyperparameters["lr"]:
+        if training.lr == first[2].training["lr"]:
             for p in problem.model.parameters():
                 p.data.zero_()
         return state
@@ -185,7 +188,7 @@ def test_a_pool_replaces_members_whose_dense_network_breaks_down(
     studies = studies_of(asked, store)
     assert [m.draw for m in studies[0].pool] == [0, 3, 4] == [m.draw for m in studies[1].pool]
     assert [m.draw for m in first] == [0, 1, 2]
-    assert {s.key for s in studies} == {s.key for s in planning.tuning(asked, store.url)[1]}, "a study is named before its pool is known"
+    assert {s.key for s in studies} == {s.key for s in searches(asked, store.url)[1]}, "a study is named before its pool is known"
     assert studies_of(asked, store) == studies, "and what was found out is not found out again"
 
 
@@ -197,7 +200,7 @@ def made_up(values: dict[Any, list[float]], spent: list[Any] | None = None) -> C
 
     def stream(job: Any, bench: Any) -> Any:
         n = len(bench.dataset.validation)
-        key = (job.training.hyperparameters["lr"], job.seed)
+        key = (job.training["lr"], job.seed)
         for point, accuracy in zip(job.points, values[key], strict=True):
             bench.beat(1)
             if spent is not None:
@@ -211,7 +214,7 @@ def test_a_trial_that_was_given_up_cannot_win(suite: Suite, tmp_path: Path, stor
     """Four trials of (.95, .30) and a fifth given up at .90 over the low sparsity alone: Optuna keeps .90 as its value."""
     asked = request_(suite, "random_init", tmp_path, trials=5, pool=5, finetune_epochs=[0], tuning_seeds=1)
     (study,) = studies_of(asked, store)
-    rates = [m.training.hyperparameters["lr"] for m in study.pool]
+    rates = [m.training["lr"] for m in study.pool]
     values = {(lr, 1000): [0.95, 0.30] for lr in rates}
     values[rates[4], 1000] = [0.90, 0.30]
     spent: list[Any] = []
@@ -223,7 +226,7 @@ def test_a_trial_that_was_given_up_cannot_win(suite: Suite, tmp_path: Path, stor
     done = trials_of(study)
     assert [t.state.name for t in done] == ["COMPLETE"] * 4 + ["PRUNED"]
     assert done[4].value == 0.90 > max(t.value for t in done[:4])
-    assert found.chosen.training == study.pool[0].training.hyperparameters
+    assert found.training == study.pool[0].training
     assert (found.trials, found.epochs, len(spent)) == (5, 9, 9), "the fifth was given up after its first sparsity, and cost that much"
 
 
@@ -233,7 +236,7 @@ def test_the_defaults_stay_unless_they_are_beaten_beyond_the_noise(
     """A candidate ahead by half a point, by luck of the first seed by 20, is not believed; one ahead by 25 on every seed is."""
     for name, ahead, chosen in (("obd", [0.20, 0.01, 0.0], False), ("opd", [0.25, 0.25, 0.24], True)):
         (study,) = studies_of(request_(suite, name, tmp_path, trials=8, pool=2, finetune_epochs=[0]), store)
-        default, other = (m.training.hyperparameters["lr"] for m in study.pool)
+        default, other = (m.training["lr"] for m in study.pool)
         values = {(default, seed): [0.6, 0.6] for seed in suite.seeds_of_tuning}
         values |= {(other, seed): [0.6 + d, 0.6 + d] for seed, d in zip(suite.seeds_of_tuning, ahead, strict=True)}
         monkeypatch.setattr(trial, "stream", made_up(values))
@@ -241,8 +244,8 @@ def test_the_defaults_stay_unless_they_are_beaten_beyond_the_noise(
         order = itertools.cycle([0, 1])
         monkeypatch.setattr(Study, "candidate", lambda self, drawn, order=order: drawn | {"training": next(order)})
         found = search([study], store)["breast_cancer", "mlp", name]
-        assert (found.chosen.training["lr"] == other) == chosen
-        assert found.default_accuracy == pytest.approx(0.6)
+        assert (found.training["lr"] == other) == chosen
+        assert found.search.default_accuracy == pytest.approx(0.6)
         assert found.accuracy == pytest.approx(0.6 + (ahead[1] + ahead[2]) / 2 if chosen else 0.6)
         monkeypatch.undo()
         monkeypatch.chdir(tmp_path)
@@ -288,7 +291,7 @@ def test_a_killed_search_goes_on_to_the_same_end(suite: Suite, tmp_path: Path, m
         assert tune.found(killed) is None
     tune.search(killed)
     assert told(killed) == told(whole)
-    assert tune.found(killed).chosen == tune.found(whole).chosen  # type: ignore[union-attr]
+    assert tune.found(killed) == tune.found(whole)  # type: ignore[union-attr]
 
 
 def test_more_trials_go_on_from_those_there_are(suite: Suite, tmp_path: Path, store: Store) -> None:
@@ -302,7 +305,7 @@ def test_more_trials_go_on_from_those_there_are(suite: Suite, tmp_path: Path, st
     other = Store(f"sqlite:///{tmp_path}/other.db")
     at_once = dataclasses.replace(more, storage=other.url)
     tune.search(at_once)
-    assert tune.found(at_once).summary["validation"] == tune.found(more).summary["validation"]  # type: ignore[union-attr]
+    assert tune.found(at_once).search.default_accuracy == tune.found(more).search.default_accuracy  # type: ignore[union-attr]
     assert {str(t) for t in told(at_once)} <= {str(t) for t in told(more)}
 
 
@@ -363,7 +366,7 @@ def test_what_cannot_be_is_said_in_one_line(tiny: Path, bench: Callable[..., tup
         "error: trials: Input should be greater than or equal to 0, got -1\n",
     )
     with pytest.raises(UserError, match="tuning_seed 1000 is one of the seeds"):
-        planning.narrow(suite, seeds=[0, 1000])
+        narrowed(suite, seeds=[0, 1000])
 
 
 def test_plug_ins_are_searched_too(tiny: Path, bench: Callable[..., tuple[int, str, str]], suite: Suite) -> None:

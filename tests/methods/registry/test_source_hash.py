@@ -135,32 +135,34 @@ def test_a_job_is_made_of_everything_that_it_imports() -> None:
 
 def test_the_code_of_a_job_decides_every_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An edited loop is another dense network under `map` too, and other rows of every method."""
-    from bench.planning import catalogue, planning
-    from bench.planning.planning import Request
+    from bench.planning import catalogue, cells
+    from bench.planning.plan import plan
+    from bench.planning.request import Request
     from bench.spec.suite import load_suite
     from bench.storage.rows import Store
-    from bench.trial.job import Place
+    from bench.trial.job import Environment
+    from tests.bench.suites import narrowed
 
-    suite = planning.narrow(load_suite("digits"), datasets=["breast_cancer"], seeds=[0], sparsities=[0.9], trials=0)
+    suite = narrowed(load_suite("digits"), datasets=["breast_cancer"], seeds=[0], sparsities=[0.9], trials=0)
     store = Store(f"sqlite:///{tmp_path}/store.db")
 
     def keys(**place: int) -> set[str]:
-        asked = Request(suite, catalogue.select_methods("magnitude,snip"), Place("cpu", None, tmp_path, **place))
-        plan = planning.plan(asked, store)
-        return {*plan.expected, *(job.network for job in plan.jobs)}
+        asked = Request(suite, catalogue.select_methods("magnitude,snip"), Environment("cpu", None, tmp_path, **place))
+        made = plan(asked, store)
+        return {*made.expected, *(job.network for job in made.jobs)}
 
     before = keys()
     assert keys() == before
     assert not keys(threads=2) & before
     real = methods.source_hash
     plain = methods.lookup("trainings", "map")
-    assert methods.source_hash(planning.trial, plain) != methods.source_hash(plain)
-    monkeypatch.setattr(methods, "source_hash", lambda *roots: real(*roots) + ("edited" if planning.trial in roots else ""))
+    assert methods.source_hash(cells.trial, plain) != methods.source_hash(plain)
+    monkeypatch.setattr(methods, "source_hash", lambda *roots: real(*roots) + ("edited" if cells.trial in roots else ""))
     assert not keys() & before
     monkeypatch.setattr(methods, "source_hash", real)
-    monkeypatch.setattr(planning.workbench, "tensors", lambda *_: "blocks.0.weight (2, 2)")
+    monkeypatch.setattr(cells.workbench, "tensors", lambda *_: "blocks.0.weight (2, 2)")
     assert not keys() & before
     monkeypatch.undo()
     for package in ("timm", "torch-pruning", "torchmetrics"):
-        monkeypatch.setattr(planning, "versions", lambda package=package: {package: "0"})
+        monkeypatch.setattr(cells, "versions", lambda package=package: {package: "0"})
         assert not keys() & before
