@@ -134,7 +134,8 @@ def hyperparameters(configuration: Any, fixed: Mapping[str, Any]) -> str:
         if name in fixed:
             searched = "no: fixed by the name"
         elif allowed.tuned:
-            searched = f"yes, {allowed.searched}" + " on a logarithmic scale" * allowed.log
+            within = f", in [{allowed.searched.low:g}, {allowed.searched.high:g}]" if allowed.search else ""
+            searched = "yes" + within + ", on a logarithmic scale" * allowed.log
         lines.append((f"`{name}`", f"`{defaults[name]}`", str(allowed), searched))
     return table(("name", "default", "allowed", "tuned"), lines) if lines else ""
 
@@ -283,6 +284,12 @@ def toml(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
+def first_board() -> str:
+    """The first table of the leaderboard in the README."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("<!-- leaderboard -->\n")[2]
+    return "\n\n".join(text.split("\n\n")[:2]) + "\n"
+
+
 def included(name: str) -> str:
     """A file of the repository without its title, its links as they are seen from docs/."""
     text = (ROOT / name).read_text(encoding="utf-8").partition("\n")[2]
@@ -294,6 +301,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "results_columns": lambda: columns("results"),
     "leaderboard_columns": lambda: columns("leaderboard"),
     "tuned_columns": lambda: columns("tuned"),
+    "first_board": first_board,
     "suite_keys": suite_keys,
     "suites": shipped_suites,
     "changelog": lambda: included("CHANGELOG.md"),
