@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import importlib.util
 import inspect
 import re
 import shlex
@@ -31,13 +30,10 @@ PLACEHOLDERS = {"my_method", "METHOD", "NAME"}
 
 @pytest.fixture(scope="module")
 def hooks() -> ModuleType:
-    """docs/hooks.py, which mkdocs loads by its path too."""
-    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """docs/hooks.py, loaded as mkdocs loads it: with its folder among those to import from."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(DOCS))
+        return importlib.import_module("hooks")
 
 
 def code_blocks(text: str, *languages: str) -> list[str]:
@@ -197,7 +193,10 @@ def test_every_registered_name_has_its_page(hooks: ModuleType) -> None:
             page = pages[f"{kind}/{name.replace(':', '-')}.md"]
             assert f"`{name}`" in page.splitlines()[0]
             assert f"[`{name}`]" in pages[f"{kind}/index.md"]
-    assert "| `weight_decay` | `0.001` | a number in [1e-06, 0.1] | yes, in [1e-05, 0.02], on a logarithmic scale |" in pages["trainings/map.md"]
+    assert (
+        "| `weight_decay` | `0.001` | a number in [1e-06, 0.1] | yes, in [1e-05, 0.02], on a logarithmic scale |"
+        in pages["trainings/map.md"]
+    )
     assert "| `n_rounds` | `100` |" in pages["methods/snip_iterative.md"]
     assert "no: fixed by the name" in pages["methods/snip_iterative.md"]
 
@@ -230,7 +229,7 @@ def test_every_suite_key_is_in_the_reference(hooks: ModuleType) -> None:
         assert (field.description or "") in line.replace("\\|", "|")
         assert ("| required |" in line) == field.is_required()
     assert "| `sparsities` | list: number, ≥ 0, < 1 | required |" in shown
-    assert "| `optimizer` | text, sgd or adam | `\"sgd\"` |" in shown
+    assert '| `optimizer` | text, sgd or adam | `"sgd"` |' in shown
 
 
 def test_a_bar_in_a_cell_does_not_end_it(hooks: ModuleType) -> None:
