@@ -62,12 +62,14 @@ def method_page(method: methods.Method) -> str:
         ("schedule", str(method.schedule) if method.schedule else "one cut" if method.stage != "during" else ""),
         ("in `--methods all`", "no: name it, because it trains networks of its own or takes long" if method.costly else "yes"),
     ]
-    parts = [f"# Method `{method.name}`\n", table(("", ""), [fact for fact in facts if fact[1]])]
+    criterion, training = method.make_criterion(), method.make_training()
+    does = f"Criterion: {escaped(first_line(type(criterion)))}.\n\nTraining: {escaped(first_line(type(training)))}.\n"
+    parts = [f"# Method `{method.name}`\n", does, table(("property", "value"), [fact for fact in facts if fact[1]])]
     if method.schedule:
         parts.append("Fields of the schedule: " + assigned(dataclasses.asdict(method.schedule)) + ".\n")
     for title, made, fixed in (
-        ("criterion", method.make_criterion(), method.options),
-        ("training", method.make_training(), method.training_options),
+        ("criterion", criterion, method.options),
+        ("training", training, method.training_options),
     ):
         shown = hyperparameters(made, fixed)
         parts.append(f"## Hyperparameters of the {title} `{made.name}`\n\n{shown or 'None.'}\n")
