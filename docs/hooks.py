@@ -161,7 +161,7 @@ def on_config(config: Any) -> Any:
     """Put the generated pages into the navigation, each kind under its own entry."""
     for kind in ("methods", *KINDS):
         names = methods.names() if kind == "methods" else methods.names(kind)
-        own = [f"{kind}/index.md", *(f"{kind}/{file_name(name)}" for name in names)]
+        own = [f"{kind}/index.md", *({name: f"{kind}/{file_name(name)}"} for name in names)]
         for section in config.nav:
             for entries in section.values():
                 if isinstance(entries, list):
