@@ -5,6 +5,7 @@ import importlib
 import inspect
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -235,3 +236,15 @@ def test_every_suite_key_is_in_the_reference(hooks: ModuleType) -> None:
 def test_a_bar_in_a_cell_does_not_end_it(hooks: ModuleType) -> None:
     assert hooks.table(("a",), [("x|y\nz",)]) == "| a |\n| --- |\n| x\\|y z |\n"
     assert hooks.escaped("`a_b` c_d <e> *f*") == r"`a_b` c\_d \<e> \*f\*"
+
+
+def test_the_citation_names_this_release() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "CITATION.cff").read_text(encoding="utf-8").splitlines()
+    for key, value in {
+        "cff-version": "1.2.0",
+        "title": project["name"],
+        "version": project["version"],
+        "license": project["license"],
+    }.items():
+        assert f"{key}: {value}" in lines
