@@ -1,6 +1,7 @@
 """Made-up results for the tests of the page: rows as strangers might send them, and the page of them."""
 
 import itertools
+import json
 import random
 from typing import Any
 
@@ -43,7 +44,5 @@ def made(rows: list[Row], plots: dict[str, str] | None = None, suite: str = "tin
 
 
 def search(trials: int = 2) -> str:
-    return (
-        '{"criterion": {"samples": 7}, "training": {}, "tuning": {"trials": %d, "epochs": 8, "validation": {"default": 0.25, "tuned": 0.75}}}'
-        % trials
-    )
+    said = {"trials": trials, "epochs": 8, "validation": {"default": 0.25, "tuned": 0.75}}
+    return json.dumps({"criterion": {"samples": 7}, "training": {}, "tuning": said})

@@ -1,8 +1,8 @@
-"""One static page for a published leaderboard: everything is in the file, nothing is fetched, the same input gives the same bytes.
+"""One static HTML page for a published leaderboard. It contains everything and fetches nothing; the same input gives the same bytes.
 
-Names, errors and hyperparameters come from strangers' CSVs. Jinja escapes every text, and a content security policy by hashes lets
-the browser run this page's own script and style and nothing else. Plots are images: scripts in them never run, and the ids that
-matplotlib gives to clips and glyphs cannot clash.
+Names, errors and hyperparameters come from CSV files of other people and may be hostile. Jinja escapes every text. A content security
+policy with hashes allows only this page's own script and style. Plots are embedded as images, so scripts in them never run and their
+ids cannot clash.
 """
 
 import base64
@@ -36,8 +36,16 @@ def page(
 ) -> str:  # fmt: skip
     """index.html of `leaderboards/<suite>/`.
 
-    `board`, `gains`, `rows`: leaderboard.csv, tuned.csv, results.csv as tables, whether read back or just made; columns that are
-    missing count as empty. `plots`: title -> SVG; a title, or a file's name, with a track and ", tuned" in it stands under that track.
+    Args:
+        suite: name of the suite.
+        description: one line about it.
+        board: leaderboard.csv as a table. Missing columns of this and the next two count as empty.
+        gains: tuned.csv as a table.
+        rows: results.csv as a table.
+        plots: title -> SVG. A plot is shown under the track (and ", tuned") that its title contains.
+
+    Returns:
+        The HTML text.
     """
     rows = _prepared(rows)
     tried = tables.gains(gains)
@@ -79,7 +87,7 @@ def _hash(text: str) -> str:
 
 
 def _placed(plots: dict[str, str], boards: list[tables.Board]) -> dict[int | None, list[tuple[str, str]]]:
-    """Which pictures stand under which board: those whose title names its track and tuning; under None the others."""
+    """Index of a board -> plots whose title contains its track and tuning; None -> all other plots."""
     names = {k: _slug(b.track if b.tuning == "default" else f"{b.track}, {b.tuning}") for k, b in enumerate(boards)}
     placed: dict[int | None, list[tuple[str, str]]] = {None: [], **{k: [] for k in names}}
     for title, svg in plots.items():
@@ -93,12 +101,12 @@ def _slug(title: str) -> str:
 
 
 def _image(svg: str) -> str:
-    """As an image's address. Percent-encoded: in the repository, such a page compresses far better than in base64."""
+    """The SVG as a data URL. It is percent-encoded because git compresses this far better than base64."""
     return "data:image/svg+xml," + urllib.parse.quote(" ".join(svg.split("\n")), safe=" /:=;,.()-!*@?+$[]{}|^~")
 
 
 def _prepared(rows: pd.DataFrame) -> pd.DataFrame:
-    """Every column of the contract, texts without NaN, and track and ablated names as the leaderboard has them."""
+    """The rows with all columns, texts without NaN, and track and method names (with ablation) as in the leaderboard."""
     table = rows.reindex(columns=list(COLUMNS))
     for name in TEXTS:
         table[name] = pd.Series([cells.words(value) for value in table[name]], table.index, dtype=object)
@@ -113,7 +121,7 @@ def _prepared(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _facts(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """The size of it all: (number, of what)."""
+    """Counts at the top of the page: (number, unit)."""
     methods = rows.loc[rows["track"] != "", "method"].nunique()
     blocks = len(rows[["dataset", "architecture"]].drop_duplicates())
     counts = [(methods, "method"), (blocks, "block"), (rows["seed"].nunique(), "seed")]
@@ -123,7 +131,7 @@ def _facts(rows: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _recipes(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Each method with its distinct settings and the blocks where it ran with them."""
+    """Each method with its distinct hyperparameters and the blocks where they were used."""
     recipes = []
     for method, own in sorted(rows.groupby("plain"), key=lambda one: (not any(one[1]["criterion"]), one[0])):  # the dense ones last
         settings = []
@@ -139,7 +147,7 @@ def _recipes(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:
-    """Hyperparameters as (dotted name, value); one pair with the text itself where it is no JSON object."""
+    """Hyperparameters as (dotted name, value); one pair with the text itself if it is not a JSON object."""
     try:
         said = json.loads(text or "{}")
     except ValueError:
@@ -158,7 +166,7 @@ def _flat(said: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _provenance(rows: pd.DataFrame) -> list[tuple[str, list[tuple[str, str]]]]:
-    """What the rows were made with: (name, [(value, how many rows)])."""
+    """Versions, devices and settings of the rows: (name, [(value, number of rows)])."""
     named = {
         "Protocol": "protocol", "razorbench": "version", "Commit": "commit", "torch": "torch", "Device": "device", "Seeds": "seed",
         "Sparsities": "sparsity", "Data sets": "dataset", "Architectures": "architecture", "Granularity": "granularity",
@@ -178,7 +186,7 @@ def _plain(value: Any) -> str:
 
 
 def _commands(suite: str, rows: pd.DataFrame, gains: pd.DataFrame) -> list[tuple[str, str]]:
-    """(what for, command line); names are quoted for the shell, for they may hold brackets, or worse."""
+    """(purpose, command line); names are quoted for the shell, because they may contain brackets, or hostile text."""
     pruned = rows[rows["track"] != ""]
     if pruned.empty:
         return []
@@ -199,6 +207,6 @@ def _commands(suite: str, rows: pd.DataFrame, gains: pd.DataFrame) -> list[tuple
     }  # fmt: skip
     said = [f"--{name} {shlex.quote(value)}" for name, value in options.items() if value]
     return [
-        ("Run it all again", "python -m bench run " + " \\\n    ".join(["", *said]).lstrip()),
-        ("Re-run a sample of these rows and compare", f"python -m bench verify leaderboards/{shlex.quote(suite)} --sample 20"),
+        ("Run everything again", "python -m bench run " + " \\\n    ".join(["", *said]).lstrip()),
+        ("Recompute a random sample of these rows and compare", f"python -m bench verify leaderboards/{shlex.quote(suite)} --sample 20"),
     ]

@@ -1,4 +1,4 @@
-"""The tables of a leaderboard's page as plain values: each track's board and blocks, what tuning gained, what went wrong."""
+"""The tables of a leaderboard's page as plain values: leaderboard and blocks of each track, cost and gain of tuning, failures."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -13,13 +13,13 @@ from bench.ranking import leaderboard, statistics, tracks, tuning_gain
 from bench.ranking.columns import BASELINE, COLUMNS
 from bench.spec.row import COLLAPSED
 
-OUTSIDE = 0.2  # the share of methods that the axis may leave out, with an arrow
+OUTSIDE = 0.2  # largest share of methods below the axis; an arrow marks them
 BLOCK = ["dataset", "architecture", "granularity", "match"]
 
 
 @dataclass(frozen=True)
 class Board:
-    """All that is shown of one track and tuning."""
+    """The tables of one track and tuning. `meaning`: the note below the leaderboard."""
 
     track: str
     tuning: str
@@ -28,32 +28,33 @@ class Board:
     blocks: Table = field(default_factory=lambda: Table([], []))
 
 
-INTERVAL = "± half width of its 95 % confidence interval over seeds, or (low–high) where that was cut to what is possible"
+RANKS = "from 1 + the number of methods that are significantly better to the number of methods - the number that are significantly worse"
+INTERVAL = "± half the width of the 95 % confidence interval over seeds; (low–high) if the interval was cut to possible values"
 BOARD_COLUMNS = (
-    Column("Rank", first="ascending", hint="from 1 + the methods that are significantly better to all methods - those significantly worse"),
+    Column("Rank", first="ascending", hint=RANKS),
     Column("Method", first="ascending", kind="text"),
-    Column("Area / dense", kind="area", hint=f"area under the accuracy-sparsity curve over dense accuracy, mean over blocks, {INTERVAL}"),
+    Column("Area / dense", kind="area", hint=f"area under the accuracy-sparsity curve / dense accuracy, mean over blocks {INTERVAL}"),
     Column("Std", first="ascending", hint="standard deviation of the area over seeds, pooled within blocks"),
     Column("90 %", "Accuracy, % at sparsity", "mean test accuracy at 90 % sparsity"),
     Column("95 %", "Accuracy, % at sparsity", "mean test accuracy at 95 % sparsity"),
     Column("99 %", "Accuracy, % at sparsity", "mean test accuracy at 99 % sparsity"),
-    Column("Within\n1 point", hint="largest sparsity, %, at which accuracy stays within one point of dense, interpolated"),
+    Column("Within\n1 point", hint="largest sparsity (%) at which accuracy stays within one point of the dense network, interpolated"),
     Column("NLL", "At 95 %", "negative log-likelihood of the test data, in nats: lower is better", first="ascending"),
     Column("ECE", "At 95 %", "expected calibration error: lower is better", first="ascending"),
-    Column("Scoring,\nepochs", first="ascending", hint="median cost of scoring, in epochs of training"),
-    Column("W / T / L", f"Against {BASELINE}", "wins, ties, losses of area, over blocks and seeds", kind="center"),
-    Column("Failed", "Rows", "rows that ended in an error; counted as accuracy 0", first="descending"),
-    Column("Collapsed", "Rows", f"rows in which {COLLAPSED}; counted as measured"),
-    Column("Unsup.", "Rows", "rows that the method does not support, as it said before running; left out of means and ranks"),
+    Column("Scoring,\nepochs", first="ascending", hint="median time to score and cut, in epochs of training"),
+    Column("W / T / L", f"Against {BASELINE}", "pairs of block and seed with a larger / equal / smaller area", kind="center"),
+    Column("Failed", "Rows", "rows that ended in an error; they count as accuracy 0", first="descending"),
+    Column("Collapsed", "Rows", f"rows in which {COLLAPSED}; they count as measured"),
+    Column("Unsup.", "Rows", "rows that the method does not support (declared before running); left out of means and ranks"),
     Column("All", "Rows", "one row = one method, data set, architecture, sparsity and seed"),
-    Column("Blocks", "Measured on", "blocks that the area is a mean of; one block = one data set and architecture"),
+    Column("Blocks", "Measured on", "number of blocks in the mean; one block = one data set with one architecture"),
     Column("Seeds", "Measured on", "one seed = one initial network and order of batches, the same for every method"),
-    Column("Epochs", first="ascending", hint="epochs of training and fine-tuning"),
+    Column("Epochs", first="ascending", hint="mean epochs of training and fine-tuning"),
 )  # fmt: skip
 
 
 def boards(board: pd.DataFrame, rows: pd.DataFrame) -> list[Board]:
-    """One for each track and tuning, in the order of leaderboard.csv."""
+    """The tables of each track and tuning, in the order of leaderboard.csv."""
     table = board.reindex(columns=list(COLUMNS))
     measured, resolutions = _by_block(rows), leaderboard.resolutions(rows)
     found = []
@@ -80,7 +81,7 @@ def _board(part: pd.DataFrame) -> Table:
 
 
 def _lowest(area: pd.DataFrame) -> float:
-    """Where the axis begins: at the lowest interval, unless a few methods far below would squeeze the others into half of it."""
+    """Lower end of the axis: the lowest interval, unless a few methods far below would leave half of the axis to the others."""
     highest, lows = float(np.nanmax(area)), area.min(axis="columns").dropna()
     lowest, most = float(lows.min()), float(lows.quantile(OUTSIDE))
     return most if highest - most < (highest - lowest) / 2 else lowest
@@ -148,7 +149,7 @@ def _blocks(table: pd.DataFrame, order: dict[str, int]) -> Table:
     columns = [
         Column("Method", first="ascending", kind="text"),
         *(Column(titles[name], first="ascending", kind="text") for name in kinds),
-        Column("Dense", hint="mean accuracy of the method's own dense networks, %"),
+        Column("Dense", hint="mean accuracy (%) of the dense networks that the method pruned"),
         *(Column(f"{100 * s:.4g} %", "Accuracy, % at sparsity") for s in sparsities),
     ]
     lines = []
@@ -163,7 +164,7 @@ def _blocks(table: pd.DataFrame, order: dict[str, int]) -> Table:
 
 
 def _point(found: Any) -> Cell:
-    """Mean accuracy at one sparsity; † where a row failed, ‡ where one collapsed."""
+    """Mean accuracy at one sparsity; † if a row failed, ‡ if one collapsed."""
     if found is None or missing(found.mean):
         return Cell(MISSING)
     remarks = [(found.failed, "failed", "†"), (found.collapsed, "collapsed", "‡")]
@@ -174,18 +175,18 @@ def _point(found: Any) -> Cell:
 
 
 GAIN_COLUMNS = (
-    ("area_default", "Defaults", "Area", "mean over seeds of the area on test data, at the declared defaults"),
-    ("area_tuned", "Tuned", "Area", "the same, tuned"),
+    ("area_default", "Defaults", "Area", "area on test data with default hyperparameters, mean over seeds"),
+    ("area_tuned", "Tuned", "Area", "the same with tuned hyperparameters"),
     ("gain", "Gain", "Area", "tuned - defaults (positive: tuning helped)"),
-    ("validation_default", "Defaults", "Validation", "mean pruned accuracy on validation data, on which the search decided"),
-    ("validation_tuned", "Tuned", "Validation", "the same, for what was chosen"),
-    ("trials", "Trials", "Cost", "trials of the search"),
+    ("validation_default", "Defaults", "Validation", "mean accuracy of the pruned networks on validation data, which the search compares"),
+    ("validation_tuned", "Tuned", "Validation", "the same with the selected hyperparameters"),
+    ("trials", "Trials", "Cost", "number of trials of the search"),
     ("tuning_epochs", "Epochs", "Cost", "training epochs used by this search (without the networks shared by all methods)"),
 )
 
 
 def gains(table: pd.DataFrame) -> Table | None:
-    """The cost of tuning beside its gain; None where nothing was tuned."""
+    """Cost and gain of tuning; None if nothing was tuned."""
     table = table.reindex(columns=list(tuning_gain.COLUMNS))
     if table.empty:
         return None
@@ -198,7 +199,7 @@ def gains(table: pd.DataFrame) -> Table | None:
         Column("Fine-tuned,\nepochs", first="ascending"),
         *(Column(title, group, hint) for _, title, group, hint in GAIN_COLUMNS),
         Column("Seeds"),
-        Column("Chosen", first="ascending", kind="text"),
+        Column("Selected", first="ascending", kind="text"),
     ]
     lines = []
     for _, line in table.iterrows():
@@ -213,7 +214,7 @@ def gains(table: pd.DataFrame) -> Table | None:
 
 
 def troubles(rows: pd.DataFrame) -> Table | None:
-    """Failed and unsupported rows with their errors; None where there are none."""
+    """Failed and unsupported rows with their errors; None if there are none."""
     bad = rows[rows["status"].isin(["failed", "unsupported"])]
     if bad.empty:
         return None

@@ -1,7 +1,7 @@
-"""The pictures of a leaderboard, as SVG and PNG: pure functions of its rows, the same bytes every time.
+"""Plots of a leaderboard, as SVG and PNG. The same rows give the same bytes.
 
-Every method has one colour, line and marker in all pictures. Sparsity is drawn by the share of weights that is kept, on a
-logarithmic scale, for what matters happens near 100 %. Nothing here touches matplotlib's global state.
+A method has the same colour, line and marker in all plots. The sparsity axis is logarithmic in the share of kept weights, because most
+differences are near 100 %. The global state of matplotlib is not changed.
 """
 
 import io
@@ -32,7 +32,7 @@ STYLE: Any = {
     "lines.linewidth": 1.5, "lines.markersize": 4.5, "legend.frameon": False, "legend.fontsize": 9.0,
     "figure.dpi": 100.0, "savefig.dpi": 100.0,
 }  # fmt: skip
-# Told apart by eye also with defective colour vision, together with lines and markers; black and greys are for the controls.
+# Distinguishable with colour blindness, together with lines and markers. Black and grey are for the controls.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c510a", "#7b3fa0", "#b2182b", "#66a61e")
 LINES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
@@ -50,7 +50,7 @@ PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
 
 @dataclass(frozen=True)
 class Track:
-    """The rows of one ranking: those that ran, no ablations, failures as accuracy 0 and nothing else measured; and the dense rows."""
+    """One leaderboard: `rows` that ran, without ablations (a failure has accuracy 0 and no other value), and the `dense` rows."""
 
     name: str
     slug: str
@@ -85,7 +85,7 @@ def draw(rows: Iterable[Row], board: pd.DataFrame) -> dict[str, bytes]:
 
 
 def drawn_by(content: bytes) -> str:
-    """'Matplotlib v3.10.0' of an SVG or PNG that this release has drawn; '' where it does not say."""
+    """The release that drew an SVG or PNG, e.g. 'Matplotlib v3.10.0'; '' if the file does not contain it."""
     found = re.search(rb"Matplotlib (?:v|version)\s?([0-9][0-9A-Za-z.+]*)", content[:4000])
     return f"Matplotlib v{found[1].decode()}" if found else ""
 
@@ -103,7 +103,7 @@ def _tracks(ran: pd.DataFrame, board: pd.DataFrame) -> Iterator[Track]:
 
 
 def _styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Colour, line and marker by method: those of the controls are fixed, others follow their order by name."""
+    """Method -> colour, line and marker. Controls have fixed ones, other methods get theirs in alphabetical order."""
     others = sorted(set(methods) - CONTROLS.keys())
     made = {
         name: {"color": COLOURS[k % len(COLOURS)], "linestyle": LINES[k // len(COLOURS) % len(LINES)], "marker": MARKERS[k % len(MARKERS)]}
@@ -115,13 +115,13 @@ def _styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
 def _figures(track: Track, styles: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Figure]]:
     yield "accuracy", _curves(track, styles, "value", "test accuracy", _against_sparsity, spread=True)
     yield "ranks", diagrams.ranks(track.name, track.board, pd.concat([track.rows, track.dense]))
-    yield "flops", _curves(track, styles, "value", "test accuracy", _against_share("flops_kept", "flops", "FLOPs, share of dense"))
+    yield "flops", _curves(track, styles, "value", "test accuracy", _against_share("flops_kept", "flops", "FLOPs / dense FLOPs"))
     if track.rows["latency_ms"].notna().any():
         yield (
             "latency",
-            _curves(track, styles, "value", "test accuracy", _against_share("latency_ms", "dense_latency_ms", "latency / dense")),
+            _curves(track, styles, "value", "test accuracy", _against_share("latency_ms", "dense_latency_ms", "latency / dense latency")),
         )
-    yield "nll", _curves(track, styles, "nll", "NLL, nats a sample", _against_sparsity, logarithmic=True)
+    yield "nll", _curves(track, styles, "nll", "NLL, nats per sample", _against_sparsity, logarithmic=True)
     yield "ece", _curves(track, styles, "ece", "expected calibration error", _against_sparsity)
     cost = track.board["scoring_epochs"].astype(float)
     if (cost > 0).any():
@@ -132,7 +132,7 @@ Place = Callable[[Axes, pd.DataFrame], pd.Series]
 
 
 def _against_sparsity(axes: Axes, rows: pd.DataFrame) -> pd.Series:
-    """Where rows lie on an axis of sparsity: log of the share of weights kept, falling; ticks say the sparsity."""
+    """Positions on the sparsity axis, -log10 of the share of kept weights; ticks show the sparsity."""
     values = sorted(rows["sparsity"].unique())
     ticks = _apart([(-math.log10(1 - s), f"{100 * s:g}") for s in values], 0.09 * max(1e-9, _position(values[-1]) - _position(values[0])))
     axes.set_xticks([x for x, _ in ticks], [text for _, text in ticks])
@@ -142,7 +142,7 @@ def _against_sparsity(axes: Axes, rows: pd.DataFrame) -> pd.Series:
 
 
 def _smallest_gap(sparsities: pd.Series) -> float:
-    """The smallest distance of two sparsities on their axis, at most 0.25: a decade of kept weights is 1."""
+    """Smallest distance of two sparsities on the axis, at most 0.25. Distance 1 is a factor of 10 in kept weights."""
     places = sorted(_position(s) for s in sparsities.unique())
     return min([0.25, *np.diff(places).tolist()])
 
@@ -152,7 +152,7 @@ def _position(sparsity: float) -> float:
 
 
 def _apart(ticks: Sequence[tuple[float, str]], least: float) -> list[tuple[float, str]]:
-    """The ticks from the right that are at least so far apart: the highest sparsities matter most."""
+    """Ticks that are at least `least` apart, chosen from the right, because the highest sparsities matter most."""
     kept: list[tuple[float, str]] = []
     for x, text in reversed(ticks):
         if not kept or kept[-1][0] - x >= least:
@@ -162,7 +162,7 @@ def _apart(ticks: Sequence[tuple[float, str]], least: float) -> list[tuple[float
 
 def _against_share(part: str, whole: str, label: str) -> Place:
     def place(axes: Axes, rows: pd.DataFrame) -> pd.Series:
-        """Where rows lie on an axis of a share of the dense network's cost, on a logarithmic scale."""
+        """Positions on a logarithmic axis: cost relative to the dense network."""
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(PERCENT)
@@ -177,16 +177,16 @@ def _curves(
     track: Track, styles: dict[str, dict[str, Any]], column: str, label: str, place: Place, *, spread: bool = False,
     logarithmic: bool = False,
 ) -> Figure:  # fmt: skip
-    """A panel for each block, a line for each method: means over seeds, with 95 % intervals where `spread`."""
+    """One panel per block and one line per method: means over seeds, with 95 % intervals if `spread`."""
     dense = track.dense.groupby(BLOCK)["value"].mean()
     blocks = list(dict.fromkeys(track.rows[BLOCK].itertuples(index=False, name=None)))
     methods = [m for m in track.board["method"] if m in set(track.rows["method"])]
     wide = min(len(blocks), 2 if len(blocks) <= 4 else 3)
     high = math.ceil(len(blocks) / wide)
-    legend = max(0.28 * len(methods) + 0.6, HIGH)  # a legend at the right, as high as it needs to be
+    legend = max(0.28 * len(methods) + 0.6, HIGH)  # the legend is at the right
     figure = Figure(figsize=(WIDE * wide + 2.2, max(HIGH * high, legend)), layout="constrained")
     panels = figure.subplots(high, wide, squeeze=False).ravel()
-    step = _smallest_gap(track.rows["sparsity"]) * 0.6 / max(1, len(methods))  # intervals side by side, not on each other
+    step = _smallest_gap(track.rows["sparsity"]) * 0.6 / max(1, len(methods))  # intervals are drawn next to each other
     for axes, block in zip(panels, blocks, strict=False):
         rows = track.rows[(track.rows["dataset"] == block[0]) & (track.rows["architecture"] == block[1])]
         rows = rows.assign(x=place(axes, rows), y=rows[column].astype(float))
@@ -209,16 +209,16 @@ def _curves(
     handles = [Line2D([], [], label=m, **styles[m]) for m in methods]
     if column == "value":
         handles.append(Line2D([], [], label="dense", color="#b0b0b0", linewidth=1.0, linestyle=(0, (1, 1.5))))
-    # Over one panel the title reaches to where the legend stands.
+    # With one panel the title would run into a legend at the top.
     where: Literal["outside right upper", "outside right center"] = "outside right upper" if wide > 1 else "outside right center"
-    figure.legend(handles=handles, loc=where, title="by area, best first", alignment="left", handlelength=3.2)
+    figure.legend(handles=handles, loc=where, title="sorted by area", alignment="left", handlelength=3.2)
     of = "mean and 95 % interval over seeds" if spread else "mean over seeds"
     figure.suptitle(f"{track.name}:{' ' if wide > 1 else chr(10)}{of}", x=0.01, ha="left", fontsize=11)
     return figure
 
 
 def _line(axes: Axes, rows: pd.DataFrame, style: dict[str, Any], shift: float, spread: bool) -> None:
-    """One method's means by sparsity, with t-based intervals over seeds."""
+    """Means of one method at each sparsity, with t-intervals over seeds."""
     groups = [part for _, part in rows.dropna(subset=["x", "y"]).groupby("sparsity")]
     if not groups:
         return

@@ -1,4 +1,4 @@
-"""Diagrams with a line for each method: ranks, areas with their intervals, the cost of scoring. Styles are those of `bench.plots`."""
+"""Diagrams with one line per method: ranks, areas with intervals, cost of scoring."""
 
 import math
 from typing import Any
@@ -13,14 +13,17 @@ from bench.publishing.page import cells
 from bench.ranking import statistics, tracks
 from bench.ranking.tracks import BLOCK
 
-PAD = 0.12  # inches at the sides: names are a little wider in a PNG than in the SVG that is laid out
+PAD = 0.12  # inches at the sides: text is slightly wider in a PNG than in an SVG
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 
 def ranks(title: str, board: pd.DataFrame, rows: pd.DataFrame) -> Figure:
-    """A critical-difference diagram where there are blocks enough, else areas with their intervals, best on top.
+    """A critical-difference diagram if there are at least ten blocks, else areas with intervals, best on top.
 
-    `board`: the track's lines of the leaderboard; `rows`: its rows as `tracks.frame` has them, with the dense networks, without ablations.
+    Args:
+        title: the track.
+        board: its lines of the leaderboard.
+        rows: its rows and those of the dense networks, without ablations, as made by `tracks.frame`.
     """
     (track,) = tracks.split(rows)
     areas = pd.DataFrame({m: tracks.areas(c).groupby(level=BLOCK).mean() for m, c in track.curves.items()})
@@ -42,20 +45,20 @@ def _intervals(title: str, board: pd.DataFrame) -> Figure:
     axes.set_yticks(range(len(lines)), [_name(line, board["blocks"].max(), ranks=not none) for line in lines.itertuples()])
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("area under the curve / dense accuracy, 95 % interval over seeds")
-    _title(figure, f"{title}: area, no ranks" if none else f"{title}: area, and the range of ranks that the tests allow")
+    axes.set_xlabel("area under the accuracy-sparsity curve / dense accuracy, 95 % interval over seeds")
+    _title(figure, f"{title}: area (no ranks)" if none else f"{title}: area and range of ranks")
     return figure
 
 
 def _name(line: Any, most: int, *, ranks: bool) -> str:
-    """A method with its blocks where it lacks some, and its range of ranks."""
+    """A method's label: its name, its number of blocks if some are missing, and its range of ranks."""
     lacking = cells.lacking(line.blocks, most)
     name = f"{line.method} ({lacking})" if lacking else str(line.method)
     return f"{name}   {cells.ranks(line.rank_low, line.rank_high)}" if ranks else name
 
 
 def _critical(title: str, found: statistics.CriticalDifference) -> Figure:
-    """Mean ranks on a line, best at the left; a bar joins methods that are closer than the critical difference."""
+    """Mean ranks on a line, best at the left; a bar joins methods that differ by less than the critical difference."""
     ranks = found.mean_ranks
     half = math.ceil(len(ranks) / 2)
     groups = _groups(ranks.to_numpy(float), found.distance)
@@ -63,7 +66,7 @@ def _critical(title: str, found: statistics.CriticalDifference) -> Figure:
     axes = figure.subplots()
     axes.axis("off")
     last, below = len(ranks), 0.35 + 0.3 * len(groups)
-    margin = last * max(0.45, 0.023 * max(len(str(method)) for method in ranks.index))  # names stand there
+    margin = last * max(0.45, 0.023 * max(len(str(method)) for method in ranks.index))  # for the names
     axes.set_xlim(1 - margin, last + margin)
     axes.plot([1, last], [0, 0], color="black", linewidth=1.0)
     for tick in range(1, last + 1):
@@ -86,13 +89,13 @@ def _critical(title: str, found: statistics.CriticalDifference) -> Figure:
 
 
 def _groups(ranks: np.ndarray, distance: float) -> list[tuple[float, float]]:
-    """The longest runs of sorted mean ranks that lie within the critical difference: (first, last) of each."""
+    """The longest groups of sorted mean ranks within the critical difference: (first, last) of each."""
     runs = [(i, int(np.searchsorted(ranks, ranks[i] + distance)) - 1) for i in range(len(ranks))]
     return [(ranks[i], ranks[j]) for k, (i, j) in enumerate(runs) if j > i and not any(b >= j for _, b in runs[:k])]
 
 
 def scoring(title: str, board: pd.DataFrame) -> Figure:
-    """What scoring costs, in epochs of the method's own training, on a logarithmic scale."""
+    """Cost of scoring in epochs of the method's own training, on a logarithmic axis."""
     lines = board[board["scoring_epochs"].astype(float) > 0].sort_values(["scoring_epochs", "method"], ascending=False)
     figure = Figure(figsize=(7.6, 0.26 * len(lines) + 1.2), layout=ConstrainedLayoutEngine(w_pad=PAD))
     axes = figure.subplots()
@@ -105,11 +108,11 @@ def scoring(title: str, board: pd.DataFrame) -> Figure:
     axes.set_yticks(range(len(lines)), lines["method"])
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("seconds to score and cut, in epochs of training (median)")
+    axes.set_xlabel("time to score and cut, in epochs of training (median)")
     _title(figure, f"{title}: cost of scoring")
     return figure
 
 
 def _title(figure: Figure, text: str) -> None:
-    """A title over the whole width: long names of methods leave the axes little of it."""
+    """A title over the whole figure, because long method names make the axes narrow."""
     figure.suptitle(text, x=0.01, ha="left", fontsize=11)

@@ -1,4 +1,4 @@
-// Choosing, filtering, sorting. Without this script every table is on the page, in the order of the areas.
+// Choose, filter and sort. Without this script the page shows all tables, sorted by area.
 (() => {
   "use strict";
   const root = document.documentElement;
@@ -24,7 +24,7 @@
     show();
   }
 
-  // Missing values come last in both directions; equal ones stay as they were.
+  // Missing values come last in both directions; equal values keep their order.
   function compare(a, b, sign, words) {
     if (a === "" || b === "") return (a === "") - (b === "");
     return sign * (words ? a.localeCompare(b, "en", { numeric: true }) : Number(a) - Number(b));
@@ -52,7 +52,7 @@
     });
   }
 
-  // A table that goes on to the right fades out there: some systems hide scroll bars.
+  // A table that is wider than its box fades out at the right, because some systems hide scroll bars.
   function fading(box) {
     const look = () => box.classList.toggle("more", box.scrollLeft + box.clientWidth < box.scrollWidth - 4);
     box.addEventListener("scroll", look, { passive: true });
@@ -104,7 +104,7 @@
     tools.hidden = false;
     tools.addEventListener("submit", (event) => event.preventDefault());
     tools.addEventListener("input", () => choose(tools));
-    tools.reset(); // some browsers keep a reloaded page's choices, which nothing else would show
+    tools.reset(); // some browsers restore the form of a reloaded page; the tables would not match it
     choose(tools);
   });
 })();
