@@ -11,7 +11,6 @@
         def score(self, problem): ...
 """
 
-from methods import criteria, granularity, training
 from methods.api import compact, prune, scores, train, train_pruned
 from methods.checking.clauses import check
 from methods.core.cutting import Pruner, cut, held, kept_weights, score, scored_once, shuffled, sparsity_of
@@ -37,7 +36,6 @@ from methods.core.interface import (
 )
 from methods.core.schedule import Gradual, Iterative, Lap, Rewinding, Schedule
 from methods.core.training_loop import Recipe, fit
-from methods.registry import named_methods  # noqa: F401 (registers them)
 from methods.registry.registry import (
     Method,
     UnknownName,
@@ -54,6 +52,11 @@ from methods.registry.registry import (
 )
 from methods.registry.source_hash import source_hash
 from methods.structure.path_flow import effective_sparsity
+
+# isort: split
+# Last: their files may import the names above from here, as plug-ins do.
+from methods import criteria, granularity, training
+from methods.registry import named_methods  # noqa: F401 (registers them)
 
 __all__ = [
     "Batches", "Choice", "Configuration", "Cost", "Criterion", "Float", "Gradual", "Granularity", "Int", "Iterative", "Lap",
