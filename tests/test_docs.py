@@ -30,7 +30,6 @@ WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md
 EXECUTED = ["tutorial_network.md", "api.md"]  # their Python runs here, but for what needs the results of a command
 NEEDS_RESULTS = ("bench.run", 'load("small")', "results/results.csv")
 COMMAND = re.compile(r"python -m bench ([^\n`#&|]+)")
-PENDING = {"bench.run", "bench.leaderboard", "bench.plot", "bench.compare"}  # described before they are there: remove once they are
 PLACEHOLDERS = {"my_method", "METHOD", "NAME"}
 
 
@@ -79,7 +78,7 @@ def test_a_command_is_one_of_the_program(file: str, words: tuple[str, ...]) -> N
 def test_python_in_a_page_uses_names_that_exist(path: Path) -> None:
     for block in code_blocks(path.read_text(encoding="utf-8"), "python"):
         for dotted in sorted(names_of(ast.parse(block))):
-            assert exists(dotted) or dotted in PENDING, f"{path.name}: {dotted} does not exist"
+            assert exists(dotted), f"{path.name}: {dotted} does not exist"
 
 
 def names_of(tree: ast.AST) -> Iterator[str]:
