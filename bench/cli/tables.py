@@ -8,6 +8,7 @@ import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from bench.publishing.page import cells
 from bench.ranking import statistics, tracks
@@ -40,11 +41,12 @@ def print_table(console: Console, title: str, columns: Sequence[Shown]) -> None:
     shown = list(columns)
     while _width(shown) > console.width and any(c.rank for c in shown):
         shown.remove(max(shown, key=lambda c: c.rank))
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
-    spare = max(NAME, console.width - _width([c for c in shown if not c.name]) - 2)
+    if title:
+        console.print(Text(title, style="italic"), soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD)
     for column in shown:
         if column.name:
-            table.add_column(column.heading, overflow="fold", max_width=max(NAME, spare))
+            table.add_column(column.heading, overflow="fold", min_width=min(NAME, *map(len, ["x" * NAME, *column.values])))
         else:
             width = max(len(line) for line in [*column.heading.split("\n"), *column.values])
             table.add_column(column.heading, justify="right", no_wrap=True, min_width=width)
@@ -57,7 +59,7 @@ def _width(columns: Sequence[Shown]) -> int:
     """The least number of characters that a table with these columns needs."""
     widest = [max(len(line) for line in [*c.heading.split("\n"), *c.values]) for c in columns]
     least = [min(w, NAME) if c.name else w for c, w in zip(columns, widest, strict=True)]
-    return sum(width + 2 for width in least)
+    return sum(width + 3 for width in least) + 1  # two blanks and a border for each column
 
 
 def print_dense(console: Console, rows: list[Row]) -> None:

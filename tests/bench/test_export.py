@@ -84,7 +84,7 @@ def test_a_file_that_is_not_the_cards_is_refused(tiny: Path, bench: Bench) -> No
     ("arguments", "said"),
     [
         (["--sparsity", "0.5"], "Missing option '--method'"),
-        (["--method", "magnitude"], "say how much to remove"),
+        (["--method", "magnitude"], "--sparsity is required"),
         (["--method", "magnitud", "--sparsity", "0.5"], "did you mean 'magnitude'"),
         (["--method", "magnitude", "--sparsity", "1.5"], "sparsities.0"),
         (["--method", "magnitude", "--sparsity", "0.5", "--granularity", "2:4x"], "unknown granularity '2:4x'"),

@@ -17,7 +17,7 @@ def test_it_names_the_missing_run_and_then_prints_the_paired_test(tiny: Path, be
     options = ("--suite", "tiny.toml", "--finetune-epochs", "0,1")
     code, _, err = bench("compare", "magnitude", "random", *options)
     command = "python -m bench run --suite tiny.toml --methods magnitude,random --finetune-epochs 0,1"
-    assert (code, err) == (2, f"error: 16 of 16 rows are not in the store; this computes them: {command}\n")
+    assert (code, err) == (2, f"error: 16 of 16 rows are not in the store. Run this to compute them: {command}\n")
     bench(*command.split()[3:], "--workers", "1", "--output", "out")
     code, out, _ = bench("compare", "magnitude", "random", *options)
     assert code == 0
@@ -52,7 +52,7 @@ def test_tuned_rows_are_compared_apart_once_they_are_there(tiny: Path, bench: Be
     code, out, _ = bench("compare", "magnitude", "random", *options, "--trials", "2")
     command = "python -m bench run --suite tiny.toml --methods magnitude,random --trials 2 --finetune-epochs 0"
     assert code == 0
-    assert f"note: not tuned by 2 trials; this does it: {command}" in " ".join(out.split())
+    assert f"note: not tuned by 2 trials. Run this to do it: {command}" in " ".join(out.split())
     assert "tuned: area" not in out
     bench(*command.split()[3:], "--workers", "1", "--output", "out")
     code, out, _ = bench("compare", "magnitude", "random", *options, "--trials", "2")

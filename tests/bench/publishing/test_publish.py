@@ -51,7 +51,7 @@ def test_from_a_run_to_a_leaderboard_and_back(tiny: Path, bench: Bench) -> None:
     code, _, err = bench("publish", *options)
     assert code == 2
     command = "python -m bench run --suite tiny.toml --methods 'random,magnitude,magnitude_layer,magnitude(weight_decay=0.003)'"
-    assert err == f"error: 30 of 30 rows are not in the store; this computes them: {command}\n"
+    assert err == f"error: 30 of 30 rows are not in the store. Run this to compute them: {command}\n"
     assert bench("run", *options, "--workers", "1")[0] == 0
 
     before = snapshot(tiny)
@@ -117,7 +117,7 @@ def test_controls_and_seeds_are_asked_for(tiny: Path, bench: Bench) -> None:
     run = "python -m bench run --suite tiny.toml --seeds 0,1,2 --methods"
     assert (code, out) == (2, "")
     assert err == (
-        "error: the controls magnitude, magnitude_layer are missing (protocol, rule 8); this computes them, name them too: "
+        "error: the controls magnitude, magnitude_layer are missing (protocol, rule 8). Run this to compute them, and name them here too: "
         f"{run} magnitude,magnitude_layer\n"
     )
     code, _, err = bench("publish", *options, "--methods", f"{CONTROLS},snip")

@@ -124,7 +124,7 @@ def test_here_everything_is_equal_to_the_last_bit(check: Callable[..., tuple[int
     code, out = check(rerun=rounding, here=True)
     assert code == 1
     assert out.count("DIFFERS") == 60
-    assert "60 of them differ no more than another seed of the same cell does: perhaps the processor is another one under this name" in out
+    assert "60 of them differ no more than another seed of the same cell does: perhaps the processor is another one of the same name" in out
     code, out = check(tamper=first(accuracy=0.5), rerun=rounding, here=True)
     assert "59 of them" in out
 

@@ -129,7 +129,7 @@ def printed(width: int, made: list[Row], capsys: pytest.CaptureFixture[str]) -> 
     return " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize(("width", "interval"), [(160, True), (70, False)])
+@pytest.mark.parametrize(("width", "interval"), [(160, True), (80, True), (50, False)])
 def test_the_board_says_what_its_ranks_mean(width: int, interval: bool, capsys: pytest.CaptureFixture[str]) -> None:
     """One pair, whose differences of 0.011 and 0.022 relative to dense have a standard error of 0.0055 and one degree of freedom."""
     made = [*dense(0.995), *rows("a", (0.9,) * 4, seeds={0: 0.0, 1: 0.02}), *rows("b", (0.89,) * 4, seeds={0: 0.0, 1: 0.01})]
@@ -161,4 +161,4 @@ def test_dense_accuracies_have_the_interval_of_all_tables(capsys: pytest.Capture
     tables.print_dense(Console(width=160), made)
     out = " ".join(capsys.readouterr().out.split())
     half = stats.t.ppf(0.975, 2) * 0.02 / math.sqrt(3)
-    assert f"82.00% ±{half:.2%} 98.00% ({0.98 - half:.2%}–100.00%)" in out
+    assert f"dense d a 82.00% ±{half:.2%} dense e a 98.00% ({0.98 - half:.2%}–100.00%)" in out

@@ -84,11 +84,11 @@ def test_every_method_has_the_same_trials_and_the_first_is_the_defaults(suite: S
         whole = [t for t in done[1:4] if t.state.name == "COMPLETE" and t.params != study.defaults()]
         assert done[5].params == max(whole, key=lambda t: t.value).params
         mine = found["breast_cancer", "mlp", study.job.method]
-        assert mine.trials == 8
+        assert mine.search.trials == 8
         assert mine.search.default_accuracy == pytest.approx((done[4].value + done[6].value) / 2)
         assert mine.search.accuracy in (mine.search.default_accuracy, pytest.approx((done[5].value + done[7].value) / 2))
         assert {"training", "finetune_lr_scale"} <= done[0].params.keys()
-        assert mine.epochs == sum(t.user_attrs["epochs"] for t in done)
+        assert mine.search.epochs == sum(t.user_attrs["epochs"] for t in done)
     assert all(study.pool == studies[0].pool for study in studies), "the same training configurations for all"
 
 
@@ -133,7 +133,7 @@ def test_the_cost_is_what_was_spent(suite: Suite, tmp_path: Path, store: Store, 
 
     monkeypatch.setattr(methods, "fit", counted)
     found = search([study], store)["breast_cancer", "mlp", "snip"]
-    assert found.epochs == spent[0] > 0
+    assert found.search.epochs == spent[0] > 0
 
 
 def test_pool_networks_are_trained_once_for_all_methods(
@@ -227,7 +227,7 @@ def test_a_trial_that_was_given_up_cannot_win(suite: Suite, tmp_path: Path, stor
     assert [t.state.name for t in done] == ["COMPLETE"] * 4 + ["PRUNED"]
     assert done[4].value == 0.90 > max(t.value for t in done[:4])
     assert found.training == study.pool[0].training
-    assert (found.trials, found.epochs, len(spent)) == (5, 9, 9), "the fifth was given up after its first sparsity, and cost that much"
+    assert (found.search.trials, found.search.epochs, len(spent)) == (5, 9, 9), "the fifth was given up after its first sparsity, and cost that much"
 
 
 def test_the_defaults_stay_unless_they_are_beaten_beyond_the_noise(
@@ -316,12 +316,12 @@ def test_what_was_measured_is_not_measured_again(suite: Suite, tmp_path: Path, s
     stream = trial.stream
     monkeypatch.setattr(trial, "stream", lambda job, bench: calls.append(1) or stream(job, bench))
     found = tune.search(study)
-    assert (found.trials, len(calls)) == (3, 1)
+    assert (found.search.trials, len(calls)) == (3, 1)
 
 
 def test_a_default_beyond_the_range_of_fine_tuning_is_kept(suite: Suite, tmp_path: Path, store: Store) -> None:
     (study,) = studies_of(request_(suite, "magnitude", tmp_path, trials=2, finetune_lr_scale=1.0), store)
-    assert tune.search(study).trials == 2
+    assert tune.search(study).search.trials == 2
     assert trials_of(study)[0].params["finetune_lr_scale"] == 1.0
 
 
