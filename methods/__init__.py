@@ -11,10 +11,13 @@
         def score(self, problem): ...
 """
 
+import warnings
+from typing import Any
+
 from methods import criteria, granularity, training
 from methods.api import compact, prune, scores, train, train_pruned
 from methods.checking.clauses import check
-from methods.core.cutting import Pruner, cut, held, kept_weights, score, scored_once, shuffled, sparsity_of
+from methods.core.cutting import Pruner, cut, kept_weights, mask_holds, score, scored_once, shuffled, sparsity_of
 from methods.core.hyperparameters import Choice, Float, Int, Range, ranges
 from methods.core.interface import (
     Batches,
@@ -59,7 +62,15 @@ __all__ = [
     "Batches", "Choice", "Configuration", "Cost", "Criterion", "Float", "Gradual", "Granularity", "Int", "Iterative", "Lap",
     "Mask", "Method", "Posterior", "Problem", "Pruner", "Range", "Recipe", "Rewinding", "Schedule", "Scores", "Stage",
     "Training", "UnknownName", "Values", "apply_mask", "check", "compact", "count_masked", "criteria", "cut", "define",
-    "derive", "effective_sparsity", "fit", "full_mask", "get", "get_granularity", "granularity", "held", "kept_weights",
-    "load_plugin", "lookup", "make", "names", "nearest", "prunable", "prune", "ranges", "register", "score",
+    "derive", "effective_sparsity", "fit", "full_mask", "get", "get_granularity", "granularity", "kept_weights",
+    "load_plugin", "lookup", "make", "mask_holds", "names", "nearest", "prunable", "prune", "ranges", "register", "score",
     "scored_once", "scores", "shuffled", "source_hash", "sparsity_of", "train", "train_pruned", "training", "unknown",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """The former name of `mask_holds`."""
+    if name == "held":
+        warnings.warn("methods.held is now called methods.mask_holds", DeprecationWarning, stacklevel=2)
+        return mask_holds
+    raise AttributeError(f"module 'methods' has no attribute '{name}'")

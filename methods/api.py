@@ -36,9 +36,10 @@ def train(
     rate follows a short warm-up and a cosine. Raises ValueError naming an unknown training or hyperparameter.
     """
     _check_reiterable(batches)
-    chosen: Training = make("trainings", training, hyperparameters)
+    recipe = Recipe(epochs=epochs, optimizer=optimizer)
+    chosen = _with_given_lr(make("trainings", training, hyperparameters), hyperparameters, recipe)
     problem = Problem(model, batches, loss, seed, dict(mask or {}))
-    return fit(problem, chosen, Recipe(epochs=epochs, optimizer=optimizer), previous=posterior)
+    return fit(problem, chosen, recipe, previous=posterior)
 
 
 def prune(
@@ -138,10 +139,12 @@ def train_pruned(
         raise ValueError(f"'{method}' does not say when to cut while training: give it a schedule, or take one of {ready}")
     if found.stage is Stage.AFTER and posterior is None:
         raise ValueError(f"'{method}' prunes a trained network: call posterior = methods.train(...) first, and give posterior=posterior")
-    criterion, training = found.make_criterion(**(options or {})), found.make_training(**hyperparameters)
+    recipe = Recipe(epochs=epochs, optimizer=optimizer)
+    criterion = found.make_criterion(**(options or {}))
+    training = _with_given_lr(found.make_training(**hyperparameters), hyperparameters, recipe)
     problem = _problem(model, batches, criterion, loss, seed, mask, None)
     pruner = Pruner(criterion, get_granularity(granularity), found.schedule, sparsity)
-    state = fit(problem, training, Recipe(epochs=epochs, optimizer=optimizer), previous=posterior, pruner=pruner)
+    state = fit(problem, training, recipe, previous=posterior, pruner=pruner)
     return problem.mask, state
 
 
@@ -165,6 +168,11 @@ def scores(
     problem = _problem(model, batches, criterion, loss, seed, mask, posterior)
     problem.target = target
     return score(problem, criterion).values
+
+
+def _with_given_lr(training: Training, given: Mapping[str, Any], recipe: Recipe) -> Training:
+    """The training, with `lr` (if given) as the optimiser's own learning rate; its default is that of SGD."""
+    return recipe.with_lr(training, training.lr) if "lr" in given else training
 
 
 def _criterion(method: str, hyperparameters: dict[str, Any]) -> Criterion:

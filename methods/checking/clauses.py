@@ -20,7 +20,7 @@ from methods.checking.fixtures import Skip as _Skip
 from methods.checking.fixtures import require as _require
 from methods.checking.fixtures import same as _same
 from methods.checking.granularity_clauses import GRANULARITY, SPARSITIES
-from methods.core.cutting import Pruner, cut, evaluating, faults, held, kept_weights
+from methods.core.cutting import Pruner, cut, evaluating, faults, kept_weights, mask_holds
 from methods.core.hyperparameters import ranges
 from methods.core.interface import Configuration, Criterion, Granularity, Posterior, Problem, Scores, Stage, Training, count_masked
 from methods.core.schedule import Gradual
@@ -97,8 +97,11 @@ def _declares(entry: type[Configuration]) -> None:
     own = vars(entry).get("__dataclass_params__")  # not what a base class has
     _require(own is not None and own.frozen, "is not @dataclass(frozen=True, kw_only=True)")
     for field in dataclasses.fields(entry):
-        _require(field.metadata.get("range"), f"field '{field.name}' declares no range: use Float, Int or Choice")
-        _require(field.default in ranges(entry)[field.name], f"default {field.name}={field.default!r} is outside its range")
+        _require("range" in field.metadata, f"field '{field.name}' is not declared by Float, Int or Choice")
+        allowed, value = ranges(entry)[field.name], field.default
+        _require(value in allowed, f"default {field.name}={value!r} is not {allowed}")
+        wanted = allowed.searched
+        _require(not allowed.tuned or value in wanted, f"default {field.name}={value!r} is outside its search range: {wanted}")
     _require(entry() == entry(), "two instances with the same hyperparameters are not equal")
 
 
@@ -200,7 +203,7 @@ def _counts_are_exact_while_training(entry: type[Criterion]) -> None:
             fit(again, lookup("trainings", "map")(), Recipe(epochs=4), pruner=Pruner(entry(), _weight(), schedule, 0.9))  # type: ignore[arg-type]
             kept, total = kept_weights(again.mask)
             _require(kept == total - count_masked(0.9, total), f"at sparsity 0.9 kept {kept} of {total} weights")
-            _require(held(again.model, again.mask), "masked weights are not zero after training")
+            _require(mask_holds(again.model, again.mask), "masked weights are not zero after training")
 
 
 def _weight() -> Granularity:
@@ -261,9 +264,9 @@ def _names_kept(entry: type[Training]) -> None:
 
 def _masks_hold(entry: type[Training]) -> None:
     problem, posterior = _fitted(entry, cut_half=True)
-    _require(held(problem.model, problem.mask), "masked weights are not zero after training")
+    _require(mask_holds(problem.model, problem.mask), "masked weights are not zero after training")
     fit(problem, entry(), Recipe(epochs=2, optimizer="adam"), previous=posterior)
-    _require(held(problem.model, problem.mask), "masked weights are not zero after fine-tuning")
+    _require(mask_holds(problem.model, problem.mask), "masked weights are not zero after fine-tuning")
 
 
 def _training_repeats(entry: type[Training]) -> None:

@@ -163,7 +163,7 @@ def kept_weights(mask: Mask) -> tuple[int, int]:
     return sum(int(m.sum()) for m in mask.values()), sum(m.numel() for m in mask.values())
 
 
-def held(model: nn.Module, mask: Mask) -> bool:
+def mask_holds(model: nn.Module, mask: Mask) -> bool:
     """Whether every masked weight of the model is exactly zero."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():

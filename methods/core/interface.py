@@ -209,7 +209,7 @@ class Training(Configuration):
     lies beyond trains too slowly for short budgets, or diverges.
     """
 
-    lr: float = Float(0.1, 0.01, 1.0, log=True, search=(0.03, 0.3))
+    lr: float = Float(0.1, 0.03, 0.3, log=True, above=0, meaning="peak learning rate of SGD with momentum")
 
     def prepare(self, problem: Problem) -> Posterior:
         """The state training starts from; may re-parametrise the model."""

@@ -36,6 +36,10 @@ class Recipe:
         if self.epochs < 0:
             raise ValueError(f"epochs must not be negative, got {self.epochs}")
 
+    def with_lr(self, training: Training, lr: float) -> Training:
+        """The training whose steps under this recipe have the peak learning rate `lr`."""
+        return replace(training, lr=lr / (self.lr_scale * OPTIMIZERS[self.optimizer]))
+
     def make(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
         """The optimiser; neither decays weights on its own: the penalty is in the loss."""
         lr *= self.lr_scale * OPTIMIZERS[self.optimizer]

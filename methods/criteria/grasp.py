@@ -28,8 +28,8 @@ class Grasp(Criterion):
 
     stages: ClassVar = (Stage.INIT, Stage.AFTER, Stage.DURING)
 
-    temperature: float = Float(200.0, 1.0, 1000.0, log=True)
-    per_class: int = Int(10, 1, 50, log=True)
+    temperature: float = Float(200.0, 1.0, 1000.0, log=True, above=0, meaning="temperature that divides the logits")
+    per_class: int = Int(10, 1, 50, log=True, minimum=1, meaning="training samples of each class")
 
     def score(self, problem: Problem) -> Scores:
         """w ⊙ Hg, by one double backward pass: Hg = ∇(ĝᵀ∇L) with ĝ held constant. ValueError without class labels."""

@@ -40,13 +40,13 @@ class KfacObs(Criterion):
 
     stages: ClassVar = (Stage.AFTER, Stage.DURING)
 
-    curvature: str = Choice("mc", *KINDS)
-    samples: int = Int(4096, 256, 65536, log=True, tuned=False)
-    sharing: str = Choice("expand", *SHARING)
-    damping: float = Float(1e-3, 1e-8, 1e-1, log=True)
-    update: str = Choice("joint", "joint", "summed", "none")
-    steps: int = Int(1, 1, 20, tuned=False)
-    scope: str = Choice("global", *SCOPES)
+    curvature: str = Choice("mc", *KINDS, meaning="kind of curvature: empirical Fisher, Monte-Carlo or exact Gauss-Newton")
+    samples: int = Int(4096, minimum=1, meaning="training samples that are read, at most")
+    sharing: str = Choice("expand", *SHARING, meaning="how positions that share a weight enter the factors")
+    damping: float = Float(1e-3, 1e-8, 1e-1, log=True, above=0, meaning="λ, added to the diagonal of the Fisher")
+    update: str = Choice("joint", "joint", "summed", "none", meaning="how kept weights are adjusted for removed ones")
+    steps: int = Int(1, minimum=1, meaning="rounds of scoring and cutting, without training between them")
+    scope: str = Choice("global", *SCOPES, meaning="how scores of different layers are compared")
 
     def rounds(self, present: float, target: float) -> tuple[float, ...]:
         """`steps` cuts on the cubic polynomial."""

@@ -23,7 +23,7 @@ class Magnitude(Criterion):
     stages: ClassVar = (Stage.AFTER, Stage.INIT, Stage.DURING)
     data_free: ClassVar = True
 
-    scope: str = Choice("global", *SCOPES)
+    scope: str = Choice("global", *SCOPES, meaning="how scores of different layers are compared")
 
     def score(self, problem: Problem) -> Scores:
         """|w| (w² for "lamp"), rescaled to the scope."""

@@ -26,10 +26,10 @@ class Obd(Criterion):
 
     stages: ClassVar = (Stage.AFTER, Stage.INIT, Stage.DURING)
 
-    curvature: str = Choice("ef", *KINDS)
-    draws: int = Int(1, 1, 16, log=True, tuned=False)
-    samples: int = Int(4096, 256, 65536, log=True, tuned=False)
-    scope: str = Choice("global", *SCOPES)
+    curvature: str = Choice("ef", *KINDS, meaning="kind of curvature: empirical Fisher, Monte-Carlo or exact Gauss-Newton")
+    draws: int = Int(1, minimum=1, meaning="labels drawn for each sample (curvature=mc)")
+    samples: int = Int(4096, minimum=1, meaning="training samples that are read, at most")
+    scope: str = Choice("global", *SCOPES, meaning="how scores of different layers are compared")
 
     def score(self, problem: Problem) -> Scores:
         """½ h ⊙ w², h averaged over samples."""

@@ -35,12 +35,12 @@ class Opd(Criterion):
 
     stages: ClassVar = (Stage.AFTER, Stage.DURING)
 
-    form: str = Choice("exact", "exact", "eigenbasis")
-    curvature: str = Choice("mc", *KINDS)
-    draws: int = Int(1, 1, 16, log=True, tuned=False)
-    samples: int = Int(4096, 256, 65536, log=True, tuned=False)
-    precision: float = Float(1.0, 1e-2, 1e3, log=True)
-    scope: str = Choice("global", *SCOPES)
+    form: str = Choice("exact", "exact", "eigenbasis", meaning="which diagonal of a Kronecker-factored posterior precision is used")
+    curvature: str = Choice("mc", *KINDS, meaning="kind of curvature: empirical Fisher, Monte-Carlo or exact Gauss-Newton")
+    draws: int = Int(1, minimum=1, meaning="labels drawn for each sample (curvature=mc)")
+    samples: int = Int(4096, minimum=1, meaning="training samples that are read, at most")
+    precision: float = Float(1.0, 1e-2, 1e3, log=True, minimum=0, meaning="prior precision of a network without a posterior")
+    scope: str = Choice("global", *SCOPES, meaning="how scores of different layers are compared")
 
     def score(self, problem: Problem) -> Scores:
         """P ⊙ θ²."""

@@ -31,8 +31,8 @@ class Snip(Criterion):
 
     stages: ClassVar = (Stage.INIT, Stage.AFTER, Stage.DURING)
 
-    n_batches: int = Int(1, 1, 10)
-    n_rounds: int = Int(1, 1, 100, log=True, tuned=False)
+    n_batches: int = Int(1, 1, 10, minimum=1, meaning="training batches that are read")
+    n_rounds: int = Int(1, minimum=1, meaning="rounds of scoring and cutting; above 1: Iterative SNIP")
 
     def rounds(self, present: float, target: float) -> tuple[float, ...]:
         """One, or exponential ones: see `methods.schedule.exponential`."""

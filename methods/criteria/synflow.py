@@ -33,7 +33,7 @@ class Synflow(Criterion):
     stages: ClassVar = (Stage.INIT, Stage.AFTER, Stage.DURING)
     data_free: ClassVar = True
 
-    n_rounds: int = Int(100, 1, 200, log=True, tuned=False)
+    n_rounds: int = Int(100, minimum=1, meaning="rounds of scoring and cutting")
 
     def rounds(self, present: float, target: float) -> tuple[float, ...]:
         """ρ^(k/n) as densities: see `methods.schedule.exponential`."""

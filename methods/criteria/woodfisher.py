@@ -54,13 +54,13 @@ class WoodFisher(Criterion):
 
     stages: ClassVar = (Stage.AFTER, Stage.DURING)
 
-    damping: float = Float(1e-3, 1e-6, 1e-1, log=True)
-    samples: int = Int(4096, 256, 65536, log=True, tuned=False)
-    mini_batch: int = Int(1, 1, 128, log=True)
-    block: int = Int(0, 0, 8192, tuned=False)
-    update: str = Choice("joint", "joint", "summed", "none")
-    steps: int = Int(1, 1, 20, tuned=False)
-    scope: str = Choice("global", *SCOPES)
+    damping: float = Float(1e-3, 1e-6, 1e-1, log=True, above=0, meaning="λ, added to the diagonal of the Fisher")
+    samples: int = Int(4096, minimum=1, meaning="training samples that are read, at most")
+    mini_batch: int = Int(1, 1, 128, log=True, minimum=1, meaning="samples averaged in each gradient")
+    block: int = Int(0, minimum=0, meaning="weights in a block of the Fisher; 0: the largest number that fits, up to 128")
+    update: str = Choice("joint", "joint", "summed", "none", meaning="how kept weights are adjusted for removed ones")
+    steps: int = Int(1, minimum=1, meaning="rounds of scoring and cutting, without training between them")
+    scope: str = Choice("global", *SCOPES, meaning="how scores of different layers are compared")
 
     def rounds(self, present: float, target: float) -> tuple[float, ...]:
         """`steps` sparsities on a cubic schedule."""

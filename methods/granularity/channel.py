@@ -64,8 +64,12 @@ class Channel(Granularity):
     the same share of every pool.
     """
 
-    normalisation: str = Choice("mean", "mean", "size", "none", tuned=False)
-    ranking: str = Choice("global", "global", "layer", tuned=False)
+    normalisation: str = Choice(
+        "mean", "mean", "size", "none", tuned=False, meaning="how scores of channels in different layers are compared"
+    )
+    ranking: str = Choice(
+        "global", "global", "layer", tuned=False, meaning="rank all channels together, or remove the same share of each layer"
+    )
     compacts = True
 
     def cut(self, problem: Problem, scores: Scores, sparsity: float, cost: Cost | None = None) -> Mask:

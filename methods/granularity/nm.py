@@ -24,8 +24,8 @@ class Pattern(Granularity):
     lot that does not depend on the sparsity.
     """
 
-    n: int = Int(2, 1, 31, tuned=False)
-    m: int = Int(4, 2, 32, tuned=False)
+    n: int = Int(2, minimum=1, meaning="weights kept in each group")
+    m: int = Int(4, minimum=2, meaning="weights in each group")
 
     def __post_init__(self) -> None:
         super().__post_init__()

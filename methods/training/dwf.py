@@ -44,10 +44,12 @@ class Dwf(Training):
     defaults are ours: a larger `lr` makes sparser networks yet, but was seen to diverge from 0.25 on (LeNet-5, MNIST).
     """
 
-    lr: float = Float(0.2, 0.01, 3.0, log=True, search=(0.06, 0.3))
-    depth: int = Int(2, 2, 4)
-    lam: float = Float(1e-3, 1e-6, 1e-1, log=True, search=(1e-5, 1e-2))
-    weight_decay: float = Float(1e-3, 1e-6, 1e-1, log=True, search=(1e-5, 2e-2))
+    lr: float = Float(0.2, 0.06, 0.3, log=True, above=0, meaning="peak learning rate of SGD with momentum")
+    depth: int = Int(2, 2, 4, minimum=2, meaning="number of factors D of each weight")
+    lam: float = Float(1e-3, 1e-5, 1e-2, log=True, minimum=0, meaning="strength λ of the sparsity penalty")
+    weight_decay: float = Float(
+        1e-3, 1e-5, 2e-2, log=True, minimum=0, meaning="L2 penalty of what is not factorised, and of all while fine-tuning"
+    )
 
     def prepare(self, problem: Problem) -> Posterior:
         """Factorise the weights: d = N · 2λ/D for their factors, N · weight_decay for all else, N the training samples."""

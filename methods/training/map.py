@@ -17,7 +17,7 @@ class Map(Training):
     prior, without curvature.
     """
 
-    weight_decay: float = Float(1e-3, 1e-6, 1e-1, log=True, search=(1e-5, 2e-2))
+    weight_decay: float = Float(1e-3, 1e-5, 2e-2, log=True, minimum=0, meaning="coefficient of the L2 penalty: ½ · weight_decay · ‖θ‖²")
 
     def prepare(self, problem: Problem) -> Posterior:
         """The prior d = weight_decay · N, N the number of training samples."""

@@ -45,15 +45,20 @@ class Spam(Training):
     the share, the memory, the floor and the cap; a unit-wise prior over small Kronecker factors is solved exactly.
     """
 
-    weight_decay: float = Float(1e-3, 1e-6, 1e-1, log=True, search=(1e-5, 2e-2))
-    prior: str = Choice("parameter", *PRIORS, tuned=False)
-    structure: str = Choice("diagonal", *STRUCTURES, tuned=False)
-    curvature: str = Choice("mc", *KINDS)
-    burn_in: float = Float(0.05, 0.0, 1.0)
-    frequency: int = Int(1, 1, 20, log=True)
-    share: float = Float(0.25, 0.01, 1.0, log=True)
-    memory: float = Float(0.5, 0.0, 0.95)
-    temperature: float = Float(1.0, 0.05, 1.0, log=True)
+    weight_decay: float = Float(1e-3, 1e-5, 2e-2, log=True, above=0, meaning="initial and smallest prior precision, divided by N")
+    prior: str = Choice("parameter", *PRIORS, tuned=False, meaning="which weights share a prior precision")
+    structure: str = Choice("diagonal", *STRUCTURES, tuned=False, meaning="structure of the curvature H")
+    curvature: str = Choice("mc", *KINDS, meaning="kind of curvature: empirical Fisher, Monte-Carlo or exact Gauss-Newton")
+    burn_in: float = Float(0.05, 0.0, 1.0, minimum=0, maximum=1, meaning="fraction of the training before the first update of the prior")
+    frequency: int = Int(1, 1, 20, log=True, minimum=1, meaning="epochs between updates of the prior")
+    share: float = Float(0.25, 0.01, 1.0, log=True, above=0, maximum=1, meaning="fraction of the training data that an update reads")
+    memory: float = Float(0.5, 0.0, 0.95, minimum=0, maximum=1, meaning="weight of the past in the running average of the curvature")
+    temperature: float = Float(1.0, 0.05, 1.0, log=True, above=0, meaning="temperature T that divides the log-likelihood")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weight_decay > 1.0 / self.lr:
+            raise ValueError(f"Spam: weight_decay={self.weight_decay!r} is above 1/lr={1.0 / self.lr:g}: gradient descent would oscillate")
 
     def prepare(self, problem: Problem) -> Posterior:
         """The prior d = weight_decay · N / T for every parameter, so that the penalty is that of `map`."""

@@ -278,7 +278,14 @@ class NoRange(Honest):
 
 @configuration
 class OutOfRange(Honest):
-    """A default outside its own range."""
+    """A default outside its own limits."""
+
+    power: float = Float(2.0, maximum=1)
+
+
+@configuration
+class NotSearched(Honest):
+    """A default that tuning would never draw."""
 
     power: float = Float(2.0, 0.0, 1.0)
 
@@ -383,8 +390,9 @@ WRONG_CRITERIA = [
     (StopsShort, ROUNDS, "end at"),
     (FallsBack, ROUNDS, "do not rise"),
     (ReadsData, DATA_FREE, "reads the batches"),
-    (NoRange, DECLARED, "'power' declares no range"),
-    (OutOfRange, DECLARED, "default power=2.0 is outside its range"),
+    (NoRange, DECLARED, "field 'power' is not declared by Float, Int or Choice"),
+    (OutOfRange, DECLARED, "default power=2.0 is not a finite number <= 1"),
+    (NotSearched, DECLARED, "default power=2.0 is outside its search range: a number in [0, 1]"),
     (NeverEqual, DECLARED, "are not equal"),
     (Undecorated, DECLARED, "is not @dataclass(frozen=True"),
     (NoWords, DOCUMENTED, "has no docstring"),

@@ -258,7 +258,7 @@ def test_one_scoring_serves_all_sparsities(update: str) -> None:
         ]
         assert all(torch.equal(masks[0][n], masks[1][n]) for n in masks[0])
         assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
-        assert methods.held(models[0], masks[0])
+        assert methods.mask_holds(models[0], masks[0])
     assert all(torch.equal(state[n], f) for n, f in scores.state.items())
 
 

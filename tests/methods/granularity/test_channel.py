@@ -392,7 +392,7 @@ def test_every_criterion_cuts_channels_that_can_be_removed(name: str) -> None:
     criterion = methods.make("criteria", name, {})
     problem.mask = methods.cut(problem, criterion, CHANNEL, 0.5)
     CHANNEL.check(problem, 0.5)
-    assert methods.held(problem.model, problem.mask)
+    assert methods.mask_holds(problem.model, problem.mask)
     problem.model.eval()
     torch.testing.assert_close(outputs(CHANNEL.compact(problem)), outputs(problem), rtol=0, atol=1e-10)
 
@@ -405,7 +405,7 @@ def test_criteria_cut_to_a_cost_in_all_their_rounds(name: str) -> None:
     CHANNEL.check(replace(problem, mask=half), 0.5, parameters)
     most = methods.cut(replace(problem, mask=half), criterion, CHANNEL, 0.8, cost=parameters)
     CHANNEL.check(replace(problem, mask=most), 0.8, parameters)
-    assert methods.held(problem.model, most)
+    assert methods.mask_holds(problem.model, most)
 
 
 # --- removing
@@ -491,7 +491,7 @@ def test_channels_are_cut_while_training() -> None:
     pruner = Pruner(methods.make("criteria", "magnitude", {}), CHANNEL, Gradual(begin=0.0, end=0.8), 0.7)
     methods.fit(problem, methods.make("trainings", "map", {}), methods.Recipe(epochs=5), pruner=pruner)
     CHANNEL.check(problem, 0.7)
-    assert methods.held(problem.model, problem.mask)
+    assert methods.mask_holds(problem.model, problem.mask)
     torch.testing.assert_close(outputs(CHANNEL.compact(problem)), outputs(problem), rtol=0, atol=1e-12)
 
 
