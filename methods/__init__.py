@@ -41,6 +41,7 @@ from methods.core.interface import (
 from methods.core.schedule import Gradual, Iterative, Lap, Rewinding, Schedule
 from methods.core.training_loop import Recipe, fit
 from methods.registry import named_methods  # noqa: F401 (registers them)
+from methods.registry.options import Option, describe
 from methods.registry.registry import (
     Method,
     UnknownName,
@@ -60,9 +61,9 @@ from methods.structure.path_flow import effective_sparsity
 
 __all__ = [
     "Batches", "Choice", "Configuration", "Cost", "Criterion", "Float", "Gradual", "Granularity", "Int", "Iterative", "Lap",
-    "Mask", "Method", "Posterior", "Problem", "Pruner", "Range", "Recipe", "Rewinding", "Schedule", "Scores", "Stage",
+    "Mask", "Method", "Option", "Posterior", "Problem", "Pruner", "Range", "Recipe", "Rewinding", "Schedule", "Scores", "Stage",
     "Training", "UnknownName", "Values", "apply_mask", "check", "compact", "count_masked", "criteria", "cut", "define",
-    "derive", "effective_sparsity", "fit", "full_mask", "get", "get_granularity", "granularity", "kept_weights",
+    "derive", "describe", "effective_sparsity", "fit", "full_mask", "get", "get_granularity", "granularity", "kept_weights",
     "load_plugin", "lookup", "make", "mask_holds", "names", "nearest", "prunable", "prune", "ranges", "register", "score",
     "scored_once", "scores", "shuffled", "source_hash", "sparsity_of", "train", "train_pruned", "training", "unknown",
 ]  # fmt: skip

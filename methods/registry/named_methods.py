@@ -15,8 +15,8 @@ RELEASED = Gradual(shape="linear", start=0.1, begin=1 / 3, end=1.0, every=2, per
 
 
 def _spam(**options: str) -> Method:
-    """A variant of SpaM, named after what it does not share with `spam`: each trains networks of its own, so it is costly."""
-    name = "_".join(["spam", *("kfac" if o == "kronecker" else o for o in options.values() if o != "parameter")])
+    """A variant of `spam`, named after the options that differ from it. It is costly: it shares no trained network with others."""
+    name = "_".join(["spam", *("kfac" if o == "kronecker" else o for o in options.values())])
     return Method(name, "opd", training="spam", training_options=options, costly=True)
 
 
@@ -28,7 +28,8 @@ for _method in (
     Method("spam", "opd", training="spam"),
     Method("dwf", "magnitude", training="dwf"),
     *(_spam(prior=prior) for prior in ("unit", "layer", "scalar")),
-    *(_spam(structure="kronecker", prior=prior) for prior in ("parameter", "unit", "layer", "scalar")),
+    _spam(structure="kronecker"),
+    *(_spam(structure="kronecker", prior=prior) for prior in ("unit", "layer", "scalar")),
     Method("magnitude_iterative", "magnitude", schedule=Iterative(), costly=True),
     Method("imp", "magnitude", stage=Stage.DURING, schedule=Rewinding(), costly=True),
     Method("magnitude_gradual", "magnitude", stage=Stage.DURING, schedule=GRADUAL, costly=True),
