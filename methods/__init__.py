@@ -17,20 +17,17 @@ from typing import Any
 from methods import criteria, granularity, training
 from methods.api import compact, prune, scores, train, train_pruned
 from methods.checking.clauses import check
+from methods.core.configurations import Configuration, Criterion, Granularity, Training
 from methods.core.cutting import Pruner, cut, kept_weights, mask_holds, score, scored_once, shuffled, sparsity_of
 from methods.core.hyperparameters import Choice, Float, Int, Range, ranges
 from methods.core.interface import (
     Batches,
-    Configuration,
     Cost,
-    Criterion,
-    Granularity,
     Mask,
     Posterior,
     Problem,
     Scores,
     Stage,
-    Training,
     Values,
     apply_mask,
     count_masked,
@@ -42,13 +39,13 @@ from methods.core.schedule import Gradual, Iterative, Lap, Rewinding, Schedule
 from methods.core.training_loop import Recipe, fit
 from methods.registry import named_methods  # noqa: F401 (registers them)
 from methods.registry.options import Option, describe
+from methods.registry.plugins import load_plugin
 from methods.registry.registry import (
     Method,
     UnknownName,
     define,
     get,
     get_granularity,
-    load_plugin,
     lookup,
     make,
     names,

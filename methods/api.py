@@ -7,8 +7,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
+from methods.core.configurations import Criterion, Training
 from methods.core.cutting import Pruner, cut, score
-from methods.core.interface import Batches, Criterion, Loss, Mask, Posterior, Problem, Stage, Training
+from methods.core.interface import Batches, Loss, Mask, Posterior, Problem, Stage
 from methods.core.schedule import Schedule
 from methods.core.training_loop import Recipe, fit
 from methods.registry.registry import get, get_granularity, make, names

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from methods.core.configurations import Criterion
 from methods.core.hyperparameters import Float, Int
-from methods.core.interface import Criterion, Problem, Scores, Stage
+from methods.core.interface import Problem, Scores, Stage
 from methods.registry.registry import register
 
 

@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from methods.core.configurations import Criterion
 from methods.core.hyperparameters import Choice, Float, Int
-from methods.core.interface import Criterion, Mask, Problem, Scores, Stage
+from methods.core.interface import Mask, Problem, Scores, Stage
 from methods.core.layer_scaling import SCOPES, rescope
 from methods.core.schedule import cubic
 from methods.curvature.blocks import Precision

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from methods.core.configurations import Criterion
 from methods.core.hyperparameters import Choice
-from methods.core.interface import Criterion, Problem, Scores, Stage
+from methods.core.interface import Problem, Scores, Stage
 from methods.core.layer_scaling import SCOPES, rescope
 from methods.registry.registry import register
 

@@ -6,8 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from methods.core.configurations import Criterion
 from methods.core.hyperparameters import Choice, Float, Int
-from methods.core.interface import Criterion, Posterior, Problem, Scores, Stage
+from methods.core.interface import Posterior, Problem, Scores, Stage
 from methods.core.layer_scaling import SCOPES, rescope
 from methods.curvature.blocks import Kronecker
 from methods.curvature.compute import curvature

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 import torch
 
-from methods.core.interface import Criterion, Problem, Scores, Stage
+from methods.core.configurations import Criterion
+from methods.core.interface import Problem, Scores, Stage
 from methods.registry.registry import register
 
 

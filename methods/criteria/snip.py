@@ -6,8 +6,9 @@ from typing import ClassVar
 
 import torch
 
+from methods.core.configurations import Criterion
 from methods.core.hyperparameters import Int
-from methods.core.interface import Criterion, Problem, Scores, Stage
+from methods.core.interface import Problem, Scores, Stage
 from methods.core.schedule import exponential
 from methods.registry.registry import register
 

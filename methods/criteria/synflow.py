@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from methods.core.configurations import Criterion
 from methods.core.hyperparameters import Int
-from methods.core.interface import Criterion, Problem, Scores, Stage
+from methods.core.interface import Problem, Scores, Stage
 from methods.core.schedule import exponential
 from methods.registry.registry import register
 from methods.structure.path_flow import flow, undefined

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from methods.core.configurations import Criterion
 from methods.core.hyperparameters import Choice, Float, Int
-from methods.core.interface import Criterion, Mask, Problem, Scores, Stage, Values
+from methods.core.interface import Mask, Problem, Scores, Stage, Values
 from methods.core.layer_scaling import SCOPES, rescope
 from methods.core.schedule import cubic
 from methods.curvature.compute import sample_gradients

@@ -4,8 +4,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from methods.core.configurations import Configuration, Criterion
 from methods.core.hyperparameters import Range, ranges
-from methods.core.interface import Configuration, Criterion
 from methods.registry.registry import SCHEDULES, Method, get, lookup
 
 

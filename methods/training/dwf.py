@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from methods.core.configurations import Training
 from methods.core.hyperparameters import Float, Int
-from methods.core.interface import Posterior, Problem, Training, derive
+from methods.core.interface import Posterior, Problem, derive
 from methods.posterior.prior import uniform_prior
 from methods.registry.registry import register
 

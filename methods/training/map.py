@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from methods.core.configurations import Training
 from methods.core.hyperparameters import Float
-from methods.core.interface import Posterior, Problem, Training
+from methods.core.interface import Posterior, Problem
 from methods.posterior.prior import uniform_prior
 from methods.registry.registry import register
 

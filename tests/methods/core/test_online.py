@@ -376,9 +376,9 @@ class Declines(methods.lookup("criteria", "magnitude")):  # type: ignore[misc]
     [
         (Map(), 0, pruner(), "needs at least one epoch, got 0"),
         (Map(), 3, pruner(sparsity=1.0), r"sparsity 1.0 is not in \[0, 1\)"),
-        (Map(), 3, pruner(sparsity=0.3), "sparsity 0.3 is below that of the present mask, 0.5"),
+        (Map(), 3, pruner(sparsity=0.3), "sparsity 0.3 is lower than the sparsity of the current mask, 0.5"),
         (Map(), 3, pruner(criterion=Declines()), "does not support this network: not today"),
-        (Reparametrised(), 3, pruner(), "re-parametrises the weights: they cannot be scored"),
+        (Reparametrised(), 3, pruner(), "re-parametrises the weights, so they cannot be pruned during training"),
     ],
 )
 def test_what_a_pruner_cannot_do_is_said_before_the_first_step(

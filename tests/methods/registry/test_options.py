@@ -4,6 +4,7 @@ import pytest
 
 import methods
 from methods import Method, Option
+from methods.registry import registry
 
 
 def described(method: str) -> dict[tuple[str, str], Option]:
@@ -65,10 +66,13 @@ def test_what_is_described_can_be_written_and_nothing_else(name: str) -> None:
         methods.get(f"{name}(nothing=1)")
 
 
-def test_a_schedule_of_ones_own_is_named_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("methods.registry.registry._methods", {})
-    methods.define(Method("mine", "magnitude", stage=methods.Stage.DURING, schedule=methods.Gradual(every=3)))
-    assert described("mine")["schedule", "schedule"].default == "gradual"
+def test_a_schedule_of_ones_own_is_named_by_its_kind() -> None:
+    before = registry.snapshot()
+    try:
+        methods.define(Method("mine", "magnitude", stage=methods.Stage.DURING, schedule=methods.Gradual(every=3)))
+        assert described("mine")["schedule", "schedule"].default == "gradual"
+    finally:
+        registry.restore(before)
 
 
 def test_an_unknown_method_is_named() -> None:

@@ -51,11 +51,9 @@ def twin() -> type[Plain]:
 def clean() -> Iterator[None]:
     """Whatever a test registers is gone after it."""
     methods.names()  # entry points of this environment belong to the state to go back to
-    tables, loaded, modules = registry._snapshot(), set(registry._loaded), set(sys.modules)
+    before, modules = registry.snapshot(), set(sys.modules)
     yield
-    registry._restore(tables)
-    registry._loaded.clear()
-    registry._loaded.update(loaded)
+    registry.restore(before)
     for module in set(sys.modules) - modules:
         if module.startswith("razorbench_plugin_"):
             del sys.modules[module]
@@ -135,7 +133,7 @@ def test_a_criterion_for_this_stage_only_is_a_method_with_the_default_schedule()
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"stage": Stage.DURING}, "method 'm' prunes while training: it needs a schedule"),
+        ({"stage": Stage.DURING}, "method 'm' prunes during training: it needs a schedule"),
         ({"schedule": Gradual()}, "method 'm': a schedule 'gradual' is for stage 'during', not 'after'"),
         ({"stage": Stage.INIT, "schedule": Gradual()}, "not 'init'"),
         ({"criterion": "opd", "stage": Stage.INIT}, "method 'm': criterion 'opd' is for stage after, during, not 'init'"),
@@ -215,7 +213,7 @@ def test_other_compositions_take_all_but_the_training_from_the_left() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("spam@map", r"'spam@map': method 'spam' already trains with 'spam'; name its criterion 'opd'"),
+        ("spam@map", r"'spam@map': method 'spam' has the training 'spam'; use its criterion: 'opd@map'"),
         ("magnitud", r"unknown method 'magnitud' \(did you mean 'magnitude'\?\); available: .*grasp"),
         ("magnitud@spam", r"unknown method 'magnitud' \(did you mean 'magnitude'\?\)"),
         ("magnitude@spa", r"unknown training 'spa' \(did you mean 'spam'\?\); available: dwf, map, spam"),
@@ -553,7 +551,7 @@ def offer(monkeypatch: pytest.MonkeyPatch, load: Callable[[], object]) -> list[s
         return [EntryPoint(load)]
 
     monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
-    registry._loaded.clear()
+    registry.restore(registry.snapshot()._replace(loaded=frozenset()))
     return asked
 
 
