@@ -14,7 +14,7 @@ from methods.core.hyperparameters import Choice, Float, Int
 from methods.core.interface import Mask, Problem, Scores, Stage, Values
 from methods.core.layer_scaling import SCOPES, rescope
 from methods.core.schedule import cubic
-from methods.curvature.compute import sample_gradients
+from methods.curvature.per_sample import sample_gradients
 from methods.registry.registry import register
 
 MEMORY = 2 << 30  # bytes that all blocks may take where the criterion chooses their side: fixed, so that machines agree

@@ -154,7 +154,7 @@ def test_gradients_in_many_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) 
     problem = Problem(convnet(), images(16, 8))
     criteria = [woodfisher(block=7), woodfisher(block=7, mini_batch=2)]
     whole = [methods.score(problem, c).values for c in criteria]
-    monkeypatch.setattr("methods.curvature.compute.FORMED", 200)
+    monkeypatch.setattr("methods.curvature.passes.FORMED", 200)
     monkeypatch.setattr(module, "WORK", 100)  # two blocks of 7 at a time
     for criterion, wanted in zip(criteria, whole, strict=True):
         assert close(methods.score(problem, criterion).values, wanted)
