@@ -3,7 +3,7 @@
     posterior = methods.train(model, batches, training="spam", epochs=30)
     mask = methods.prune(model, batches, method="opd", sparsity=0.95, posterior=posterior)
 
-`batches` is any re-iterable of (inputs, targets): a list, a DataLoader. A new criterion is one file:
+`batches` is any re-iterable of (inputs, targets), e.g. a list or a DataLoader. A new criterion is one file:
 
     @methods.register("mine")
     @dataclass(frozen=True, kw_only=True)

@@ -88,9 +88,7 @@ def trusted(model: nn.Module, x: Tensor, wanted: Values) -> list[str]:
     for p in wanted.values():
         p.requires_grad_(False)
     largest = {n: float(h.max()) for n, h in reference.items()}
-    rounding = (4 * torch.finfo(f.dtype).eps) ** 2 * max(
-        largest.values(), default=0.0
-    )  # before a norm: only rounding error
+    rounding = (4 * torch.finfo(f.dtype).eps) ** 2 * max(largest.values(), default=0.0)  # before a norm: only rounding error
     agree = [n for n, h in reference.items() if float((h - ours[n]).abs().max()) <= TOLERANCE * largest[n] + rounding]
     return [n for n in agree if n in found or n not in used]
 

@@ -171,7 +171,7 @@ def test_batches_may_be_left_out_where_no_data_are_read(batches: Data, mlp: Make
     elif methods.lookup("criteria", name).data_free:
         assert equal(methods.scores(mlp(), method=name), methods.scores(mlp(), batches, name))
     else:
-        with pytest.raises(ValueError, match=f"'{name}' reads training data: give it batches"):
+        with pytest.raises(ValueError, match=f"'{name}' reads training data: pass batches"):
             methods.prune(mlp(), method=name, sparsity=0.5)
 
 

@@ -333,9 +333,9 @@ def test_masks_that_are_not_of_channels_are_refused() -> None:
     problem = problem_of(plain)
     single = replace(problem, mask=WEIGHT.cut(problem, squares(problem), 0.5))
     for call in (lambda: CHANNEL.cut(single, ones(problem), 0.8), lambda: CHANNEL.compact(single)):
-        with pytest.raises(ValueError, match="not one of whole channels"):
+        with pytest.raises(ValueError, match="does not consist of whole channels"):
             call()
-    with pytest.raises(RuntimeError, match="not one of whole channels"):
+    with pytest.raises(RuntimeError, match="does not consist of whole channels"):
         CHANNEL.check(single, 0.5)
 
 
