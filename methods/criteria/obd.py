@@ -1,4 +1,4 @@
-"""Optimal Brain Damage with diagonal curvature from per-sample gradients."""
+"""Optimal Brain Damage with diagonal curvature."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,14 +15,14 @@ from methods.registry.registry import register
 @register("obd")
 @dataclass(frozen=True, kw_only=True)
 class Obd(Criterion):
-    """s_k = ½ h_k w_k²: the loss a quadratic model with diagonal curvature h predicts for removing w_k alone.
+    """Optimal Brain Damage: remove the weights whose removal increases the loss least, by a quadratic model with diagonal curvature.
 
-    `curvature`: "ef" takes h_k = (1/N) Σ_n (∂ℓ_n/∂w_k)², the diagonal of the empirical Fisher, from per-sample gradients;
-    "mc" the same with `draws` labels from the network's own predictions, an estimate of the Gauss-Newton diagonal, "ggn".
-    `samples`: how many training samples at most.
+    s_k = ½ h_k w_k² is the predicted increase of the loss if only w_k is removed. `curvature`: "ef": h_k = (1/N) Σ_n (∂ℓ_n/∂w_k)², the
+    diagonal of the empirical Fisher, from per-sample gradients; "mc": the same with `draws` labels from the network's own
+    predictions, an estimate of "ggn", the Gauss-Newton diagonal.
 
     Reference: LeCun, Denker, Solla, "Optimal brain damage", NIPS 1989, equation 5. Departures: the paper backpropagates the
-    diagonal of the Hessian; the Fisher stands for it here, and a single cut for its pruning and retraining in turn.
+    diagonal of the Hessian, here the Fisher is used; weights are removed in a single cut, not in rounds with retraining.
     """
 
     stages: ClassVar = (Stage.AFTER, Stage.INIT, Stage.DURING)

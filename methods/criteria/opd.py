@@ -1,4 +1,4 @@
-"""Optimal Posterior Damage: the posterior precision times the squared weight."""
+"""Optimal Posterior Damage."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,13 +20,16 @@ from methods.registry.registry import register
 @register("opd")
 @dataclass(frozen=True, kw_only=True)
 class Opd(Criterion):
-    """s_k = P_kk θ_k², with P = H + diag(d) the precision of the Laplace posterior: curvature H plus prior precision d.
+    """Optimal Posterior Damage: remove the weights with the smallest posterior precision times squared weight.
 
-    `form`: of Kronecker-factored posteriors, the diagonal of P that is taken. "exact": B_ii A_jj + d_ij. "eigenbasis": that of
-    P with the prior projected on the eigenbasis of the factors, which smooths d over the units (the released code's form).
-    After training `spam` P is there already and scoring costs nothing. A training that leaves a prior only (`map`: its L2
-    penalty as a precision) has H fitted here, at the present weights; a network without a posterior gets the stated
-    `precision` as d. `curvature`, `draws` and `samples` belong to that fit: see `methods.curvature`.
+    s_k = P_kk θ_k², where P = H + diag(d) is the precision of the Laplace posterior: curvature H plus prior precision d.
+
+    After training with `spam`, P is available and scoring costs nothing. After a training that leaves only a prior (`map`: its L2
+    penalty as a precision), H is computed here at the current weights. For a network without a posterior, d = `precision`.
+    `curvature`, `draws` and `samples` belong to this computation: see `methods.curvature.compute`.
+
+    `form`, for Kronecker-factored posteriors: "exact": the diagonal B_ii A_jj + d_ij. "eigenbasis": the diagonal of P with the prior
+    projected on the eigenbasis of the factors, which smooths d over the units (the form of the released code).
 
     With large d this is magnitude pruning, with small d it is `obd`.
 
@@ -48,7 +51,7 @@ class Opd(Criterion):
         weights = problem.weights
         posterior = problem.posterior
         prior = posterior.prior if posterior else uniform_prior(problem.model, self.precision)
-        precision = dict.fromkeys(weights, torch.tensor(self.precision, device=problem.device))  # of weights frozen in training
+        precision = dict.fromkeys(weights, torch.tensor(self.precision, device=problem.device))  # for weights that were frozen in training
         d = {n: prior.get(n, own) for n, own in precision.items()}
         p = {n: self._precision(n, posterior, d[n]) for n in weights if posterior and n in posterior.curvature}
         missing = [n for n in weights if n not in p]
@@ -60,7 +63,7 @@ class Opd(Criterion):
         return Scores(rescope(values, self.scope, problem))
 
     def _precision(self, name: str, posterior: Posterior, d: Tensor) -> Tensor:
-        """P_kk of one parameter, of its shape."""
+        """P_kk of one parameter, in its shape."""
         h = posterior.curvature[name]
         if self.form == "eigenbasis" and name in posterior.factors:
             return Kronecker(*posterior.factors[name], h.shape).eigenbasis_precision(d)

@@ -1,4 +1,4 @@
-"""Ordinary training: the maximum a posteriori under one fixed Gaussian prior, which is an L2 penalty."""
+"""Standard training with an L2 penalty."""
 
 from dataclasses import dataclass
 
@@ -12,10 +12,10 @@ from methods.registry.registry import register
 @register("map")
 @dataclass(frozen=True, kw_only=True)
 class Map(Training):
-    """Minimise the mean loss + ½ · weight_decay · ‖θ‖² over all trainable parameters.
+    """Standard training with an L2 penalty (maximum a posteriori under a fixed Gaussian prior).
 
-    The penalty is in the loss, never decoupled, so this is `spam` with its prior frozen at d = weight_decay · N. Leaves that
-    prior, without curvature.
+    Minimises the mean loss + ½ · weight_decay · ‖θ‖² over all trainable parameters. The penalty is part of the loss, not decoupled, so
+    this is `spam` with its prior fixed at d = weight_decay · N. The posterior is this prior, without curvature.
     """
 
     weight_decay: float = Float(1e-3, 1e-5, 2e-2, log=True, minimum=0, meaning="coefficient of the L2 penalty: ½ · weight_decay · ‖θ‖²")

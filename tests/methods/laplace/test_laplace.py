@@ -466,7 +466,7 @@ def test_what_block_laplace_refuses() -> None:
     with pytest.raises(AttributeError, match="not fitted"):
         BlockLaplace(la.model, "classification").log_marginal_likelihood()
     la = BlockLaplace(la.model, "classification", prior_precision=torch.ones(7))
-    with pytest.raises(ValueError, match="must have length .*, not 7"):
+    with pytest.raises(ValueError, match=r"must have length .*, not 7"):
         la.fit(loader)
 
 
