@@ -359,7 +359,7 @@ def test_blocks_that_do_not_fit_are_refused_before_they_are_formed(monkeypatch: 
     ) as raised:
         methods.score(Problem(model, Unread()), woodfisher(block=4096))
     assert "\n" not in str(raised.value)
-    with pytest.raises(ValueError, match=r"blocks of 32 weights take 2\.1 GB"):  # the one it chooses itself does not fit either
+    with pytest.raises(ValueError, match=r"blocks of 32 weights need 2\.1 GB"):  # the one it chooses itself does not fit either
         methods.score(Problem(model, Unread()), woodfisher())
 
 
