@@ -127,7 +127,7 @@ def test_two_cuts_with_the_same_scores_are_one(case: Case, pair: list[float]) ->
 def test_more_weights_than_are_alive_cannot_be_kept() -> None:
     case = Case([(5, 2)], 4, 0)
     earlier = WEIGHT.cut(case.problem, case.scores, 0.5)
-    with pytest.raises(ValueError, match=r"sparsity 0\.4 keeps 6 weights, the present mask has only 5 left"):
+    with pytest.raises(ValueError, match=r"sparsity 0\.4 keeps 6 weights, but the current mask has only 5 left"):
         WEIGHT.cut(replace(case.problem, mask=earlier), case.scores, 0.4)
 
 

@@ -428,7 +428,7 @@ Call = Callable[..., Any]
     [
         (
             {"method": "magnitude"},
-            "'magnitude' does not say when to cut .* give it a schedule, or take one of imp, magnitude_gradual, spam_gradual",
+            "'magnitude' has no schedule .* pass schedule=..., or use one of imp, magnitude_gradual, spam_gradual",
         ),
         ({"method": "snipp"}, r"unknown method 'snipp' \(did you mean 'snip'\?\)"),
         ({"scope": "layer"}, "'map' has no hyperparameter 'scope'"),
@@ -449,5 +449,5 @@ def test_what_train_pruned_cannot_do_is_one_line(batches: Data, arguments: dict[
 def test_prune_and_scores_refuse_what_prunes_while_training(batches: Data, call: Call) -> None:
     """Iterative pruning too: cut once by `prune`, it would be one-shot under another name."""
     for method in ("magnitude_gradual", "spam_online", "magnitude_iterative", "imp"):
-        with pytest.raises(ValueError, match=rf"'{method}' cuts by a schedule.*: call .*train_pruned\(.*'{method}'"):
+        with pytest.raises(ValueError, match=rf"'{method}' prunes by a schedule.*: call .*train_pruned\(.*'{method}'"):
             call(noisy(), batches, method)
