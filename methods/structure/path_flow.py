@@ -24,7 +24,7 @@ LIMIT = 2.0**1000
 _known: WeakKeyDictionary[nn.Module, dict[Any, str | None]] = WeakKeyDictionary()
 
 
-# --- where there are no paths ----------------------------------------------------------------------------------------
+# --- networks without paths ------------------------------------------------------------------------------------------
 
 
 def undefined(model: nn.Module, input_shape: tuple[int, ...], view: type[Flow] = Flow) -> str | None:

@@ -97,7 +97,7 @@ def test_channels_are_tuned_and_compared(tiny: Path, bench: Bench) -> None:
     ("arguments", "said"),
     [
         (["--granularity", "chanel"], "did you mean 'channel'"),
-        (["--granularity", "4:2"], "n must be below m"),
+        (["--granularity", "4:2"], "n must be smaller than m"),
         (["--granularity", "channel(ranking=layers)"], "ranking='layers' is not one of global, layer"),
         (["--granularity", "2:4", "--sparsities", "0.9"], "--sparsities does not apply: granularity '2:4' has the sparsity 0.5"),
         (["--match", "flops"], "--match flops needs networks that become smaller"),

@@ -184,7 +184,7 @@ def test_names_stand_for_hyperparameters_schedules_and_the_suites_fine_tuning(bo
     ]
     assert said("magnitude(weight_decay=0.003)") == []
     (reason,) = said("magnitude(weight_decay=0.003)", training={"weight_decay": 0.001})
-    assert "has weight_decay=0.003 by name" in reason
+    assert "fixes weight_decay=0.003" in reason
     assert "lr" in said("spam", training={"lr": -1.0})[0]
 
 
