@@ -3,7 +3,7 @@
     posterior = methods.train(model, batches, training="spam", epochs=30)
     mask = methods.prune(model, batches, method="opd", sparsity=0.95, posterior=posterior)
 
-`batches` is any re-iterable of (inputs, targets): a list, a DataLoader. A new criterion is one file:
+`batches` is any re-iterable of (inputs, targets), e.g. a list or a DataLoader. A new criterion is one file:
 
     @methods.register("mine")
     @dataclass(frozen=True, kw_only=True)
@@ -11,22 +11,22 @@
         def score(self, problem): ...
 """
 
+import warnings
+from typing import Any
+
 from methods.api import compact, prune, scores, train, train_pruned
 from methods.checking.clauses import check
-from methods.core.cutting import Pruner, cut, held, kept_weights, score, scored_once, shuffled, sparsity_of
+from methods.core.configurations import Configuration, Criterion, Granularity, Training
+from methods.core.cutting import Pruner, cut, kept_weights, mask_holds, score, scored_once, shuffled, sparsity_of
 from methods.core.hyperparameters import Choice, Float, Int, Range, ranges
 from methods.core.interface import (
     Batches,
-    Configuration,
     Cost,
-    Criterion,
-    Granularity,
     Mask,
     Posterior,
     Problem,
     Scores,
     Stage,
-    Training,
     Values,
     apply_mask,
     count_masked,
@@ -36,13 +36,14 @@ from methods.core.interface import (
 )
 from methods.core.schedule import Gradual, Iterative, Lap, Rewinding, Schedule
 from methods.core.training_loop import Recipe, fit
+from methods.registry.options import Option, describe
+from methods.registry.plugins import load_plugin
 from methods.registry.registry import (
     Method,
     UnknownName,
     define,
     get,
     get_granularity,
-    load_plugin,
     lookup,
     make,
     names,
@@ -60,9 +61,17 @@ from methods.registry import named_methods  # noqa: F401 (registers them)
 
 __all__ = [
     "Batches", "Choice", "Configuration", "Cost", "Criterion", "Float", "Gradual", "Granularity", "Int", "Iterative", "Lap",
-    "Mask", "Method", "Posterior", "Problem", "Pruner", "Range", "Recipe", "Rewinding", "Schedule", "Scores", "Stage",
+    "Mask", "Method", "Option", "Posterior", "Problem", "Pruner", "Range", "Recipe", "Rewinding", "Schedule", "Scores", "Stage",
     "Training", "UnknownName", "Values", "apply_mask", "check", "compact", "count_masked", "criteria", "cut", "define",
-    "derive", "effective_sparsity", "fit", "full_mask", "get", "get_granularity", "granularity", "held", "kept_weights",
-    "load_plugin", "lookup", "make", "names", "nearest", "prunable", "prune", "ranges", "register", "score",
+    "derive", "describe", "effective_sparsity", "fit", "full_mask", "get", "get_granularity", "granularity", "kept_weights",
+    "load_plugin", "lookup", "make", "mask_holds", "names", "nearest", "prunable", "prune", "ranges", "register", "score",
     "scored_once", "scores", "shuffled", "source_hash", "sparsity_of", "train", "train_pruned", "training", "unknown",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """The former name of `mask_holds`."""
+    if name == "held":
+        warnings.warn("methods.held is now called methods.mask_holds", DeprecationWarning, stacklevel=2)
+        return mask_holds
+    raise AttributeError(f"module 'methods' has no attribute '{name}'")

@@ -7,8 +7,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
+from methods.core.configurations import Criterion, Training
 from methods.core.cutting import Pruner, cut, score
-from methods.core.interface import Batches, Criterion, Loss, Mask, Posterior, Problem, Stage, Training
+from methods.core.interface import Batches, Loss, Mask, Posterior, Problem, Stage
 from methods.core.schedule import Schedule
 from methods.core.training_loop import Recipe, fit
 from methods.registry.registry import get, get_granularity, make, names
@@ -27,18 +28,37 @@ def train(
     posterior: Posterior | None = None,
     **hyperparameters: Any,
 ) -> Posterior:
-    """Train the model in place; returns the posterior to hand to `prune`.
+    """Train a model in place.
 
-    `batches` decides order and shuffling; it is read once an epoch, and again where a training looks at curvature.
-    `mask`: train a pruned network, masked weights stay
-    zero. `posterior`: fine-tune, with the penalty that an earlier training learned. Hyperparameters (`lr`,
-    `weight_decay`, ...) are those of the training, by name; `optimizer` is "sgd" (momentum 0.9) or "adam", and the learning
-    rate follows a short warm-up and a cosine. Raises ValueError naming an unknown training or hyperparameter.
+        posterior = methods.train(model, batches, training="spam", epochs=30)
+        methods.train(model, batches, optimizer="adam", lr=1e-3)
+
+    Args:
+        model: the network.
+        batches: re-iterable of (inputs, targets), e.g. a DataLoader; it decides order and shuffling. It is read once per epoch, and
+            again if the training computes curvature.
+        training: a registered training: "map" (L2 penalty), "spam" (marginal likelihood), "dwf" (factorised weights).
+        epochs: number of epochs.
+        optimizer: "sgd" (momentum 0.9) or "adam". The learning rate has a short warm-up and decays to zero by a cosine.
+        loss: (outputs, targets) -> mean loss of a batch.
+        seed: seed of all random draws.
+        mask: train a pruned network: weight name -> bool tensor; masked weights (False) stay zero.
+        posterior: fine-tune with the penalty that an earlier training learned.
+        hyperparameters: those of the training, e.g. `lr`, `weight_decay`. `lr` is the peak learning rate of the chosen optimizer; by
+            default 0.1 for SGD and a hundredth of this for Adam (`dwf`: twice that).
+
+    Returns:
+        The posterior, to pass to `prune`.
+
+    Raises:
+        ValueError: if a name is unknown or a value is outside its limits.
+        FloatingPointError: if the loss is no longer finite.
     """
     _check_reiterable(batches)
-    chosen: Training = make("trainings", training, hyperparameters)
+    recipe = Recipe(epochs=epochs, optimizer=optimizer)
+    chosen = _with_given_lr(make("trainings", training, hyperparameters), hyperparameters, recipe)
     problem = Problem(model, batches, loss, seed, dict(mask or {}))
-    return fit(problem, chosen, Recipe(epochs=epochs, optimizer=optimizer), previous=posterior)
+    return fit(problem, chosen, recipe, previous=posterior)
 
 
 def prune(
@@ -54,20 +74,38 @@ def prune(
     posterior: Posterior | None = None,
     **hyperparameters: Any,
 ) -> Mask:
-    """Prune the model in place and return the mask (weight name -> bool tensor, True = kept).
+    """Prune a model in place, without training.
 
-    Exactly round(sparsity · prunable weights) weights are masked and set to zero; with granularity "channel" it is the nearest to
-    that which whole channels make, and `compact` then removes them; a pattern ("2:4") has a sparsity of its own. A method that
-    compensates adjusts the others. `batches` may be left out for methods that need no data (channels are found from the inputs'
-    shape, and need them); `mask` cuts further into an earlier mask. Nothing is trained here: a method with a training of its own
-    is refused, with what to call instead. Raises ValueError naming what is wrong.
+    Masked weights are set to zero. Exactly round(sparsity · prunable weights) of them are masked. With granularity="channel" the
+    sparsity is the closest that whole channels allow (`compact` then removes them physically); a pattern such as "2:4" has its own
+    sparsity. Methods with a weight update also adjust the kept weights.
+
+    Args:
+        model: the network.
+        batches: re-iterable of (inputs, targets); may be omitted if the method needs no data. Granularity "channel" needs it for the
+            shape of the inputs.
+        method: a method without a training of its own.
+        sparsity: fraction to remove, in [0, 1); may be omitted for a pattern.
+        granularity: "weight", "channel" or a pattern "n:m".
+        loss: (outputs, targets) -> mean loss of a batch.
+        seed: seed of all random draws.
+        mask: an earlier mask, to prune further.
+        posterior: the result of `train`.
+        hyperparameters: those of the criterion.
+
+    Returns:
+        The mask: weight name -> bool tensor, True = kept.
+
+    Raises:
+        ValueError: if an argument is wrong, the network is not supported, or the method has a training of its own (the message says
+            what to call first).
     """
     criterion = _criterion(method, hyperparameters)
     problem = _problem(model, batches, criterion, loss, seed, mask, posterior)
     chosen = get_granularity(granularity)
     share = chosen.fixed_sparsity if sparsity is None else sparsity
     if share is None:
-        raise ValueError("say how much to remove: sparsity=0.9 is nine weights in ten")
+        raise ValueError("sparsity is required, e.g. sparsity=0.9 removes 90 % of the weights")
     return cut(problem, criterion, chosen, share)
 
 
@@ -79,18 +117,29 @@ def compact(
     input_shape: tuple[int, ...] | None = None,
     granularity: str = "channel",
 ) -> nn.Module:
-    """A plain, physically smaller copy of a model without the channels that a mask removes; the model is left as it is.
+    """Make a physically smaller copy of a model, without the channels that a mask removes.
 
         mask = methods.prune(model, batches, method="obd", sparsity=0.5, granularity="channel")
         small = methods.compact(model, mask, batches)
 
-    `input_shape` is that of one input, without the batch: read off `batches` where not given. The smaller model computes what
-    the masked one does, unless a LayerNorm averages over removed channels. Raises ValueError where the mask is not one of whole
-    channels, and where the network cannot be traced.
+    The smaller model computes the same outputs as the masked one, unless a LayerNorm averages over removed channels.
+
+    Args:
+        model: the network; it is not changed.
+        mask: weight name -> bool tensor, made with the same granularity.
+        batches: re-iterable of (inputs, targets), for the shape of the inputs.
+        input_shape: shape of one input, without the batch dimension; in place of `batches`.
+        granularity: one that can be removed physically.
+
+    Returns:
+        A plain `torch.nn.Module`.
+
+    Raises:
+        ValueError: if the mask does not consist of whole channels, or the network cannot be traced.
     """
     chosen = get_granularity(granularity)
     if not chosen.compacts:
-        raise ValueError(f"granularity '{granularity}' leaves networks as large as they are: there is nothing to remove")
+        raise ValueError(f"granularity '{granularity}' does not make networks smaller, so nothing can be removed physically")
     if batches is not None:
         _check_reiterable(batches)
     problem = Problem(model, batches if batches is not None else (), mask=dict(mask))
@@ -117,31 +166,48 @@ def train_pruned(
     options: Mapping[str, Any] | None = None,
     **hyperparameters: Any,
 ) -> tuple[Mask, Posterior]:
-    """Train the model in place and prune it on the way; returns the final mask and what the training leaves.
+    """Train a model in place and prune it during training.
 
         mask, posterior = methods.train_pruned(model, batches, method="spam_online", sparsity=0.9)
         methods.train(model, batches, training="spam", epochs=5, mask=mask, posterior=posterior)  # fine-tune
 
-    `method`: one that prunes while training, which brings its training and its schedule (`criterion@training` composes). Any
-    other whose criterion may be applied there needs a `schedule`; one given replaces the method's own. Exactly
-    round(sparsity · prunable weights) weights are masked and zero in the end. `mask`: those it masks stay at zero from the
-    start; `posterior`: prune a trained network while it is fine-tuned. `options` are the criterion's hyperparameters; further
-    ones are the training's, as in `train`, and so are the other arguments; `batches` are read for scoring too. With granularity
-    "channel" as many weights are masked as whole channels make. Raises
-    ValueError naming what is wrong.
+    At the end exactly round(sparsity · prunable weights) weights are masked and zero; with granularity="channel" the closest number
+    that whole channels allow.
+
+    Args:
+        model: the network.
+        batches: re-iterable of (inputs, targets), for training and for scoring.
+        method: a method that prunes during training, with its training and schedule; or any other method whose criterion can be
+            applied during training, with a `schedule`.
+        sparsity: final sparsity, in [0, 1).
+        schedule: when to cut; replaces the schedule of the method.
+        epochs, optimizer, loss, seed: see `train`.
+        granularity: see `prune`.
+        mask: an earlier mask; the weights that it masks are zero from the start.
+        posterior: prune a trained network during fine-tuning.
+        options: hyperparameters of the criterion.
+        hyperparameters: those of the training, see `train`.
+
+    Returns:
+        (mask, posterior).
+
+    Raises:
+        ValueError: if an argument is wrong or the network is not supported.
     """
     found = get(method)
     if schedule is not None:
         found = replace(found, stage=schedule.stage, schedule=schedule)
     if found.schedule is None:
         ready = ", ".join(name for name in names() if get(name).stage is Stage.DURING)
-        raise ValueError(f"'{method}' does not say when to cut while training: give it a schedule, or take one of {ready}")
+        raise ValueError(f"'{method}' has no schedule for pruning during training: pass schedule=..., or use one of {ready}")
     if found.stage is Stage.AFTER and posterior is None:
-        raise ValueError(f"'{method}' prunes a trained network: call posterior = methods.train(...) first, and give posterior=posterior")
-    criterion, training = found.make_criterion(**(options or {})), found.make_training(**hyperparameters)
+        raise ValueError(f"'{method}' prunes a trained network: call posterior = methods.train(...) first, then pass posterior=posterior")
+    recipe = Recipe(epochs=epochs, optimizer=optimizer)
+    criterion = found.make_criterion(**(options or {}))
+    training = _with_given_lr(found.make_training(**hyperparameters), hyperparameters, recipe)
     problem = _problem(model, batches, criterion, loss, seed, mask, None)
     pruner = Pruner(criterion, get_granularity(granularity), found.schedule, sparsity)
-    state = fit(problem, training, Recipe(epochs=epochs, optimizer=optimizer), previous=posterior, pruner=pruner)
+    state = fit(problem, training, recipe, previous=posterior, pruner=pruner)
     return problem.mask, state
 
 
@@ -157,9 +223,18 @@ def scores(
     target: float = 0.0,
     **hyperparameters: Any,
 ) -> dict[str, Any]:
-    """The scores alone: weight name -> tensor of the weight's shape, larger = keep.
+    """Compute the scores of a method, without pruning. The model is not changed.
 
-    The model stays as it is; weights outside `mask` should be zero in it already.
+    Args:
+        model: the network; weights outside `mask` should be zero in it.
+        batches, method, loss, seed, mask, posterior, hyperparameters: see `prune`.
+        target: sparsity that the scores are for, if the criterion depends on it.
+
+    Returns:
+        Weight name -> tensor of the weight's shape; larger = keep.
+
+    Raises:
+        ValueError: if an argument is wrong or the network is not supported.
     """
     criterion = _criterion(method, hyperparameters)
     problem = _problem(model, batches, criterion, loss, seed, mask, posterior)
@@ -167,12 +242,17 @@ def scores(
     return score(problem, criterion).values
 
 
+def _with_given_lr(training: Training, given: Mapping[str, Any], recipe: Recipe) -> Training:
+    """The training, with `lr` (if given) as the optimiser's own learning rate; its default is that of SGD."""
+    return recipe.with_lr(training, training.lr) if "lr" in given else training
+
+
 def _criterion(method: str, hyperparameters: dict[str, Any]) -> Criterion:
     found = get(method)
     if found.schedule is not None:
         raise ValueError(
-            f"'{method}' cuts by a schedule, while the network trains: call mask, posterior = methods.train_pruned(model, batches, "
-            f"method='{method}', sparsity=...); its criterion alone is '{found.criterion}'"
+            f"'{method}' prunes by a schedule during training: call mask, posterior = methods.train_pruned(model, batches, "
+            f"method='{method}', sparsity=...), or use its criterion alone: '{found.criterion}'"
         )
     if found.training != "map":
         base = found.name.partition("@")[0] if "@" in found.name else found.criterion
@@ -194,7 +274,7 @@ def _problem(
 ) -> Problem:
     if batches is None:
         if not criterion.data_free:
-            raise ValueError(f"'{criterion.name}' reads training data: give it batches")
+            raise ValueError(f"'{criterion.name}' reads training data: pass batches")
         batches = ()
     _check_reiterable(batches)
     problem = Problem(model, batches, loss, seed, dict(mask or {}), posterior=posterior)
@@ -205,4 +285,4 @@ def _problem(
 
 def _check_reiterable(batches: Batches) -> None:
     if iter(batches) is batches:
-        raise ValueError("batches must be re-iterable (a list, a DataLoader), not an iterator that is used up once read")
+        raise ValueError("batches must be re-iterable (a list, a DataLoader), not an iterator that can be read only once")

@@ -32,9 +32,9 @@ def _one_thread() -> None:
 @pytest.fixture
 def clean_registry() -> Iterator[None]:
     """Whatever a test registers is gone after it."""
-    before, modules = registry._snapshot(), set(sys.modules)
+    before, modules = registry.snapshot(), set(sys.modules)
     yield
-    registry._restore(before)
+    registry.restore(before)
     for name in set(sys.modules) - modules:
         if name.startswith("razorbench_plugin_"):
             del sys.modules[name]

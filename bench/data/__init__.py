@@ -1,4 +1,4 @@
-"""Data sets: where they come from, how they are split and batched."""
+"""Data sets: reading, splitting, batches."""
 
 from bench.data.dataset import AUGMENTATIONS, Batches, Dataset, Split, describe, load, names
 

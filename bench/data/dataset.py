@@ -1,6 +1,6 @@
-"""From a name to train, validation and test tensors, and from a split to batches.
+"""Load a data set by name as train, validation and test tensors, and make batches of a split.
 
-A dataset is held as whole tensors; a batch is an `index_select`, augmentation one gather.
+A data set is stored as whole tensors. A batch is one `index_select`, augmentation one gather.
 """
 
 from collections.abc import Iterator
@@ -23,8 +23,12 @@ AUGMENTATIONS = ("crop", "flip")
 
 @dataclass(frozen=True)
 class Split:
-    """Examples as tensors: `inputs` float32, standardised, (n, features) or (n, channels, height, width);
-    `targets` int64 (n,)."""
+    """Examples as tensors.
+
+    Attributes:
+        inputs: float32, standardised, (n, features) or (n, channels, height, width).
+        targets: int64 class labels (n,).
+    """
 
     inputs: Tensor
     targets: Tensor
@@ -33,22 +37,30 @@ class Split:
         return len(self.targets)
 
     def to(self, device: torch.device | str) -> "Split":
-        """The same split on `device`."""
+        """The split on a device."""
         return Split(self.inputs.to(device), self.targets.to(device))
 
     def shuffled(self, seed: int) -> "Split":
-        """The same examples in an order drawn from the seed."""
+        """The examples in a random order; `seed` decides it."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).to(self.inputs.device)
         return Split(self.inputs[order], self.targets[order])
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits of one dataset; an example has `input_shape`, (features,) or (channels, height, width).
+    """A data set in three splits.
 
-    `mean` and `std`, of the raw values, are what the inputs were standardised by, (features,) or (channels, 1, 1).
-    `fingerprint` is a SHA-256 (hex) over the shapes and bytes of all six tensors. The held-out examples are
-    read through the property `test` only, so that a test can put one that raises in its place.
+    The test examples are read through the property `test` only, so that a test can replace it by one that raises.
+
+    Attributes:
+        name: name of the data set.
+        classes: number of classes.
+        input_shape: shape of one example, (features,) or (channels, height, width).
+        train, validation: splits for training, and for tuning.
+        held_out: the test split.
+        fingerprint: SHA-256 (hex) of the shapes and bytes of all six tensors.
+        mean, std: mean and standard deviation of the raw training inputs, used to standardise all inputs, (features,) or
+            (channels, 1, 1).
     """
 
     name: str
@@ -63,11 +75,11 @@ class Dataset:
 
     @property
     def test(self) -> Split:
-        """The test split: read once for a row, never by tuning or scoring."""
+        """The test split. It is read once per result, never for tuning or scoring."""
         return self.held_out
 
     def to(self, device: torch.device | str) -> "Dataset":
-        """The same dataset with all three splits on `device`."""
+        """The data set with all three splits on a device."""
         splits = {part: getattr(self, part).to(device) for part in ("train", "validation", "held_out")}
         return replace(self, **splits)
 
@@ -81,21 +93,30 @@ def load(
     cache: Path | None = None,
     train_limit: int | None = None,
 ) -> Dataset:
-    """Dataset `name` as standardised tensors on the CPU.
+    """Load a data set as standardised tensors on the CPU.
 
-    `root` is where torchvision's datasets lie or are downloaded to; `cache`, a directory, keeps the decoded
-    images of `folder:` and `tar:`. A stratified share `validation` is held out of train by `split_seed`; the
-    test split stays as published; `train_limit` keeps that many training examples, stratified too. Mean and
-    standard deviation, per channel or feature, are those of the training split that remains. Raises UserError
-    for an unknown name, data that are missing or unreadable, and shares that cannot be held out.
+    Args:
+        name: a name from `names()`, or `folder:PATH` or `tar:PATH`.
+        root: directory where torchvision's data sets are, or are downloaded to.
+        validation: fraction of the training examples for validation, stratified by class.
+        split_seed: seed of the validation split.
+        cache: directory for decoded images of `folder:` and `tar:`.
+        train_limit: number of training examples to keep, stratified by class; None for all.
+
+    Returns:
+        The data set. The test split is the published one. Mean and standard deviation (per channel or feature) are those of the
+        remaining training examples.
+
+    Raises:
+        UserError: if the name is unknown, the data are missing or unreadable, or there are too few examples for the splits.
     """
-    describe(name)  # an unknown name stops here
+    describe(name)  # raises for an unknown name
     if not 0 < validation < 1:
         raise UserError(f"validation share {validation} is not between 0 and 1")
     raw = sources.read(name, root, cache)
     classes = int(raw.train_targets.max()) + 1
     if classes < 2:
-        raise UserError(f"dataset {name!r} has one class only: at least two are needed")
+        raise UserError(f"dataset {name!r} has only one class; at least two are needed")
     kept, held = sources.hold_out(name, raw.train_targets, validation, split_seed)
     if train_limit is not None and train_limit < len(kept):
         kept = kept[sources.hold_out(name, raw.train_targets[kept], train_limit, split_seed)[1]]
@@ -116,13 +137,22 @@ def load(
 
 
 class Batches:
-    """Re-iterable (inputs, targets) batches of a split, on the split's device.
+    """Re-iterable (inputs, targets) batches of a split, on the device of the split.
 
-    Each iteration is one epoch and advances `epoch`; (seed, epoch) alone decide it, so that equal seeds give
-    equal sequences on every device. `augment` is any of "crop" (a random window of the image padded with
-    zeros, an eighth of the side: 4 pixels at 32) and "flip" (horizontal); order and augmentation draw from
-    separate streams, so that one leaves the other as it was. A last batch of one joins the batch before.
-    Raises UserError for an unknown augmentation, one of tabular data, or a batch size below 1.
+    Each iteration is one epoch and increases `epoch`. Order and augmentation depend only on (seed, epoch), so they are the same on
+    every device. They have separate random streams, so one does not change the other. A last batch of one example is added to the
+    batch before it.
+
+    Args:
+        split: the examples.
+        batch_size: examples per batch.
+        seed: seed of order and augmentation.
+        shuffle: whether the order is random.
+        augment: any of "crop" (a random window of the image padded with zeros by an eighth of its side, 4 pixels for 32) and "flip"
+            (random horizontal flip).
+
+    Raises:
+        UserError: if an augmentation is unknown or the data are not images, or the batch size is below 1.
     """
 
     def __init__(
@@ -147,7 +177,7 @@ class Batches:
         self.epoch = 0
         whole, rest = divmod(len(split), batch_size)
         self._sizes = [batch_size] * whole + [rest] * (rest > 0)
-        if rest == 1 and whole:  # batch norm cannot train on a single example
+        if rest == 1 and whole:  # batch norm cannot be trained with a single example
             self._sizes[-2:] = [batch_size + 1]
 
     @property
@@ -179,11 +209,11 @@ class Batches:
             yield _window(inputs.index_select(0, chunk), pad, draw), targets.index_select(0, chunk)
 
     def _generator(self, *purpose: str) -> torch.Generator:
-        # Always on the CPU: a GPU's generator would give other epochs than a CPU's.
+        # On the CPU, because the generator of a GPU gives other numbers.
         return torch.Generator().manual_seed(derive(self.seed, *purpose))
 
     def _draw(self, epoch: str) -> tuple[int, Tensor]:
-        """The padding, and an epoch's (row offset, column offset, flipped) for each example, int64 (n, 3)."""
+        """(padding, (row offset, column offset, flipped) of each example in an epoch, int64 (n, 3))."""
         height, width = self.split.inputs.shape[2:]
         pad = max(1, min(height, width) // 8) if "crop" in self.augment else 0
         draws = torch.zeros(len(self.split), 3, dtype=torch.int64)
@@ -194,7 +224,7 @@ class Batches:
 
 
 def _window(images: Tensor, pad: int, draws: Tensor) -> Tensor:
-    """Crop and flip a batch (b, c, h, w) at once: one gather, with the pixel's address drawn per example."""
+    """Crop and flip a batch (b, c, h, w) by one gather with the addresses of the pixels."""
     height, width = images.shape[2:]
     rows = draws[:, :1] + torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device)
@@ -205,9 +235,9 @@ def _window(images: Tensor, pad: int, draws: Tensor) -> Tensor:
 
 
 def _moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation, float32, per channel (c, 1, 1) or feature (f,); 1 as deviation of a constant."""
+    """Mean and standard deviation, float32, per channel (c, 1, 1) or feature (f,); the deviation of a constant is set to 1."""
     if inputs.dtype == torch.uint8:
-        # From counts, which no number of threads can change: the fingerprint is to be the same on every machine.
+        # Computed from counts, so that the number of threads cannot change the result and the fingerprint.
         counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in inputs.unbind(1)])
         weights = counts.double() / counts.sum(1, keepdim=True)
         levels = torch.arange(256, dtype=torch.float64)

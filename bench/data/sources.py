@@ -1,6 +1,6 @@
-"""Where data come from: scikit-learn, torchvision, and a user's own images through timm's readers.
+"""Read data from scikit-learn, torchvision, and from a user's own images with timm's readers.
 
-All of it leaves here as whole tensors, decoded once; splits and standardisation are `bench.data`'s.
+All functions return whole, decoded tensors. `bench.data.dataset` splits and standardises them.
 """
 
 import hashlib
@@ -40,17 +40,17 @@ _DESCRIPTIONS = {
     "folder:PATH": "your images: PATH/train/ and PATH/test/, one sub-folder per class; PATH may lie in --data-root",
     "tar:PATH": "your images: PATH/train.tar and PATH/test.tar, one folder per class",
 }
-# What torchvision, timm's readers and Pillow raise on files that are missing, cut short or something else.
+# Raised by torchvision, timm's readers and Pillow for files that are missing, truncated or of another type.
 _UNREADABLE = (OSError, RuntimeError, ValueError, IndexError, EOFError, AssertionError, tarfile.TarError)
 
 
 def names() -> list[str]:
-    """Every dataset `load` knows, the two patterns `folder:PATH` and `tar:PATH` last."""
+    """The data sets that `load` accepts; the patterns `folder:PATH` and `tar:PATH` are the last two."""
     return list(_DESCRIPTIONS)
 
 
 def describe(name: str) -> str:
-    """One short line about dataset `name`. Raises UserError where `load` does not know it."""
+    """A short description of a data set; raises UserError for an unknown name."""
     scheme, colon, _ = name.partition(":")
     key = f"{scheme}:PATH" if colon else name
     if key not in _DESCRIPTIONS:
@@ -59,7 +59,7 @@ def describe(name: str) -> str:
 
 
 class Raw(NamedTuple):
-    """A dataset as read: images uint8 (n, c, h, w) or features float64 (n, f); targets int64 (n,)."""
+    """A data set before splitting: images uint8 (n, c, h, w) or features float64 (n, f); targets int64 (n,)."""
 
     train_inputs: Tensor
     train_targets: Tensor
@@ -68,7 +68,16 @@ class Raw(NamedTuple):
 
 
 def read(name: str, root: Path | None, cache: Path | None) -> Raw:
-    """Data set `name`, undivided but for its published test split. Raises UserError where it cannot be had."""
+    """Read a data set with its published test split.
+
+    Args:
+        name: name of the data set.
+        root: directory with torchvision's data sets.
+        cache: directory for decoded images; None to decode them each time.
+
+    Raises:
+        UserError: if the data are missing, unreadable or cannot be downloaded.
+    """
     if name in _TORCHVISION:
         return _read_torchvision(name, root)
     scheme, colon, path = name.partition(":")
@@ -76,7 +85,7 @@ def read(name: str, root: Path | None, cache: Path | None) -> Raw:
 
 
 def _located(path: Path, root: Path | None) -> Path:
-    """A folder as it was named, or else the one of that name in `root`."""
+    """The path itself if it exists, otherwise the path inside `root`."""
     return path if root is None or path.exists() else root / path
 
 
@@ -87,7 +96,7 @@ def _read_sklearn(name: str) -> Raw:
     inputs, targets = torch.from_numpy(bunch.data), torch.from_numpy(bunch.target).long()
     if name == "digits":
         inputs = inputs.to(torch.uint8).view(-1, 1, 8, 8)
-    kept, held = hold_out(name, targets, 0.2, 0)  # none is published: our own, the same for every seed
+    kept, held = hold_out(name, targets, 0.2, 0)  # no test split is published: use our own, the same for every seed
     return Raw(inputs[kept], targets[kept], inputs[held], targets[held])
 
 
@@ -97,19 +106,19 @@ def _read_torchvision(name: str, root: Path | None) -> Raw:
     try:
         return _torchvision(name, root, download=False)
     except _UNREADABLE:
-        pass  # missing, or cut short: fetch it anew
+        pass  # missing or truncated: download it again
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)  # seconds; torchvision sets none and would hang behind a silent firewall
+    socket.setdefaulttimeout(20)  # seconds; without a timeout torchvision may wait forever behind a firewall
     try:
-        with TemporaryDirectory() as scratch:  # nothing is left in `root` by a download that fails
+        with TemporaryDirectory() as scratch:  # a failed download leaves nothing in `root`
             raw = _torchvision(name, Path(scratch), download=True)
             for file in Path(scratch).rglob("*"):
-                if file.is_file() and file.suffix != ".gz":  # torchvision reads the unpacked ones
+                if file.is_file() and file.suffix != ".gz":  # torchvision reads the unpacked files
                     _write(root / file.relative_to(scratch), partial(shutil.copyfile, file))
     except _UNREADABLE as error:
         raise UserError(
-            f"dataset {name!r} is not (or not whole) in {root} and cannot be downloaded ({line(error)}):"
-            " pass --data-root DIR, where DIR holds it in torchvision's layout"
+            f"dataset {name!r} is missing or incomplete in {root} and cannot be downloaded ({line(error)}):"
+            " pass --data-root DIR, where DIR contains it in torchvision's layout"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
@@ -124,7 +133,7 @@ def _torchvision(name: str, root: Path, *, download: bool) -> Raw:
         which: dict[str, Any] = {"split": part} if name == "svhn" else {"train": part == "train"}
         source = getattr(datasets, _TORCHVISION[name])(root, download=download, **which)
         images = torch.as_tensor(source.data)
-        if images.ndim == 3:  # MNIST and its kin: (n, h, w)
+        if images.ndim == 3:  # MNIST and similar: (n, h, w)
             images = images[:, None]
         elif images.shape[-1] == 3:  # CIFAR: channels last
             images = images.permute(0, 3, 1, 2)
@@ -134,7 +143,7 @@ def _torchvision(name: str, root: Path, *, download: bool) -> Raw:
 
 
 def _read_images(name: str, scheme: str, path: Path, cache: Path | None) -> Raw:
-    """A user's images, through the cache where there is one."""
+    """The images of a user, from the cache if there is one."""
     parts = [path / (f"{part}.tar" if scheme == "tar" else part) for part in ("train", "test")]
     for part in parts:
         if not (part.is_file() if scheme == "tar" else part.is_dir()):
@@ -150,17 +159,17 @@ def _read_images(name: str, scheme: str, path: Path, cache: Path | None) -> Raw:
 
 
 def _sources_key(parts: list[Path]) -> str:
-    """A hash of the path, size and time of every file that decides the decoded images."""
+    """A hash of the path, size and time of every image file."""
     files = list(parts)
     for part in parts:
         files += [Path(at, file) for at, _, found in os.walk(part, followlinks=True) for file in found]
-    stats = [(str(file.absolute()), file.stat()) for file in files if file.exists()]  # a link may lead nowhere
+    stats = [(str(file.absolute()), file.stat()) for file in files if file.exists()]  # a link may be broken
     lines = sorted(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}" for file, stat in stats)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _read_cache(file: Path) -> Raw | None:
-    """The decoded images in `file`, or None where it is missing or damaged."""
+    """The decoded images in `file`; None if it is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -177,11 +186,11 @@ def _write_cache(file: Path, raw: Raw) -> None:
     try:
         _write(file, lambda target: save_file(raw._asdict(), target, metadata={"sha256": digest(raw)}))
     except OSError as error:
-        raise UserError(f"decoded images cannot be kept in {file.parent}: {line(error)}") from error
+        raise UserError(f"decoded images cannot be stored in {file.parent}: {line(error)}") from error
 
 
 def _decode(name: str, parts: list[Path]) -> Raw:
-    """Every image of train and test, in timm's order; grey where all are, of the first image's size."""
+    """All images of train and test, in timm's order and the size of the first image; one channel if all are grey."""
     from timm.data.readers.reader_factory import create_reader
 
     try:
@@ -193,7 +202,7 @@ def _decode(name: str, parts: list[Path]) -> Raw:
         raise UserError(f"dataset {name!r} has images outside the class folders; expected {describe(name)}")
     if labels[0] != labels[1]:
         odd = ", ".join(sorted(labels[0] ^ labels[1])[:5])
-        raise UserError(f"dataset {name!r}: train and test differ in classes, only one of them has {odd}")
+        raise UserError(f"dataset {name!r}: train and test must have the same classes; only one of them has {odd}")
     train, train_targets = _pixels(name, readers[0], None)
     test, test_targets = _pixels(name, readers[1], (train.shape[3], train.shape[2]))
     if all(torch.equal(images[:, :1].expand_as(images), images) for images in (train, test)):
@@ -202,7 +211,7 @@ def _decode(name: str, parts: list[Path]) -> Raw:
 
 
 def _pixels(name: str, reader: Any, size: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-    """A reader's images, uint8 (n, 3, h, w), all of `size` (width, height) or the first one's; targets."""
+    """(images uint8 (n, 3, h, w), targets) of a reader; all images in `size` (width, height), or in the size of the first one."""
     from PIL import Image
 
     broken = (*_UNREADABLE, SyntaxError, Image.DecompressionBombError)  # a broken PNG is a SyntaxError
@@ -214,7 +223,7 @@ def _pixels(name: str, reader: Any, size: tuple[int, int] | None) -> tuple[Tenso
                 colour = image.convert("RGB")
         except broken as error:
             file = reader.filename(index)
-            raise UserError(f"dataset {name!r}: {file} is no readable image: {line(error)}") from error
+            raise UserError(f"dataset {name!r}: {file} cannot be read as an image: {line(error)}") from error
         size = size or colour.size
         if index == 0:
             pixels = np.empty((len(reader), 3, size[1], size[0]), np.uint8)
@@ -227,13 +236,26 @@ def _pixels(name: str, reader: Any, size: tuple[int, int] | None) -> tuple[Tenso
 
 
 def hold_out(name: str, targets: Tensor, size: float | int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of those that stay and of those held out: `size` of them (a share if float), stratified."""
+    """Split examples into two parts, stratified by class.
+
+    Args:
+        name: name of the data set, for messages.
+        targets: class labels (n,).
+        size: size of the second part: a number, or a fraction if float.
+        seed: seed of the split.
+
+    Returns:
+        (indices of the first part, indices of the second part).
+
+    Raises:
+        UserError: if there are too few examples.
+    """
     from sklearn.model_selection import train_test_split
 
     try:
         kept, held = train_test_split(np.arange(len(targets)), test_size=size, random_state=seed, stratify=targets.numpy())
     except ValueError as error:
-        raise UserError(f"dataset {name!r}: too few examples to hold {size} out: {line(error)}") from error
+        raise UserError(f"dataset {name!r}: too few examples to split off {size}: {line(error)}") from error
     return torch.from_numpy(kept), torch.from_numpy(held)
 
 
@@ -247,7 +269,7 @@ def digest(tensors: Iterable[Tensor]) -> str:
 
 
 def _write(file: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make `file` under another name first: readers see all of it or nothing."""
+    """Call `write` with a temporary name, then rename: readers see the whole file or none."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=file.parent, prefix=".partial-") as scratch:
         write(Path(scratch) / file.name)
@@ -255,5 +277,5 @@ def _write(file: Path, write: Callable[[Path], object]) -> None:
 
 
 def line(error: BaseException) -> str:
-    """The first line of an error's message, or its type."""
+    """The first line of the message of an error, or its type if it has no message."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -1,7 +1,7 @@
-"""From a name to a network that fits the data: the timm door.
+"""Build a network by name and fit it to a data set; the only use of timm for networks.
 
-The small classic networks of the pruning literature are registered with timm, so that importing this module
-makes `timm.create_model("lenet5")` work; `create` fits these and any timm architecture to a dataset.
+Importing this module registers the small classic networks of the pruning literature with timm, so `timm.create_model("lenet5")`
+works. `create` fits these and any timm architecture to a data set.
 """
 
 import math
@@ -25,38 +25,47 @@ def names() -> list[str]:
 
 
 def timm_names() -> list[str]:
-    """Every architecture timm itself brings."""
+    """All architectures of timm."""
     return [name for name in timm.list_models() if name not in CLASSICS]
 
 
 def describe(name: str) -> str:
-    """One short line about architecture `name`. Raises UserError for an unknown one."""
+    """A short description of an architecture; raises UserError for an unknown name."""
     _check_known(name)
     if name in SMALL_VGG:
-        return f"VGG-{name[3:5]}, batch norm, one linear layer, up to {SMALL_VGG_SIDE} pixels; timm's above"
+        return f"VGG-{name[3:5]}, batch norm, one linear layer, up to {SMALL_VGG_SIDE} pixels; the network of timm for larger images"
     if name in CLASSICS:
         return (CLASSICS[name].__doc__ or "").splitlines()[0].rstrip(".")
     return f"from timm {timm.__version__}"
 
 
 def accepts(name: str, input_shape: tuple[int, ...]) -> bool:
-    """Is `name` meant for examples of this shape: images (c, h, w); the MLPs also rows (features,)?"""
+    """Whether an architecture accepts examples of this shape: images (c, h, w); the MLPs also rows (features,)."""
     return len(input_shape) == 3 or (len(input_shape) == 1 and name in TABULAR)
 
 
 def create(name: str, input_shape: tuple[int, ...], classes: int, pretrained: bool = False) -> nn.Module:
-    """Architecture `name` with `classes` outputs for examples of `input_shape`, in training mode.
+    """Build a network, in training mode.
 
-    Any timm name will do, with its tag or without; channels, image size and patch size are fitted where the
-    network has them. Initial weights are drawn from torch's global generator. Raises UserError for an unknown
-    name, a shape the network cannot take (a forward pass on zeros decides) and weights that cannot be had.
+    Channels, image size and patch size are fitted to the examples if the architecture allows it. Initial weights are drawn from
+    torch's global generator.
+
+    Args:
+        name: a name from `names()`, or any timm name, with or without its tag.
+        input_shape: shape of one example, (channels, height, width) or (features,).
+        classes: number of outputs.
+        pretrained: whether to load the pretrained weights of timm.
+
+    Raises:
+        UserError: if the name is unknown, the network does not accept the shape (tested by a forward pass on zeros), or there are no
+            pretrained weights.
     """
     _check_known(name)
     if not accepts(name, input_shape):
         raise UserError(
-            f"architecture {name!r} takes images, not inputs of shape {input_shape}: {' and '.join(TABULAR)} take rows of features"
+            f"architecture {name!r} takes images, not inputs of shape {input_shape}; {' and '.join(TABULAR)} accept rows of features"
         )
-    # A row of features is an image of one pixel with as many channels.
+    # A row of features is treated as an image of one pixel with one channel per feature.
     channels, *size = input_shape if len(input_shape) == 3 else (*input_shape, 1, 1)
     shape = (channels, size[0], size[1])
     if pretrained and (name in CLASSICS or _is_small_vgg(name, shape)):
@@ -66,8 +75,8 @@ def create(name: str, input_shape: tuple[int, ...], classes: int, pretrained: bo
         try:
             model = _verified(_build(name, shape, classes, False, options), input_shape, classes)
             break
-        except Exception as error:  # each network refuses in its own way; here it only matters that it does
-            if not reason or not isinstance(error, TypeError):  # mostly a keyword it does not have
+        except Exception as error:  # networks raise all kinds of exceptions
+            if not reason or not isinstance(error, TypeError):  # usually an unknown keyword
                 reason = _line(error)
     else:
         raise UserError(f"architecture {name!r} cannot take inputs of shape {input_shape}: {reason}")
@@ -80,10 +89,15 @@ def create(name: str, input_shape: tuple[int, ...], classes: int, pretrained: bo
 
 
 def fitted_patch(size: Size, own: int) -> int:
-    """The side in pixels of the patches to cut an image of `size` into, where the network's own are `own`.
+    """The patch size for images of a size.
 
-    Its own where these give at least 7 a side and nothing is left over; otherwise the largest divisor up to
-    `own` that gives 7, or half the side on images below 14: 2 on 8 pixels, 4 on 28 and 32, 16 on 224.
+    Args:
+        size: (height, width) in pixels.
+        own: patch size of the network in pixels.
+
+    Returns:
+        `own` if it divides the image and gives at least 7 patches per side. Otherwise the largest divisor up to `own` that gives 7
+        patches per side, or half the side for images below 14 pixels: 2 for 8 pixels, 4 for 28 and 32, 16 for 224.
     """
     common, side = math.gcd(*size), min(size)
     if common % own == 0 and side // own >= 7:
@@ -103,27 +117,27 @@ def _is_small_vgg(name: str, shape: tuple[int, int, int]) -> bool:
 
 
 def _options(name: str, shape: tuple[int, int, int], classes: int) -> list[dict[str, Any]]:
-    """Arguments by which timm may build the network for (channels, height, width), the best fitted first."""
+    """Arguments for timm to try for examples of (channels, height, width), in order of preference."""
     size = shape[1:]
     if name in CLASSICS or _is_small_vgg(name, shape):
         return [{"img_size": size}]
-    with torch.device("meta"):  # costs neither memory nor random numbers
+    with torch.device("meta"):  # uses no memory and no random numbers
         probe = timm.create_model(name, num_classes=classes, in_chans=shape[0])
-    plain: list[dict[str, Any]] = [{"img_size": size}, {}]  # most convolutional networks know no img_size
+    plain: list[dict[str, Any]] = [{"img_size": size}, {}]  # most convolutional networks have no img_size
     own = _own_patch(probe)
-    if own is None:  # a convolutional stem of patches, as ConvNeXt's, may be too coarse
+    if own is None:  # the patches of a convolutional stem, e.g. of ConvNeXt, may be too large
         return [*plain, {"patch_size": 2}, {"patch_size": 1}]
     patch = fitted_patch(size, own)
     if patch == own:
         return plain
-    if isinstance(probe, MlpMixer):  # as many patches of its own side; `_build` then gives it a stem of ours
+    if isinstance(probe, MlpMixer):  # the same number of patches of its own size; `_build` then replaces the stem
         return [{"img_size": (size[0] // patch * own, size[1] // patch * own)}]
     fitted: list[dict[str, Any]] = [{"img_size": size, "patch_size": patch}, {"patch_size": patch}]
     return [*fitted, *plain] if min(size) >= own else fitted
 
 
 def _own_patch(model: nn.Module) -> int | None:
-    """The side of the patches a transformer or mixer cuts its images into; None for other networks."""
+    """The patch size of a transformer or mixer; None for other networks."""
     for stem in ("patch_embed", "stem"):
         patch = getattr(getattr(model, stem, None), "patch_size", None)
         if patch is not None:
@@ -137,7 +151,7 @@ def _build(name: str, shape: tuple[int, int, int], classes: int, pretrained: boo
         return small_vgg(SMALL_VGG[name], classes, channels, size)
     model = timm.create_model(name, pretrained=pretrained, num_classes=classes, in_chans=channels, **options)
     if isinstance(model, MlpMixer) and model.stem.img_size != size:
-        # timm's mixers refuse `patch_size`; past the stem, though, only the number of patches matters.
+        # Mixers of timm do not accept `patch_size`, but after the stem only the number of patches matters.
         patch = size[0] // model.stem.grid_size[0]
         model.stem = PatchEmbed(size, patch, channels, model.embed_dim)
         if not pretrained:
@@ -146,13 +160,13 @@ def _build(name: str, shape: tuple[int, int, int], classes: int, pretrained: boo
 
 
 def _verified(model: nn.Module, input_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """The model, if it turns two examples into finite (2, classes); raises ValueError, or what it raises."""
+    """The model, after checking that its outputs for two examples are finite and have shape (2, classes); raises ValueError."""
     zeros = torch.zeros(2, *input_shape, device=next(model.parameters()).device)
     with torch.no_grad():
         output = model.eval()(zeros)
     if not isinstance(output, Tensor) or output.shape != (2, classes):
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"its output for 2 examples is {found}, not {(2, classes)}")
+        raise ValueError(f"its output for 2 examples is {found}, but the expected shape is {(2, classes)}")
     if not output.is_meta and not output.isfinite().all():
         raise ValueError("its output for zeros is not finite")
     return model

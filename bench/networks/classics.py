@@ -14,14 +14,14 @@ from torch.nn import functional
 Size = tuple[int, int]  # height, width in pixels
 Builder = Callable[[int, int, Size], nn.Module]  # (classes, channels, size) -> network
 
-TABULAR = ("mlp", "mlp_256")  # those that take rows of features too
-SMALL_VGG = {"vgg11_bn": (1, 1, 2, 2, 2), "vgg16_bn": (2, 2, 3, 3, 3)}  # convolutions in each block
-SMALL_VGG_SIDE = 64  # pixels; images larger than this get timm's network of that name
+TABULAR = ("mlp", "mlp_256")  # these also accept rows of features
+SMALL_VGG = {"vgg11_bn": (1, 1, 2, 2, 2), "vgg16_bn": (2, 2, 3, 3, 3)}  # convolutions per block
+SMALL_VGG_SIDE = 64  # pixels; for larger images the network of timm is used
 CLASSICS: dict[str, Builder] = {}
 
 
 def _classic(*, in_chans: int, img_size: int) -> Callable[[Builder], Builder]:
-    """Register a builder with timm under its name; the defaults are what the network is usually meant for."""
+    """Register a builder with timm under its name; the arguments are the default channels and image size."""
 
     def register(build: Builder) -> Builder:
         def entry(
@@ -49,7 +49,7 @@ def _classic(*, in_chans: int, img_size: int) -> Callable[[Builder], Builder]:
 
 
 def _dense(*widths: int) -> nn.Sequential:
-    """Linear layers of these widths, ReLU between them, on flattened inputs."""
+    """Linear layers of these widths on flattened inputs, with ReLU between them."""
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
@@ -72,12 +72,12 @@ def mlp_256(classes: int, channels: int, size: Size) -> nn.Module:
 def lenet5(classes: int, channels: int, size: Size) -> nn.Module:
     """LeNet-5 with ReLU and max pooling (LeCun et al. 1998), 61,706 parameters on 28x28.
 
-    As published on 32x32; from 28x28 the first convolution pads to that, and on smaller images both pad, so
-    that only the two poolings shrink them (4x4 at least).
+    For 32x32 it is as published. From 28x28 the first convolution pads to 32x32; for smaller images both convolutions pad, so
+    that only the two poolings reduce the size (at least 4x4).
     """
     side = min(size)
     if side < 4:
-        raise ValueError("LeNet-5 needs images of 4x4 at least")
+        raise ValueError("LeNet-5 needs images of at least 4x4 pixels")
     first, second = 2 if side < 32 else 0, 2 if side < 28 else 0
     height, width = (((s + 2 * first - 4) // 2 + 2 * second - 4) // 2 for s in size)
     return nn.Sequential(
@@ -103,7 +103,7 @@ def _conv3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 
 
 def _initialised(model: nn.Module) -> nn.Module:
-    """Convolutions drawn as He et al. (2015) do for ReLU; the rest as torch leaves it."""
+    """Initialise convolutions as He et al. (2015) for ReLU; other parameters keep the default of torch."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -111,8 +111,8 @@ def _initialised(model: nn.Module) -> nn.Module:
 
 
 class _BasicBlock(nn.Module):
-    """The residual block of He et al. (2016); where the shape changes, the paper's option A: no parameters,
-    every second pixel, zeros for the new channels."""
+    """The residual block of He et al. (2016), with shortcut option A if the shape changes: no parameters, every second pixel, zeros
+    for the new channels."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class _BasicBlock(nn.Module):
         y: Tensor = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
         if self.stride == 1:
             return functional.relu(x + y)
-        # The same as a shortcut padded with zeros, which torch-pruning could not trace.
+        # Equal to a shortcut padded with zeros, which torch-pruning cannot trace.
         old, new = torch.split(y, [x.shape[1], y.shape[1] - x.shape[1]], dim=1)
         return functional.relu(torch.cat([old + x[:, :, :: self.stride, :: self.stride], new], dim=1))
 
@@ -139,7 +139,7 @@ def resnet20(classes: int, channels: int, size: Size) -> nn.Module:
 
 
 class _WideBlock(nn.Module):
-    """The pre-activated block of Zagoruyko & Komodakis (2016), no dropout; 1x1 shortcut to a new width."""
+    """The pre-activation block of Zagoruyko & Komodakis (2016), without dropout; a 1x1 shortcut if the width changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ def wrn16_4(classes: int, channels: int, size: Size) -> nn.Module:
 
 
 def _convolutional(features: list[nn.Module], width: int, classes: int) -> nn.Module:
-    """Feature layers of `width` channels, averaged over the image, and one linear classifier."""
+    """Feature layers with `width` output channels, the mean over the image, and a linear classifier."""
     return nn.Sequential(
         OrderedDict(
             features=nn.Sequential(*features),
@@ -175,7 +175,7 @@ def _convolutional(features: list[nn.Module], width: int, classes: int) -> nn.Mo
 
 
 def small_vgg(depths: tuple[int, ...], classes: int, channels: int, size: Size) -> nn.Module:
-    """The VGG trunk (Simonyan & Zisserman 2015) with batch norm; pooling stops at a single pixel."""
+    """VGG (Simonyan & Zisserman 2015) with batch norm and one linear layer; there is no pooling of a single pixel."""
     layers: list[nn.Module] = []
     side = min(size)
     for width, depth in zip((64, 128, 256, 512, 512), depths, strict=True):
@@ -192,7 +192,7 @@ def small_vgg(depths: tuple[int, ...], classes: int, channels: int, size: Size) 
 def vit_micro_patch4(classes: int, channels: int, size: Size) -> nn.Module:
     """A vision transformer of one block, width 48, 4 heads, patches of 4x4, class token.
 
-    Weights start by Xavier's rule (timm's `moco`): its standard deviation of 0.02 is far too small at this width.
+    Weights are initialised by Xavier's rule (`moco` in timm); the default standard deviation of 0.02 is too small for this width.
     """
     return VisionTransformer(
         img_size=size,

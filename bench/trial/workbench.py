@@ -99,7 +99,7 @@ class Workbench:
     def measure(self, problem: Problem) -> Measurement:
         """Quality, on the job's split, and size of a network, after checking that its mask is still that of the cut, and holds."""
         kept, left = methods.kept_weights(problem.mask)
-        if self.promised not in (None, kept) or not methods.held(problem.model, problem.mask):
+        if self.promised not in (None, kept) or not methods.mask_holds(problem.model, problem.mask):
             raise RuntimeError(f"the mask keeps {kept} weights, the cut has left {self.promised}, or masked weights are not zero")
         self.measured = problem
         split = self.dataset.test if self.job.split == "test" else self.dataset.validation

@@ -1,1 +1,1 @@
-"""The contract that every registered entry is tested for."""
+"""Checks that every criterion, training and granularity must pass, ours and those of plug-ins."""

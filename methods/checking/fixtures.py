@@ -1,31 +1,32 @@
-"""What the contract is asked on: three small networks, and data that count how often they are read."""
+"""What the checks run on: three small networks, and data that count how often they are read."""
 
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+from methods.core.configurations import Granularity
 from methods.core.interface import Problem
 from methods.core.training_loop import Recipe, fit
-from methods.registry.registry import lookup
+from methods.registry.registry import lookup, make
 
 
 class Breach(Exception):
-    """One broken clause of the contract, in one line."""
+    """A failed check; the message says in one line what is wrong."""
 
 
 class Skip(Exception):
-    """Why a clause is not asked of an entry."""
+    """Raised by a check that does not apply; the message says why."""
 
 
 def require(holds: object, message: str) -> None:
-    """Raise Breach with the message unless it holds."""
+    """Raise Breach with the message unless `holds` is true."""
     if not holds:
         raise Breach(message)
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    """Whether two sets of named tensors are equal, to the bit."""
+    """Whether two sets of named tensors are bit-identical."""
     return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
 
@@ -51,7 +52,7 @@ def mlp() -> nn.Module:
 
 
 def tied() -> nn.Module:
-    """The MLP with all parameters equal, so that only the tie rule decides."""
+    """The MLP with all parameters equal, so that only the rule for ties decides."""
     model = mlp()
     with torch.no_grad():
         for p in model.parameters():
@@ -60,7 +61,7 @@ def tied() -> nn.Module:
 
 
 class Batches:
-    """Four batches of 16 samples that follow a fixed linear rule; counts how often it is read."""
+    """Four batches of 16 samples whose labels follow a fixed linear rule. `reads` counts the passes; `allowed` = False forbids them."""
 
     def __init__(self, allowed: bool = True) -> None:
         generator = torch.Generator().manual_seed(1)
@@ -80,7 +81,7 @@ class Batches:
 
 
 def problem_of(make: Callable[[], nn.Module] = ConvNet, *, seed: int = 0, trained: bool = True) -> Problem:
-    """A problem on one of the networks, the same weights each time, trained for two epochs unless its parameters are tied."""
+    """A problem on one of the networks: the same initial weights each time, trained for two epochs if `trained` (not if they are tied)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = make()
@@ -88,3 +89,9 @@ def problem_of(make: Callable[[], nn.Module] = ConvNet, *, seed: int = 0, traine
     if trained and make is not tied:
         fit(problem, lookup("trainings", "map")(), Recipe(epochs=2))  # type: ignore[arg-type]
     return problem
+
+
+def weight() -> Granularity:
+    """Unstructured pruning."""
+    made: Granularity = make("granularities", "weight", {})
+    return made

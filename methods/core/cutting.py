@@ -1,4 +1,4 @@
-"""From scores to a pruned network: the one place where a criterion is called and a mask is cut."""
+"""From scores to a pruned network. Criteria are called, and masks are made and applied, here only."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from methods.core.interface import Cost, Criterion, Granularity, Mask, Problem, Scores, apply_mask, count_masked, prunable
+from methods.core.configurations import Criterion, Granularity
+from methods.core.interface import Cost, Mask, Problem, Scores, apply_mask, count_masked, prunable
 from methods.core.schedule import Lap, Schedule
 
 
 @contextmanager
 def own_modes(model: nn.Module) -> Iterator[None]:
-    """Every module's train or eval mode as it was, whatever happens inside."""
+    """Context in which train and eval modes may change; they are restored at the end."""
     modes = [(m, m.training) for m in model.modules()]
     try:
         yield
@@ -24,9 +25,9 @@ def own_modes(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, every module's own mode restored after: scoring must not move batch-norm statistics.
+    """Context with the model in eval mode, so that scoring does not change batch-norm statistics.
 
-    Prunable weights require gradients inside, so that frozen layers can be scored as well.
+    Prunable weights require gradients inside, so that frozen layers can be scored too. Modes and flags are restored at the end.
     """
     frozen = [p for p in prunable(model).values() if not p.requires_grad]
     for p in frozen:
@@ -41,10 +42,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def score(problem: Problem, criterion: Criterion) -> Scores:
-    """The criterion's scores for the problem as it stands.
+    """Score the prunable weights of a problem, and check the result.
 
-    Raises ValueError where the criterion does not support the network, or returns scores that are not finite, not of the
-    weights' names and shapes.
+    Args:
+        problem: network, data and current mask.
+        criterion: the criterion.
+
+    Returns:
+        The scores.
+
+    Raises:
+        ValueError: if the criterion does not support the network, or the scores are not finite or do not have the names and
+            shapes of the weights.
     """
     _check_supported(problem, criterion)
     with evaluating(problem.model):
@@ -62,23 +71,23 @@ def _check_supported(problem: Problem, criterion: Criterion) -> None:
 
 
 def faults(problem: Problem, scores: Scores) -> str:
-    """What is wrong with the scores, in a few words; '' where nothing is."""
+    """The first error found in scores, in a few words; '' if they are valid."""
     weights = problem.weights
     if set(scores.values) != set(weights):
         odd = sorted(set(scores.values) ^ set(weights))
         return f"must score exactly the prunable weights; missing or extra: {', '.join(odd)}"
     for name, values in scores.values.items():
         if values.shape != weights[name].shape:
-            return f"scores '{name}' with shape {tuple(values.shape)}, the weight has {tuple(weights[name].shape)}"
+            return f"must give '{name}' scores of shape {tuple(weights[name].shape)}, not {tuple(values.shape)}"
         if not values.is_floating_point() or values.requires_grad:
-            return f"scores '{name}' must be a floating-point tensor without gradient"
+            return f"must give '{name}' scores that are a floating-point tensor without gradient"
         if not values.isfinite().all():
-            return f"scores '{name}' are not finite"
+            return f"gives '{name}' scores that are not finite"
     return ""
 
 
 def scored_once(criterion: Criterion) -> bool:
-    """Whether one scoring of a network serves all sparsities: nothing in it depends on the target."""
+    """Whether a network needs to be scored only once for all sparsities, because nothing in the scores depends on the target."""
     return criterion.nested and len(criterion.rounds(0.0, 0.99)) == 1
 
 
@@ -90,12 +99,24 @@ def cut(
     scores: Scores | None = None,
     cost: Cost | None = None,
 ) -> Mask:
-    """Prune the problem's model in place to the sparsity, and return the mask.
+    """Prune the model of a problem in place.
 
-    `scores`: those of a nested criterion, already computed. Otherwise the criterion scores in each of its rounds, with the mask
-    of the one before applied. `cost`: what the sparsity is a share of, in place of the prunable weights, for a granularity that
-    makes networks smaller; the targets of the rounds are such shares too. Masked weights are zero afterwards, kept ones as they
-    were, or as `compensate` sets them.
+    Afterwards masked weights are zero, and kept weights are unchanged or as `criterion.compensate` sets them.
+
+    Args:
+        problem: network, data and current mask.
+        criterion: the criterion.
+        granularity: the granularity.
+        sparsity: fraction to remove, in [0, 1).
+        scores: scores of a nested criterion, if they were computed before. Otherwise the criterion scores in each of its rounds,
+            with the mask of the round before applied.
+        cost: the quantity that the sparsities (also those of the rounds) are fractions of; None for prunable weights.
+
+    Returns:
+        The mask: name -> bool tensor, True = kept.
+
+    Raises:
+        ValueError: if the network is not supported or the sparsity cannot be reached.
     """
     reason = granularity.unsupported(problem)
     if reason is not None:
@@ -115,7 +136,7 @@ def cut(
 
 
 def _present(problem: Problem, granularity: Granularity, cost: Cost | None) -> float:
-    """The share removed by the present mask: of the prunable weights, or of the dense network's cost."""
+    """The fraction removed by the current mask: of the prunable weights, or of the dense network's cost."""
     if cost is None or all(bool(m.all()) for m in problem.mask.values()):
         return sparsity_of(problem.mask)
     granularity.refuse(cost)
@@ -124,7 +145,15 @@ def _present(problem: Problem, granularity: Granularity, cost: Cost | None) -> f
 
 @dataclass(frozen=True)
 class Pruner:
-    """What `methods.fit` cuts with while it trains, when, and down to which sparsity: a share of the weights, or of `cost`."""
+    """How `methods.fit` prunes while it trains.
+
+    Attributes:
+        criterion: scores the weights at each cut.
+        granularity: makes the masks.
+        schedule: when to cut, and to which sparsity.
+        sparsity: the final sparsity.
+        cost: the quantity that the sparsities are fractions of; None for prunable weights.
+    """
 
     criterion: Criterion
     granularity: Granularity
@@ -133,37 +162,42 @@ class Pruner:
     cost: Cost | None = None
 
     def laps(self, problem: Problem, epochs: int) -> tuple[Lap, ...]:
-        """The laps of the schedule, without cuts that ask for no more than the present mask.
+        """The laps of the schedule, without the cuts that would remove nothing more than the current mask.
 
-        Raises ValueError where the schedule cannot be followed, the network is not supported, or the mask goes further than
-        the sparsity already.
+        Args:
+            problem: network and current mask.
+            epochs: length of the training.
+
+        Raises:
+            ValueError: if the schedule does not fit the number of epochs, the network is not supported, or the current mask
+                removes more than `sparsity`.
         """
         kept, total = kept_weights(problem.mask)
         laps = self.schedule.laps(epochs, 1.0 - kept / total, self.sparsity)
         _check_supported(problem, self.criterion)
         if count_masked(self.sparsity, total) < total - kept:
-            raise ValueError(f"sparsity {self.sparsity} is below that of the present mask, {1.0 - kept / total:.4g}")
+            raise ValueError(f"sparsity {self.sparsity} is lower than the sparsity of the current mask, {1.0 - kept / total:.4g}")
         more = [{epoch: s for epoch, s in lap.cuts.items() if count_masked(s, total) > total - kept} for lap in laps]
         return tuple(replace(lap, cuts=cuts) for lap, cuts in zip(laps, more, strict=True))
 
 
 def shuffled(mask: Mask, generator: torch.Generator) -> Mask:
-    """The mask permuted at random within each layer: the same density of every layer, and nothing else of it."""
+    """A random permutation of the mask within each layer; the density of each layer stays the same."""
     return {n: m.flatten()[torch.randperm(m.numel(), generator=generator).to(m.device)].view(m.shape) for n, m in mask.items()}
 
 
 def sparsity_of(mask: Mask) -> float:
-    """The fraction of masked weights."""
+    """The fraction of weights that the mask removes."""
     kept, total = kept_weights(mask)
     return 1.0 - kept / total
 
 
 def kept_weights(mask: Mask) -> tuple[int, int]:
-    """(kept, all) prunable weights: counts of the mask, not of non-zero values."""
+    """(kept, all): numbers of weights in the mask. Kept weights whose value is zero count as kept."""
     return sum(int(m.sum()) for m in mask.values()), sum(m.numel() for m in mask.values())
 
 
-def held(model: nn.Module, mask: Mask) -> bool:
+def mask_holds(model: nn.Module, mask: Mask) -> bool:
     """Whether every masked weight of the model is exactly zero."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():

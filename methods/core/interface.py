@@ -1,16 +1,19 @@
-"""The nouns every method is written in: what it may see, what it must return.
+"""Core data types of the method interface: `Problem`, `Scores`, `Mask`, `Posterior`.
 
-Conventions, fixed once for the whole package: a score is larger where the weight should be kept; `sparsity` is the
-fraction of the prunable weights that is removed; the prunable weights are the weight tensors of Linear and Conv layers,
-first and last included; a mask is True where the weight stays.
+Conventions of the whole package:
+
+- prunable weights: the weight tensors of all Linear and Conv layers, including the first and the last one;
+- score: larger for weights that should be kept;
+- mask: True for weights that are kept;
+- sparsity: the fraction of the prunable weights that is removed, in [0, 1).
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,18 +21,15 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.data import BatchSampler, DataLoader
 
-from methods.core import hyperparameters
-from methods.core.hyperparameters import Float
-
 Values = dict[str, Tensor]
 Mask = dict[str, Tensor]
 Batches = Iterable[tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
-Cost = Callable[[nn.Module], float]  # what a physically smaller network costs: FLOPs, parameters, milliseconds
+Cost = Callable[[nn.Module], float]  # the cost of a physically smaller network: FLOPs, parameters, milliseconds
 
 
 class Stage(StrEnum):
-    """When a criterion is applied: before training, while training, or to the trained network."""
+    """When a criterion is applied: before training, during training, or after training."""
 
     INIT = "init"
     DURING = "during"
@@ -37,13 +37,21 @@ class Stage(StrEnum):
 
 
 def derive(seed: int, *purpose: str) -> int:
-    """A 63-bit seed for one purpose, by hash: streams with different purposes never shift each other."""
+    """Derive the seed of one random stream by hash, so that streams with different purposes are independent.
+
+    Args:
+        seed: seed of the whole run.
+        purpose: words that name the stream.
+
+    Returns:
+        A 63-bit integer.
+    """
     digest = hashlib.sha256("/".join([str(seed), *purpose]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name -> weight of every Linear and Conv layer, in the order of `model.named_parameters()`; tied weights once."""
+    """Name -> weight of every Linear and Conv layer, in the order of `model.named_parameters()`. A tied weight appears once."""
     weights = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Linear, _ConvNd)) and isinstance(m.weight, nn.Parameter)}
     return {name: p for name, p in model.named_parameters() if id(p) in weights}
 
@@ -63,12 +71,15 @@ def apply_mask(model: nn.Module, mask: Mask) -> None:
 
 @dataclass(frozen=True)
 class Posterior:
-    """What a training under a Gaussian prior leaves: a Laplace approximation N(θ*, P⁻¹), P = H + diag(d).
+    """The result of a training under a Gaussian prior: a Laplace approximation N(θ*, P⁻¹) with P = H + diag(d).
 
-    `prior`: parameter name -> prior precision d, a scalar tensor or one of the parameter's shape. `curvature`: name ->
-    diagonal of H at θ*, summed over the N training samples and divided by the temperature T; empty where it was not
-    computed. `factors`: name -> (B, A), H = B ⊗ A of that parameter (see `methods.blocks.Kronecker`), where the curvature was
-    Kronecker-factored. `marginal_likelihood`: log q(D | d) in nats at each update of the prior, in order.
+    Attributes:
+        prior: parameter name -> prior precision d, a scalar tensor or a tensor of the parameter's shape.
+        samples: N, the number of training samples.
+        temperature: T, which divides the log-likelihood.
+        curvature: name -> diagonal of H at θ*, summed over the N samples and divided by T; empty if it was not computed.
+        factors: name -> (B, A) with H = B ⊗ A, see `methods.curvature.blocks.Kronecker`; empty for diagonal curvature.
+        marginal_likelihood: log q(D | d) in nats after each update of the prior, in order.
     """
 
     prior: Values
@@ -79,22 +90,27 @@ class Posterior:
     marginal_likelihood: tuple[float, ...] = ()
 
     def precision(self, name: str) -> Tensor:
-        """Posterior precision P = H + d of one parameter, of the parameter's shape."""
+        """Diagonal of the posterior precision P = H + diag(d) of one parameter, of the parameter's shape."""
         return self.curvature[name] + self.prior[name]
 
     @cached_property
     def decay(self) -> Values:
-        """name -> d · T / N: the coefficient of ½θ² beside the MEAN loss, what an L2 penalty calls weight decay."""
+        """Name -> weight decay d · T / N: the coefficient of ½θ² when the prior is added to the mean loss of a batch."""
         return {name: d * (self.temperature / self.samples) for name, d in self.prior.items()}
 
 
 @dataclass
 class Problem:
-    """What a method may see. There is no validation and no test data here, and no way to get at them.
+    """Everything that a method can see. It contains no validation data and no test data.
 
-    `batches` re-iterates over (inputs, targets) of the training split; `loss` is the mean over a batch; `mask` and
-    `target` are the present mask (all kept where nothing was cut) and the sparsity asked for; `posterior` is what the
-    training left, if it left one. All randomness comes from `generator(purpose)`.
+    Attributes:
+        model: the network.
+        batches: re-iterable of (inputs, targets) of the training split.
+        loss: (outputs, targets) -> mean loss of a batch, a scalar tensor.
+        seed: seed of all random draws; draw with `generator(purpose)` only.
+        mask: the current mask; an empty one is replaced by the mask that keeps everything.
+        target: the requested sparsity.
+        posterior: the result of the training, if there is one.
     """
 
     model: nn.Module
@@ -116,7 +132,7 @@ class Problem:
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
+        """The device of the model."""
         return next(self.model.parameters()).device
 
     def generator(self, *purpose: str) -> torch.Generator:
@@ -125,20 +141,21 @@ class Problem:
 
     @cached_property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of one input, without the batch: the loader's own word for it, or else that of the first batch's.
+        """The shape of one input, without the batch dimension: `batches.input_shape` if it exists, otherwise that of the first batch.
 
-        Raises ValueError where there are no batches.
+        Raises:
+            ValueError: if there are no batches.
         """
         known = getattr(self.batches, "input_shape", None)
         if known is not None:
             return tuple(known)
         for x, _ in self.batches:
             return tuple(x.shape[1:])
-        raise ValueError("there are no batches to take the shape of the inputs from")
+        raise ValueError("the shape of the inputs is unknown: there are no batches")
 
     @cached_property
     def samples(self) -> int:
-        """N, the number of training samples: the loader's own word for it, or else counted by one pass."""
+        """N, the number of training samples: `batches.samples` or the length of its sampler, otherwise counted in one pass."""
         known = getattr(self.batches, "samples", None)
         if isinstance(known, int):
             return known
@@ -151,136 +168,28 @@ class Problem:
 
 @dataclass
 class Scores:
-    """`values`: prunable name -> score of the weight's shape, larger = keep. `state`: whatever `compensate` will need."""
+    """Scores of the prunable weights.
+
+    Attributes:
+        values: name -> tensor of the weight's shape; larger = keep.
+        state: anything that `Criterion.compensate` needs later; kept in memory only.
+    """
 
     values: Values
     state: Any = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Configuration:
-    """A named thing with hyperparameters: a frozen dataclass whose fields are the hyperparameters, in their canonical form."""
-
-    name: ClassVar[str] = ""
-
-    def __post_init__(self) -> None:
-        hyperparameters.settle(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Criterion(Configuration):
-    """Which weights matter. One duty: `score`.
-
-    `stages`: where it may be applied, its default first. `nested`: its scores do not depend on the target, so that, cut in one
-    round, a network is scored once for all sparsities, and their masks are nested. `data_free`: it reads no batches, at most
-    asks `problem.input_shape`. The harness calls `score` with the model in eval
-    mode and its masked weights at zero; it must leave the model, its gradients and the global random state as they are.
-    """
-
-    stages: ClassVar[tuple[Stage, ...]] = (Stage.AFTER,)
-    nested: ClassVar[bool] = True
-    data_free: ClassVar[bool] = False
-
-    def score(self, problem: Problem) -> Scores:
-        """Scores of all prunable weights."""
-        raise NotImplementedError
-
-    def rounds(self, present: float, target: float) -> tuple[float, ...]:
-        """The sparsities to score and cut at, without training between, on the way from the present one to the target.
-
-        Rising, the target last: see `methods.schedule.exponential` and `cubic`. One round where not overridden.
-        """
-        return (target,)
-
-    def compensate(self, problem: Problem, mask: Mask, state: Any) -> None:
-        """Adjust the kept weights in place for the loss of the others; `state` is that of the scores. Optional."""
-
-    def unsupported(self, problem: Problem) -> str | None:
-        """Why the criterion is not defined for this network or loss, or None where it is. Asked before anything runs."""
-        return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training(Configuration):
-    """How the dense network is trained, so that it can be pruned: hooks of the one loop.
-
-    A training is data; what it learns on the way is the `Posterior` that its hooks hand on. `lr` is the peak learning
-    rate of SGD with momentum (the recipe of another optimiser rescales it). A search stays within half a decade of the default: what
-    lies beyond trains too slowly for short budgets, or diverges.
-    """
-
-    lr: float = Float(0.1, 0.01, 1.0, log=True, search=(0.03, 0.3))
-
-    def prepare(self, problem: Problem) -> Posterior:
-        """The state training starts from; may re-parametrise the model."""
-        raise NotImplementedError
-
-    def penalty(self, parameters: Mapping[str, nn.Parameter], state: Posterior) -> Tensor | None:
-        """What is added to the mean loss of each batch beside the Gaussian prior: a scalar tensor. None: nothing.
-
-        The prior of the state, ½ Σ_k d_k θ_k² · T / N, is minimised with the loss in any case: the loop adds its gradient.
-        `parameters`: name -> trainable parameter.
-        """
-        return None
-
-    def after_epoch(self, problem: Problem, state: Posterior, epoch: int, epochs: int) -> Posterior:
-        """The state for the next epoch, after epoch `epoch` (from 1) of `epochs`. Not called while fine-tuning."""
-        return state
-
-    def finish(self, problem: Problem, state: Posterior) -> Posterior:
-        """The state to keep beside the trained network; undoes what `prepare` did to the model. Not called while fine-tuning."""
-        return state
-
-
-@dataclass(frozen=True, kw_only=True)
-class Granularity(Configuration):
-    """What is removed: turns scores into a mask.
-
-    `compacts`: whether what it cuts can be removed physically. Only then it may be given a `cost`, and `sparsity` is the share
-    of the DENSE network's cost to remove, instead of the share of its prunable weights; otherwise a cost raises ValueError.
-    """
-
-    compacts: ClassVar[bool] = False
-
-    @property
-    def fixed_sparsity(self) -> float | None:
-        """The one sparsity there is, where the granularity decides it; None where any may be asked for."""
-        return None
-
-    def unsupported(self, problem: Problem) -> str | None:
-        """Why nothing of this kind can be removed from this network, or None where it can. Asked before anything runs."""
-        return None
-
-    def cut(self, problem: Problem, scores: Scores, sparsity: float, cost: Cost | None = None) -> Mask:
-        """The mask at this sparsity: a subset of `problem.mask`. Raises ValueError where it cannot be reached."""
-        raise NotImplementedError
-
-    def check(self, problem: Problem, sparsity: float, cost: Cost | None = None) -> None:
-        """Raise RuntimeError where `problem.mask` is not what is promised at this sparsity: exactly round(s·n) masked weights."""
-        self.refuse(cost)
-        masked = sum(int((~m).sum()) for m in problem.mask.values())
-        total = sum(m.numel() for m in problem.mask.values())
-        wanted = count_masked(sparsity, total)
-        if masked != wanted:
-            raise RuntimeError(f"the mask keeps {total - masked} weights, {total - wanted} were asked for")
-
-    def compact(self, problem: Problem) -> Problem:
-        """The problem with what is masked removed physically, where that can be done; otherwise the problem itself."""
-        return problem
-
-    def refuse(self, cost: Cost | None) -> None:
-        """Raise ValueError where a cost is given to a granularity that cannot make networks smaller."""
-        if cost is not None and not self.compacts:
-            raise ValueError(f"granularity '{self.name}' leaves networks as large as they are: it cannot cut to a cost")
-
-
 def count_batches(batches: Batches) -> int:
-    """How many batches one pass has: the loader's own word for it, or else counted by one pass."""
+    """The number of batches of one pass: `len(batches)` if it has a length, otherwise counted in one pass."""
     return len(batches) if isinstance(batches, Sized) else sum(1 for _ in batches)
 
 
 def count_masked(sparsity: float, prunable_weights: int) -> int:
-    """round(sparsity · prunable weights): how many weights a mask of this sparsity removes (ties of rounding to even)."""
+    """The number of weights that a mask of this sparsity removes: round(sparsity · prunable_weights), halves to even.
+
+    Raises:
+        ValueError: if the sparsity is not in [0, 1).
+    """
     if not 0.0 <= sparsity < 1.0:
         raise ValueError(f"sparsity {sparsity!r} is not in [0, 1)")
     return round(sparsity * prunable_weights)

@@ -1,14 +1,14 @@
-"""How scores of different layers compare: layer-wise, LAMP and Erdős-Rényi-kernel densities as monotone maps of scores.
+"""Rescale scores so that those of different layers can be compared: layer-wise, LAMP and Erdős-Rényi-kernel (ERK) densities.
 
-Each is a strictly increasing function of the scores inside a layer, so one global cut realises it for EVERY sparsity, and
-exactly: a criterion stays nested whatever its scope. With q the fraction of a layer's kept weights that score at least as
-high (the best weight has q = 1/n, the worst q = 1):
+Each scope is a strictly increasing function of the scores in a layer. One global threshold then gives the wanted densities at
+every sparsity, exactly, and masks of different sparsities stay nested. Let q be the fraction of a layer's kept weights that
+score at least as high (q = 1/n for the best of n weights, q = 1 for the worst):
 
     global  s                                     layer   1/q: a cut at t keeps the best n/t of each layer
     erk     r/q, r the kernel's raw density       lamp    s / Σ_{s' ≥ s} s'
-            A cut at t keeps min(1, r/t) of the layer: ERK with its saturated layers (Evci et al. 2020, section 3.1).
+            A cut at t keeps min(1, r/t) of the layer: ERK with saturated layers (Evci et al. 2020, section 3.1).
 
-LAMP (Lee et al. 2021, equation 1) is defined on squared weights; here it is applied to any non-negative score.
+LAMP (Lee et al. 2021, equation 1) is defined for squared weights; here it is applied to any non-negative score.
 """
 
 import torch
@@ -20,7 +20,19 @@ SCOPES = ("global", "layer", "lamp", "erk")
 
 
 def rescope(values: Values, scope: str, problem: Problem) -> Values:
-    """Scores that compare across layers as the scope says. Masked weights take no part, and keep the lowest scores."""
+    """Rescale the scores of each layer.
+
+    Args:
+        values: name -> scores of one layer, >= 0.
+        scope: one of `SCOPES`.
+        problem: the mask and the generator that breaks ties. Masked weights are ignored and get the lowest score.
+
+    Returns:
+        Name -> rescaled scores, of the same shapes.
+
+    Raises:
+        ValueError: if the scope is unknown.
+    """
     if scope == "global":
         return values
     if scope not in SCOPES:
@@ -31,7 +43,7 @@ def rescope(values: Values, scope: str, problem: Problem) -> Values:
 
 def _layer(scores: Tensor, mask: Tensor, scope: str, generator: torch.Generator) -> Tensor:
     alive = scores[mask].double()
-    # A seeded shuffle before a stable sort: equal scores are ranked at random, not by position.
+    # A seeded shuffle before a stable sort ranks equal scores at random, not by position.
     shuffled = torch.randperm(len(alive), generator=generator).to(alive.device)
     order = shuffled[torch.argsort(alive[shuffled], descending=True, stable=True)]
     rescoped = torch.empty_like(alive)
@@ -47,5 +59,5 @@ def _layer(scores: Tensor, mask: Tensor, scope: str, generator: torch.Generator)
 
 
 def raw_density(shape: torch.Size) -> float:
-    """ERK's unnormalised density of a weight (out, in, *kernel): (out + in + Σ kernel) / (out · in · Π kernel)."""
+    """Unnormalised ERK density of a weight of shape (out, in, *kernel): (out + in + Σ kernel) / (out · in · Π kernel)."""
     return sum(shape) / shape.numel()

@@ -1,4 +1,4 @@
-"""Schedules: when to cut, how far, and what to train between, as data that `methods.fit` executes."""
+"""Schedules: when to cut, to which sparsity, and what to train between cuts. `methods.fit` executes them."""
 
 import dataclasses
 import math
@@ -12,11 +12,15 @@ SHAPES = ("linear", "cubic")
 
 @dataclass(frozen=True)
 class Lap:
-    """Epochs `first` to `last` under a learning rate that comes to its end after `last` epochs.
+    """One part of a schedule: epochs `first` to `last`, with a learning rate that reaches zero after epoch `last`.
 
-    `cuts`: epoch -> sparsity to cut to after it, or before the lap for epoch `first` - 1. `rewind`: weights and the training's
-    state are brought back first to what they were after epoch `first` - 1 of the first lap; the mask stays. `persistent`:
-    what is cut stays at zero; otherwise only the last cut of all holds.
+    Attributes:
+        first: first epoch, counted from 1.
+        last: last epoch.
+        cuts: epoch -> sparsity to cut to after it; epoch `first` - 1 means before the lap.
+        rewind: whether the lap starts from the weights and the training's state after epoch `first` - 1 of the first lap, with
+            the current mask.
+        persistent: whether cut weights stay at zero; otherwise only the last cut of the schedule is final.
     """
 
     first: int
@@ -28,24 +32,35 @@ class Lap:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """A way to reach a sparsity in several cuts. `stage`: where it applies."""
+    """A way to reach a sparsity in several cuts.
+
+    Attributes:
+        kind: name of the class of schedules.
+        stage: the stage at which it applies.
+    """
 
     kind: ClassVar[str] = ""
     stage: ClassVar[Stage] = Stage.DURING
 
     def laps(self, epochs: int, present: float, target: float) -> tuple[Lap, ...]:
-        """What to do, in order, with so many epochs at hand, from the present sparsity to the target.
+        """The laps to train, in order.
 
-        ValueError where it cannot be done.
+        Args:
+            epochs: number of epochs that are available.
+            present: sparsity of the current mask.
+            target: sparsity to reach.
+
+        Raises:
+            ValueError: if the schedule does not fit the number of epochs, or the target is not in [0, 1).
         """
         raise NotImplementedError
 
     def epochs(self, epochs: int, target: float) -> int:
-        """How many epochs that trains in all, on a network with nothing cut yet."""
+        """The total number of epochs that are trained, starting from a dense network."""
         return sum(lap.last - lap.first + 1 for lap in self.laps(epochs, 0.0, target))
 
     def as_dict(self) -> dict[str, Any]:
-        """The kind and the fields: what a row records."""
+        """The kind and the fields, as results record them."""
         return {"kind": self.kind, **dataclasses.asdict(self)}
 
 
@@ -53,26 +68,32 @@ def _check(epochs: int, target: float) -> None:
     if not 0.0 <= target < 1.0:
         raise ValueError(f"sparsity {target!r} is not in [0, 1)")
     if epochs < 1:
-        raise ValueError(f"pruning while training needs at least one epoch, got {epochs}")
+        raise ValueError(f"pruning during training needs at least one epoch, got {epochs}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gradual(Schedule):
-    """Cuts while the network trains for E epochs.
+    """Prune gradually during a training of E epochs.
 
-    Cuts follow the epochs t that are multiples of U = `every` with t₀ <= t < t₁, and the epoch t₁; t₀ = `begin` · E and
-    t₁ = `end` · E, rounded to whole epochs, t₁ >= 1. The sparsity after the cut at t < t₁, towards the target s_f, is
+    Cuts come after the epochs t that are multiples of U = `every` with t₀ <= t < t₁, and after epoch t₁, where t₀ = `begin` · E and
+    t₁ = `end` · E are rounded to whole epochs and t₁ >= 1. The sparsity after the cut at t < t₁ is, for the target s_f,
 
         linear  s(t) = s₀ + (s_f - s₀) ⌊t/U⌋ / ⌊t₁/U⌋      (Dhahri et al. 2024, released code; E for t₁ there)
         cubic   s(t) = s_f + (s₀ - s_f) (1 - (t - t₀)/(t₁ - t₀))³      (Zhu and Gupta 2017, equation 1)
 
-    with s₀ = min(`start`, s_f), and s(t₁) = s_f exactly. From then on the mask is held and the training goes on.
+    with s₀ = min(`start`, s_f), and s(t₁) = s_f exactly. After t₁ the mask stays and training continues.
 
-    `begin`, `end`: fractions of the training; `every`: epochs; `start`: a sparsity. `persistent`: what is cut stays at zero, so
-    that masks are nested. Otherwise masks are dynamic: a cut sets weights to zero, no more, and they may regrow, also by the
-    optimiser's momentum; the next cut ranks all weights anew, and only the last one holds.
+    Attributes:
+        shape: "linear" or "cubic".
+        start: initial sparsity s₀.
+        begin: fraction of the training before the first cut.
+        end: fraction of the training before the last cut.
+        every: U, epochs between cuts.
+        persistent: True: cut weights stay at zero and masks are nested. False: masks are dynamic; cut weights are set to zero but may
+            grow again (also by the optimiser's momentum), the next cut ranks all weights anew, and only the last mask is final.
 
-    Raises ValueError naming the field that cannot be followed.
+    Raises:
+        ValueError: if a field is outside its range; the message names it.
     """
 
     kind: ClassVar = "gradual"
@@ -96,7 +117,7 @@ class Gradual(Schedule):
             raise ValueError(f"Gradual: every={self.every!r} is not a whole number of epochs, at least 1")
 
     def __str__(self) -> str:
-        fate = "cut for good" if self.persistent else "free to regrow until the last cut"
+        fate = "cut weights stay at zero" if self.persistent else "cut weights may regrow until the last cut"
         steps = f"every {self.every} epochs" if self.every > 1 else "every epoch"
         return f"{self.shape} from {self.start:g}, {steps} between {self.begin:.0%} and {self.end:.0%} of training, {fate}"
 
@@ -105,9 +126,17 @@ class Gradual(Schedule):
         return (Lap(1, epochs, self.targets(epochs, target), persistent=self.persistent),)
 
     def targets(self, epochs: int, target: float) -> dict[int, float]:
-        """Epoch (from 1) -> sparsity to cut to after it, in order: non-decreasing, the last one the target itself.
+        """The sparsities of the cuts.
 
-        Raises ValueError where the target is not in [0, 1), or there is no epoch to cut after.
+        Args:
+            epochs: number of epochs E.
+            target: final sparsity.
+
+        Returns:
+            Epoch (from 1) -> sparsity to cut to after it, in order; non-decreasing, the last one is the target.
+
+        Raises:
+            ValueError: if the target is not in [0, 1), or there are no epochs.
         """
         _check(epochs, target)
         first, last = round(self.begin * epochs), max(1, round(self.end * epochs))
@@ -118,17 +147,24 @@ class Gradual(Schedule):
         start = min(self.start, target)
         if self.shape == "cubic":
             return target + (start - target) * (1.0 - (t - first) / (last - first)) ** 3
-        # Rounding may lift the end of the line above the target by a bit.
+        # Rounding may make the end of the line slightly larger than the target.
         return min(target, start + (target - start) * (t // self.every) / (last // self.every))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Iterative(Schedule):
-    """Cuts of a trained network in `rounds` rounds, fine-tuned after each: the F epochs of fine-tuning, divided among them.
+    """Prune a trained network in several rounds, with fine-tuning after each round.
 
-    Densities shrink by an equal factor each round ("exponential": Han et al. 2015 prune and retrain in turn) or along the cubic
-    polynomial of Zhu and Gupta 2017. Each round's share of the epochs has a learning rate of its own, from warm-up to zero;
-    what is left over falls to the last rounds. With fewer epochs than rounds the first ones score and cut without training between.
+    The epochs of fine-tuning are divided among the rounds; the last rounds get the remainder. In each round the learning rate
+    starts with a warm-up and decays to zero. With fewer epochs than rounds, the first rounds score and cut without training.
+
+    Attributes:
+        rounds: number of rounds.
+        shape: "exponential": the density shrinks by the same factor in each round (Han et al. 2015 prune and retrain in turn);
+            "cubic": sparsities on the cubic polynomial of Zhu and Gupta 2017.
+
+    Raises:
+        ValueError: if a field is outside its range.
     """
 
     kind: ClassVar = "iterative"
@@ -144,10 +180,10 @@ class Iterative(Schedule):
             raise ValueError(f"Iterative: rounds={self.rounds!r} is not a whole number, at least 1")
 
     def __str__(self) -> str:
-        return f"{self.rounds} rounds of cutting and fine-tuning, {self.shape}"
+        return f"{self.rounds} rounds of pruning and fine-tuning, {self.shape} sparsities"
 
     def laps(self, epochs: int, present: float, target: float) -> tuple[Lap, ...]:
-        """One lap a round, cut before it."""
+        """One lap per round, each after a cut."""
         _check(epochs + 1, target)
         targets = WAYS[self.shape](present, target, self.rounds)
         return tuple(Lap(1, (epochs + k) // self.rounds, {0: s}) for k, s in enumerate(targets))
@@ -155,12 +191,19 @@ class Iterative(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Rewinding(Schedule):
-    """Train, cut, rewind, and again: iterative magnitude pruning as in the lottery-ticket papers, for any criterion.
+    """Train, cut, rewind and train again, in rounds: iterative magnitude pruning as in the lottery-ticket papers, for any criterion.
 
-    A network trains for E epochs, is cut after the last one by at most the fraction `rate` of its weights, brought back to the
-    weights of epoch k = `to` · E and trained to epoch E again, with the learning rate of those epochs; until the target is
-    reached, and once more. n = ⌈log(1 - s) / log(1 - rate)⌉ rounds of an equal factor of density reach s exactly. It trains
-    E + n (E - k) epochs: many times what other methods have.
+    A network is trained for E epochs. Each of the n = ⌈log(1 - s) / log(1 - rate)⌉ rounds cuts it, sets the remaining weights back to
+    those of epoch k = `to` · E and trains it to epoch E again, with the learning rate of those epochs. Each round reduces the density
+    by the same factor, and the last one reaches the sparsity s exactly. In total E + n (E - k) epochs are trained, many times more
+    than with other methods.
+
+    Attributes:
+        rate: fraction of the remaining weights that a round removes, at most.
+        to: fraction of the training to rewind to.
+
+    Raises:
+        ValueError: if a field is outside its range.
 
     References: Frankle and Carbin, "The lottery ticket hypothesis", ICLR 2019 (rate 0.2, to = 0); Frankle et al., "Linear
     mode connectivity and the lottery ticket hypothesis", ICML 2020, for rewinding to an early epoch.
@@ -179,10 +222,10 @@ class Rewinding(Schedule):
             raise ValueError(f"Rewinding: to={self.to!r} is not a fraction of the training in [0, 1)")
 
     def __str__(self) -> str:
-        return f"cuts {self.rate:.0%} after training, rewinds to {self.to:.0%} of it and trains again, until the target"
+        return f"cuts {self.rate:.0%} after training, rewinds to {self.to:.0%} of the training and trains again, until the target"
 
     def laps(self, epochs: int, present: float, target: float) -> tuple[Lap, ...]:
-        """The first training, and one a round."""
+        """The first training, then one lap per round."""
         _check(epochs, target)
         start = min(round(self.to * epochs), epochs - 1)
         rounds = math.ceil(math.log((1.0 - target) / (1.0 - present)) / math.log(1.0 - self.rate) - 1e-9)
@@ -193,13 +236,13 @@ class Rewinding(Schedule):
 
 
 def exponential(present: float, target: float, rounds: int) -> tuple[float, ...]:
-    """Rising sparsities, the target last: densities shrink by an equal factor each round (Tanaka et al. 2020, section 6)."""
+    """Rising sparsities, the last one the target; the density shrinks by the same factor in each round (Tanaka et al. 2020, section 6)."""
     density, ratio = 1.0 - present, (1.0 - target) / (1.0 - present)
     return *(min(target, 1.0 - density * ratio ** (k / rounds)) for k in range(1, rounds)), target
 
 
 def cubic(present: float, target: float, rounds: int) -> tuple[float, ...]:
-    """Rising sparsities, the target last: s_f + (s₀ - s_f)(1 - k/n)³ (Zhu and Gupta 2017, equation 1)."""
+    """Rising sparsities, the last one the target: s_f + (s₀ - s_f)(1 - k/n)³ for k = 1..n (Zhu and Gupta 2017, equation 1)."""
     return *(min(target, target + (present - target) * (1.0 - k / rounds) ** 3) for k in range(1, rounds)), target
 
 

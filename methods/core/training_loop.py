@@ -1,4 +1,4 @@
-"""The only training loop: masks that hold, a training's hooks, a schedule's cuts, a cosine learning rate."""
+"""The only training loop: keeps masked weights at zero, calls the hooks of the training, prunes on schedule, decays the learning rate."""
 
 import math
 from collections.abc import Callable
@@ -8,20 +8,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from methods.core.configurations import Training
 from methods.core.cutting import Pruner, cut, own_modes
-from methods.core.interface import Batches, Mask, Posterior, Problem, Training, count_batches, derive
+from methods.core.interface import Batches, Mask, Posterior, Problem, count_batches, derive
 from methods.core.schedule import Lap
 
-# A training's `lr` is that of SGD with momentum; another optimiser's natural scale is a factor of it.
+# `Training.lr` is the learning rate of SGD with momentum; that of another optimiser is this factor times it.
 OPTIMIZERS: dict[str, float] = {"sgd": 1.0, "adam": 0.01}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What the protocol fixes for every method: how long, which optimiser, the shape of the learning rate.
+    """The part of training that is the same for all methods: length, optimiser, shape of the learning rate.
 
-    The learning rate of each step is `training.lr · lr_scale · (factor of the optimiser)`, warmed up linearly over the first
-    `warmup` fraction of the steps and then brought to zero by a cosine (Loshchilov and Hutter 2017).
+    The peak learning rate is `training.lr · lr_scale · OPTIMIZERS[optimizer]`. It is reached by a linear warm-up and decays to
+    zero by a cosine (Loshchilov and Hutter 2017).
+
+    Attributes:
+        epochs: number of epochs.
+        optimizer: "sgd" (with momentum) or "adam".
+        momentum: momentum of SGD; β₁ of Adam.
+        warmup: fraction of the steps with a rising learning rate.
+        lr_scale: factor on the learning rate.
+
+    Raises:
+        ValueError: if the optimiser is unknown or `epochs` is negative.
     """
 
     epochs: int
@@ -36,15 +47,19 @@ class Recipe:
         if self.epochs < 0:
             raise ValueError(f"epochs must not be negative, got {self.epochs}")
 
+    def with_lr(self, training: Training, lr: float) -> Training:
+        """The training with `lr` set so that the peak learning rate under this recipe is the given one."""
+        return replace(training, lr=lr / (self.lr_scale * OPTIMIZERS[self.optimizer]))
+
     def make(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        """The optimiser; neither decays weights on its own: the penalty is in the loss."""
+        """The optimiser for SGD's learning rate `lr`. It has no weight decay of its own, because the penalty is in the loss."""
         lr *= self.lr_scale * OPTIMIZERS[self.optimizer]
         if self.optimizer == "adam":
             return torch.optim.Adam(parameters, lr=lr, betas=(self.momentum, 0.999), fused=True)
         return torch.optim.SGD(parameters, lr=lr, momentum=self.momentum, fused=True)
 
     def factor(self, progress: float) -> float:
-        """The learning rate's factor after a fraction of all steps."""
+        """The factor on the peak learning rate after a fraction `progress` of all steps."""
         if progress < self.warmup:
             return progress / self.warmup
         return 0.5 * (1.0 + math.cos(math.pi * (progress - self.warmup) / (1.0 - self.warmup)))
@@ -60,31 +75,39 @@ def fit(
     pruner: Pruner | None = None,
     on_epoch: Callable[[int], None] | None = None,
 ) -> Posterior:
-    """Train the problem's model in place and return what the training leaves.
+    """Train the model of a problem in place.
 
-    Steps are taken on `batches` where given (shuffled, augmented), else on those of the problem, which the training's hooks
-    read for curvature: apart, a training that looks at the data more often still takes its steps on the same batches.
+    Masked weights are zero at every step, whatever the optimiser stores about them.
 
-    Weights outside `problem.mask` are zero from the first step to the last, whatever the optimiser remembers. With
-    `previous`, the training is continued (fine-tuning): its penalty stays as learned, its updates and `finish` are not run.
+    Args:
+        problem: network, training data, loss, seed and mask.
+        training: the training.
+        recipe: number of epochs, optimiser, learning rate.
+        batches: batches for the training steps, e.g. shuffled and augmented; None for those of the problem. The hooks of the
+            training read the batches of the problem in any case, so that they do not change what the steps are taken on.
+        previous: the posterior of an earlier training, to continue (fine-tuning): its penalty stays as it is, and the hooks
+            `after_epoch` and `finish` are not called.
+        pruner: prunes during training, by its schedule. A cut comes after the training's hook of that epoch; the criterion sees
+            the current state of the training as the posterior. `problem.mask` is always the mask that holds: after each cut
+            the new one, with dynamic masks the initial one until the last cut.
+        on_epoch: called with the number of each finished epoch.
 
-    With `pruner`, its schedule's laps are executed: weights are cut after the epochs named there, once the training's hook has run,
-    or before a lap; scored with the training's present state as the posterior. `problem.mask` is at any time the mask that is
-    held, which the hooks see too: that of the last cut in the end, and before it that of each cut, or under dynamic masks the one
-    there was at first.
+    Returns:
+        The posterior that the training leaves.
 
-    Raises FloatingPointError where the loss is no longer finite, ValueError where there are no batches, or the pruner cannot
-    do its work.
+    Raises:
+        FloatingPointError: if the loss is no longer finite.
+        ValueError: if there are no batches, or the pruner does not fit the network or the number of epochs.
     """
     run = _Run(problem, training, recipe, problem.batches if batches is None else batches, previous, pruner, on_epoch)
     devices = [problem.device] if problem.device.type == "cuda" else []
     with own_modes(problem.model), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive(problem.seed, "training"))  # dropout and the like draw from torch's global stream
+        torch.manual_seed(derive(problem.seed, "training"))  # dropout draws from torch's global generator
         return run()
 
 
 class _Run:
-    """One call of `fit`: what changes while it trains."""
+    """The state of one call of `fit`."""
 
     def __init__(
         self, problem: Problem, training: Training, recipe: Recipe, batches: Batches, previous: Posterior | None,
@@ -105,10 +128,10 @@ class _Run:
         self.state = self.previous if self.previous is not None else self.training.prepare(problem)
         self.named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if self.cuts_left and not problem.mask.keys() <= problem.weights.keys():
-            raise ValueError(f"training '{self.training.name}' re-parametrises the weights: they cannot be scored while it runs")
+            raise ValueError(f"training '{self.training.name}' re-parametrises the weights, so they cannot be pruned during training")
         self.masked = _masked(model, problem.mask)
         _mask_weights(self.masked)
-        # Only the first lap passes the epoch that later ones are brought back to.
+        # Only the first lap passes the epoch that later laps rewind to.
         self.rewinds_to = next((lap.first - 1 for lap in self.laps if lap.rewind), None)
         for lap in self.laps:
             self._lap(lap)
@@ -128,7 +151,7 @@ class _Run:
         for epoch in range(lap.first, lap.last + 1):
             self._epoch(epoch, lap.last)
             with torch.random.fork_rng(devices=[self.problem.device] if self.problem.device.type == "cuda" else []):
-                # What is drawn here is not missing from the next epoch's dropout.
+                # Draws of the hooks and cuts must not shift the dropout of the next epoch.
                 if self.previous is None:
                     self.state = self.training.after_epoch(self.problem, self.state, epoch, lap.last)
                 self._between(lap, epoch)
@@ -136,14 +159,14 @@ class _Run:
                 self.on_epoch(epoch)
 
     def _between(self, lap: Lap, epoch: int) -> None:
-        """What happens after an epoch, or before the first one: weights are kept for later, and cut."""
+        """After an epoch, or before the first one: store the weights to rewind to, and cut."""
         if epoch == self.rewinds_to and not lap.rewind:
             self.early = {n: v.clone() for n, v in self.problem.model.state_dict().items()}, self.state
         if epoch in lap.cuts:
             self._cut(lap.cuts[epoch], lap.persistent)
 
     def _epoch(self, epoch: int, epochs: int) -> None:
-        """One pass over the batches, the learning rate on its way to zero after so many epochs."""
+        """One pass over the batches; the learning rate reaches zero after `epochs` epochs."""
         model, device, steps = self.problem.model, self.problem.device, self.n_batches * epochs
         model.train()
         decayed = [(p, self.state.decay[n]) for n, p in self.named.items() if n in self.state.decay]
@@ -168,7 +191,7 @@ class _Run:
 
     def _cut(self, sparsity: float, persistent: bool) -> None:
         assert self.pruner is not None
-        # Curvature from before fine-tuning belongs to weights that have moved since.
+        # Curvature from before fine-tuning belongs to the old weights.
         stale = self.previous is not None and self.moved
         posterior = replace(self.state, curvature={}, factors={}) if stale else self.state
         pruner = self.pruner
@@ -189,12 +212,12 @@ def _decay_gradients(decayed: list[tuple[nn.Parameter, Tensor]]) -> None:
 
 
 def _masked(model: nn.Module, mask: Mask) -> list[tuple[nn.Parameter, Tensor]]:
-    """The parameters behind weights that are masked in part, each with its mask as factors."""
+    """The parameters of weights that are partly masked, each with its mask as a tensor of 0 and 1."""
     return [(p, m.to(p.dtype)) for n, m in mask.items() if not bool(m.all()) for p in _stored(model, n, m.shape)]
 
 
 def _mask_gradients(masked: list[tuple[nn.Parameter, Tensor]]) -> None:
-    """A masked weight starts at zero and has no gradient, nor momentum or second moment from one: it stays at zero."""
+    """Zero the gradients of masked weights. They start at zero and get no momentum, so they stay at zero."""
     for p, m in masked:
         if p.grad is not None:
             p.grad.mul_(m)
@@ -207,7 +230,7 @@ def _mask_weights(masked: list[tuple[nn.Parameter, Tensor]]) -> None:
 
 
 def _mask_memory(optimizer: torch.optim.Optimizer, masked: list[tuple[nn.Parameter, Tensor]]) -> None:
-    """No momentum and no second moment of weights that have just been cut: either would move them at the next step."""
+    """Clear the momentum and second moment of weights that were just cut; either would move them at the next step."""
     for p, m in masked:
         for value in optimizer.state.get(p, {}).values():
             if isinstance(value, Tensor) and value.shape == p.shape:
@@ -215,7 +238,7 @@ def _mask_memory(optimizer: torch.optim.Optimizer, masked: list[tuple[nn.Paramet
 
 
 def _stored(model: nn.Module, name: str, shape: torch.Size) -> list[nn.Parameter]:
-    """The parameters behind a weight: itself, or what a training's `prepare` made of it by `torch.nn.utils.parametrize`."""
+    """The parameters of a weight: itself, or the ones that `torch.nn.utils.parametrize` computes it from."""
     path, _, attribute = name.rpartition(".")
     module = model.get_submodule(path)
     if parametrize.is_parametrized(module, attribute):

@@ -1,4 +1,4 @@
-"""One file per criterion; every file here is imported, and with that registered."""
+"""Criteria, one file each. Every file in this folder is imported, which registers its criterion."""
 
 from methods.registry.discover import import_all
 

@@ -1,4 +1,4 @@
-"""GraSP: keep the gradient flow after pruning."""
+"""GraSP: gradient signal preservation."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -7,32 +7,38 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from methods.core.configurations import Criterion
 from methods.core.hyperparameters import Float, Int
-from methods.core.interface import Criterion, Problem, Scores, Stage
+from methods.core.interface import Problem, Scores, Stage
 from methods.registry.registry import register
 
 
 @register("grasp")
 @dataclass(frozen=True, kw_only=True)
 class Grasp(Criterion):
-    """s = w ⊙ Hg, kept where LARGEST, with g = ∇L, H = ∇²L and L the loss of the logits divided by the temperature T.
+    """GraSP: remove the weights whose removal reduces the gradient flow least, or increases it.
 
-    The paper's importance is S(-w) = -w ⊙ Hg, and it removes the weights with the largest importance: those whose removal
-    reduces the gradient flow least, or raises it. The sign matters; there is no absolute value. Data: `per_class` training
-    samples of each class, in the order of the batches.
+    s = w ⊙ Hg; the LARGEST scores are kept. g = ∇L, H = ∇²L, L the loss of the logits divided by the temperature T.
+
+    The paper's importance is S(-w) = -w ⊙ Hg, and it removes the weights with the largest importance. The sign matters: no absolute
+    value is taken. Data: `per_class` training samples of each class, in the order of the batches.
 
     Reference: Wang, Zhang, Grosse, "Picking winning tickets before training by preserving gradient flow", ICLR 2020,
-    equations 6-8; T = 200 and 10 samples a class are its settings for CIFAR. Departures: eval mode; the Hessian is that of
-    the mean over all the samples at once, where the released code sums over two halves.
+    equations 6-8; T = 200 and 10 samples per class are its settings for CIFAR. Departures: eval mode; the Hessian is that of
+    the mean over all samples at once, where the released code sums over two halves.
     """
 
     stages: ClassVar = (Stage.INIT, Stage.AFTER, Stage.DURING)
 
-    temperature: float = Float(200.0, 1.0, 1000.0, log=True)
-    per_class: int = Int(10, 1, 50, log=True)
+    temperature: float = Float(200.0, 1.0, 1000.0, log=True, above=0, meaning="temperature that divides the logits")
+    per_class: int = Int(10, 1, 50, log=True, minimum=1, meaning="training samples of each class")
 
     def score(self, problem: Problem) -> Scores:
-        """w ⊙ Hg, by one double backward pass: Hg = ∇(ĝᵀ∇L) with ĝ held constant. ValueError without class labels."""
+        """w ⊙ Hg from a double backward pass: Hg = ∇(ĝᵀ∇L) with ĝ constant.
+
+        Raises:
+            ValueError: if the targets are not class labels.
+        """
         x, y = self._balanced(problem)
         names, weights = list(problem.weights), list(problem.weights.values())
         # Fused attention kernels have no second derivative.
@@ -44,13 +50,13 @@ class Grasp(Criterion):
         return Scores({n: w.detach() * h for n, w, h in zip(names, weights, hg, strict=True)})
 
     def _balanced(self, problem: Problem) -> tuple[Tensor, Tensor]:
-        """The first `per_class` samples of each class, fewer where the data have fewer."""
+        """The first `per_class` samples of each class, or all if there are fewer."""
         xs, ys = [], []
         taken: dict[int, int] = {}
         classes = 0
         for x, y in problem.batches:
             if y.is_floating_point() or y.dim() != 1:
-                raise ValueError("grasp draws samples per class: it needs integer class labels of shape (n,)")
+                raise ValueError("grasp needs integer class labels of shape (n,), because it draws samples per class")
             if not classes:
                 with torch.no_grad():
                     classes = problem.model(x[:1].to(problem.device)).shape[1]

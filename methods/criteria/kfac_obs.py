@@ -1,4 +1,4 @@
-"""Optimal Brain Surgeon with the Kronecker-factored Fisher of each layer, and its weight update."""
+"""Optimal Brain Surgeon with a Kronecker-factored Fisher."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from methods.core.configurations import Criterion
 from methods.core.hyperparameters import Choice, Float, Int
-from methods.core.interface import Criterion, Mask, Problem, Scores, Stage
+from methods.core.interface import Mask, Problem, Scores, Stage
 from methods.core.layer_scaling import SCOPES, rescope
 from methods.core.schedule import cubic
 from methods.curvature.blocks import Precision
@@ -15,41 +16,42 @@ from methods.curvature.compute import SHARING, curvature
 from methods.curvature.loss_factors import KINDS
 from methods.registry.registry import register
 
-ITERATIONS = 200  # of conjugate gradients at most
+ITERATIONS = 200  # steps of conjugate gradients, at most
 TOLERANCE = 1e-5  # of the residual, relative to the right-hand side
 
 
 @register("kfac_obs")
 @dataclass(frozen=True, kw_only=True)
 class KfacObs(Criterion):
-    """s_q = w_q² / (2 [F⁻¹]_qq), with F = B ⊗ A + λ 1 for the weights of each layer, averaged over the samples.
+    """Optimal Brain Surgeon with the Kronecker-factored Fisher of each layer, and an update of the kept weights.
 
-    B ⊗ A is the Kronecker-factored curvature (see `methods.curvature`: `curvature`, `samples`, `sharing`), λ the `damping`. Its
-    eigenvectors give [F⁻¹]_qq, for all weights of a layer together, at the cost of two eigendecompositions.
+    s_q = w_q² / (2 [F⁻¹]_qq), with F = B ⊗ A + λ 1 for the weights of each layer, averaged over the samples. B ⊗ A is the
+    Kronecker-factored curvature (`curvature`, `samples`, `sharing`: see `methods.curvature.compute`), λ the `damping`. The
+    eigenvectors of B and A give [F⁻¹]_qq for all weights of a layer at the cost of two eigendecompositions.
 
-    `update` of the kept weights K for the removed ones Q, layer by layer: "joint" minimises the quadratic model,
-    δw_K = F_KK⁻¹ F_KQ w_Q, by conjugate gradients on products with F; "summed" adds the updates for one weight at a time,
-    δw = -F⁻¹ Σ_{q∈Q} e_q w_q / [F⁻¹]_qq. `steps`: scores and cuts so often, on a cubic schedule, each with fresh curvature.
+    `update` of the kept weights K for the removed weights Q of a layer: "joint" minimises the quadratic model,
+    δw_K = F_KK⁻¹ F_KQ w_Q, by conjugate gradients on products with F; "summed" adds the updates for single weights,
+    δw = -F⁻¹ Σ_{q∈Q} e_q w_q / [F⁻¹]_qq. `steps`: number of times to score and cut, on a cubic schedule, with new curvature each time.
 
     References: Hassibi and Stork, "Second order derivatives for network pruning: optimal brain surgeon", NIPS 1992, equations 5
     and 6; Wang et al., "EigenDamage: structured pruning in the Kronecker-factored eigenbasis", ICML 2019, section 3.1, for Kronecker
-    factors in OBS; Singh and Alistarh 2020 for the summed updates. Departures: λ is added to the product of the
-    factors, not to each factor; weights cut earlier take part in [F⁻¹]_qq as if they were free (their gradients cannot be
-    taken out of the factors), not in the joint update; biases are not moved.
+    factors in OBS; Singh and Alistarh 2020 for the summed updates. Departures: λ is added to the product of the factors, not to each
+    factor; weights that were cut earlier count as free in [F⁻¹]_qq (their gradients cannot be removed from the factors), but not in
+    the joint update; biases are not changed.
     """
 
     stages: ClassVar = (Stage.AFTER, Stage.DURING)
 
-    curvature: str = Choice("mc", *KINDS)
-    samples: int = Int(4096, 256, 65536, log=True, tuned=False)
-    sharing: str = Choice("expand", *SHARING)
-    damping: float = Float(1e-3, 1e-8, 1e-1, log=True)
-    update: str = Choice("joint", "joint", "summed", "none")
-    steps: int = Int(1, 1, 20, tuned=False)
-    scope: str = Choice("global", *SCOPES)
+    curvature: str = Choice("mc", *KINDS, meaning="kind of curvature: empirical Fisher, Monte-Carlo or exact Gauss-Newton")
+    samples: int = Int(4096, minimum=1, meaning="training samples that are read, at most")
+    sharing: str = Choice("expand", *SHARING, meaning="how positions that share a weight enter the factors")
+    damping: float = Float(1e-3, 1e-8, 1e-1, log=True, above=0, meaning="λ, added to the diagonal of the Fisher")
+    update: str = Choice("joint", "joint", "summed", "none", meaning="how kept weights are adjusted for removed ones")
+    steps: int = Int(1, minimum=1, meaning="rounds of scoring and cutting, without training between them")
+    scope: str = Choice("global", *SCOPES, meaning="how scores of different layers are compared")
 
     def rounds(self, present: float, target: float) -> tuple[float, ...]:
-        """`steps` cuts on the cubic polynomial."""
+        """`steps` cuts on a cubic schedule."""
         return cubic(present, target, self.steps)
 
     def score(self, problem: Problem) -> Scores:
@@ -64,7 +66,7 @@ class KfacObs(Criterion):
 
     @torch.no_grad()
     def compensate(self, problem: Problem, mask: Mask, state: Any) -> None:
-        """Move the kept weights of every layer for those that the new mask removes."""
+        """Update the kept weights of every layer for the weights that the new mask removes."""
         fisher: dict[str, Precision] = state
         for name, w in problem.weights.items():
             kept, alive = mask[name].flatten(), problem.mask[name].flatten()
@@ -80,7 +82,16 @@ class KfacObs(Criterion):
 
 
 def solve(f: Precision, kept: Tensor, b: Tensor) -> Tensor:
-    """x with F_KK x_K = b_K and x = 0 outside K, for `kept` K and b (parameters,), by conjugate gradients scaled by the diagonal."""
+    """Solve F_KK x_K = b_K with x = 0 outside K by conjugate gradients, preconditioned by the diagonal.
+
+    Args:
+        f: F.
+        kept: K, a bool tensor (parameters,).
+        b: right-hand side (parameters,), zero outside K.
+
+    Returns:
+        x (parameters,).
+    """
     scale = f.diagonal()
     x, r = torch.zeros_like(b), b
     z = r / scale
@@ -91,7 +102,7 @@ def solve(f: Precision, kept: Tensor, b: Tensor) -> Tensor:
             break
         fp = f.times(p) * kept
         along = p @ fp
-        if not along > 0.0:  # rounding has outweighed the damping
+        if not along > 0.0:  # rounding errors exceed the damping
             break
         step = rz / along
         x, r = x + step * p, r - step * fp

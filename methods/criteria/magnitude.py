@@ -1,10 +1,11 @@
-"""Magnitude pruning, with four ways to compare layers."""
+"""Magnitude pruning."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+from methods.core.configurations import Criterion
 from methods.core.hyperparameters import Choice
-from methods.core.interface import Criterion, Problem, Scores, Stage
+from methods.core.interface import Problem, Scores, Stage
 from methods.core.layer_scaling import SCOPES, rescope
 from methods.registry.registry import register
 
@@ -12,10 +13,11 @@ from methods.registry.registry import register
 @register("magnitude")
 @dataclass(frozen=True, kw_only=True)
 class Magnitude(Criterion):
-    """s_k = |w_k|.
+    """Magnitude pruning: remove the weights with the smallest absolute value.
 
-    `scope`: "global" compares all weights; "layer" removes the same share of each layer; "erk" allots Erdős-Rényi-kernel
-    densities (Evci et al. 2020); "lamp" ranks by w² / Σ_{w'² ≥ w²} w'² (Lee et al. 2021, equation 1). See `methods.scope`.
+    s_k = |w_k|. `scope` decides how layers are compared: "global" ranks all weights together; "layer" removes the same fraction of
+    each layer; "erk" gives layers Erdős-Rényi-kernel densities (Evci et al. 2020); "lamp" ranks by w² / Σ_{w'² ≥ w²} w'² (Lee et al.
+    2021, equation 1). See `methods.core.layer_scaling`.
 
     References: Han et al. 2015; Gale et al. 2019, "The state of sparsity in deep neural networks".
     """
@@ -23,9 +25,9 @@ class Magnitude(Criterion):
     stages: ClassVar = (Stage.AFTER, Stage.INIT, Stage.DURING)
     data_free: ClassVar = True
 
-    scope: str = Choice("global", *SCOPES)
+    scope: str = Choice("global", *SCOPES, meaning="how scores of different layers are compared")
 
     def score(self, problem: Problem) -> Scores:
-        """|w| (w² for "lamp"), rescaled to the scope."""
+        """|w|, or w² for "lamp", rescaled by scope."""
         power = 2 if self.scope == "lamp" else 1
         return Scores(rescope({n: w.detach().abs().pow(power) for n, w in problem.weights.items()}, self.scope, problem))

@@ -1,4 +1,4 @@
-"""Optimal Posterior Damage: the posterior precision times the squared weight."""
+"""Optimal Posterior Damage."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,8 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from methods.core.configurations import Criterion
 from methods.core.hyperparameters import Choice, Float, Int
-from methods.core.interface import Criterion, Posterior, Problem, Scores, Stage
+from methods.core.interface import Posterior, Problem, Scores, Stage
 from methods.core.layer_scaling import SCOPES, rescope
 from methods.curvature.blocks import Kronecker
 from methods.curvature.compute import curvature
@@ -19,13 +20,16 @@ from methods.registry.registry import register
 @register("opd")
 @dataclass(frozen=True, kw_only=True)
 class Opd(Criterion):
-    """s_k = P_kk θ_k², with P = H + diag(d) the precision of the Laplace posterior: curvature H plus prior precision d.
+    """Optimal Posterior Damage: remove the weights with the smallest posterior precision times squared weight.
 
-    `form`: of Kronecker-factored posteriors, the diagonal of P that is taken. "exact": B_ii A_jj + d_ij. "eigenbasis": that of
-    P with the prior projected on the eigenbasis of the factors, which smooths d over the units (the released code's form).
-    After training `spam` P is there already and scoring costs nothing. A training that leaves a prior only (`map`: its L2
-    penalty as a precision) has H fitted here, at the present weights; a network without a posterior gets the stated
-    `precision` as d. `curvature`, `draws` and `samples` belong to that fit: see `methods.curvature`.
+    s_k = P_kk θ_k², where P = H + diag(d) is the precision of the Laplace posterior: curvature H plus prior precision d.
+
+    After training with `spam`, P is available and scoring costs nothing. After a training that leaves only a prior (`map`: its L2
+    penalty as a precision), H is computed here at the current weights. For a network without a posterior, d = `precision`.
+    `curvature`, `draws` and `samples` belong to this computation: see `methods.curvature.compute`.
+
+    `form`, for Kronecker-factored posteriors: "exact": the diagonal B_ii A_jj + d_ij. "eigenbasis": the diagonal of P with the prior
+    projected on the eigenbasis of the factors, which smooths d over the units (the form of the released code).
 
     With large d this is magnitude pruning, with small d it is `obd`.
 
@@ -35,19 +39,19 @@ class Opd(Criterion):
 
     stages: ClassVar = (Stage.AFTER, Stage.DURING)
 
-    form: str = Choice("exact", "exact", "eigenbasis")
-    curvature: str = Choice("mc", *KINDS)
-    draws: int = Int(1, 1, 16, log=True, tuned=False)
-    samples: int = Int(4096, 256, 65536, log=True, tuned=False)
-    precision: float = Float(1.0, 1e-2, 1e3, log=True)
-    scope: str = Choice("global", *SCOPES)
+    form: str = Choice("exact", "exact", "eigenbasis", meaning="which diagonal of a Kronecker-factored posterior precision is used")
+    curvature: str = Choice("mc", *KINDS, meaning="kind of curvature: empirical Fisher, Monte-Carlo or exact Gauss-Newton")
+    draws: int = Int(1, minimum=1, meaning="labels drawn for each sample (curvature=mc)")
+    samples: int = Int(4096, minimum=1, meaning="training samples that are read, at most")
+    precision: float = Float(1.0, 1e-2, 1e3, log=True, minimum=0, meaning="prior precision of a network without a posterior")
+    scope: str = Choice("global", *SCOPES, meaning="how scores of different layers are compared")
 
     def score(self, problem: Problem) -> Scores:
         """P ⊙ θ²."""
         weights = problem.weights
         posterior = problem.posterior
         prior = posterior.prior if posterior else uniform_prior(problem.model, self.precision)
-        precision = dict.fromkeys(weights, torch.tensor(self.precision, device=problem.device))  # of weights frozen in training
+        precision = dict.fromkeys(weights, torch.tensor(self.precision, device=problem.device))  # for weights that were frozen in training
         d = {n: prior.get(n, own) for n, own in precision.items()}
         p = {n: self._precision(n, posterior, d[n]) for n in weights if posterior and n in posterior.curvature}
         missing = [n for n in weights if n not in p]
@@ -59,7 +63,7 @@ class Opd(Criterion):
         return Scores(rescope(values, self.scope, problem))
 
     def _precision(self, name: str, posterior: Posterior, d: Tensor) -> Tensor:
-        """P_kk of one parameter, of its shape."""
+        """P_kk of one parameter, in its shape."""
         h = posterior.curvature[name]
         if self.form == "eigenbasis" and name in posterior.factors:
             return Kronecker(*posterior.factors[name], h.shape).eigenbasis_precision(d)

@@ -1,4 +1,4 @@
-"""SNIP: connection sensitivity at initialisation."""
+"""SNIP: connection sensitivity."""
 
 from dataclasses import dataclass
 from itertools import islice
@@ -6,8 +6,9 @@ from typing import ClassVar
 
 import torch
 
+from methods.core.configurations import Criterion
 from methods.core.hyperparameters import Int
-from methods.core.interface import Criterion, Problem, Scores, Stage
+from methods.core.interface import Problem, Scores, Stage
 from methods.core.schedule import exponential
 from methods.registry.registry import register
 
@@ -15,31 +16,33 @@ from methods.registry.registry import register
 @register("snip")
 @dataclass(frozen=True, kw_only=True)
 class Snip(Criterion):
-    """s_k = |∂L/∂c_k| at c = 1 = |g_k w_k|, where c multiplies the weights and g = ∂L/∂w.
+    """SNIP: remove the weights that affect the loss least (connection sensitivity).
 
-    L is the mean loss over the first `n_batches` batches together: the absolute value is taken of the aggregated gradient,
-    not of each batch's. The paper's normalisation by Σ_k s_k does not change the ranking and is left out.
+    s_k = |∂L/∂c_k| at c = 1 = |g_k w_k|, where c multiplies the weights and g = ∂L/∂w.
 
-    `n_rounds` above 1 is Iterative SNIP: densities shrink by an equal factor in each round, and s is taken anew on the network
-    with the mask applied. What is masked stays so, the variant without regrowth (de Jorge, Sanyal, Behl, Torr, Rogez, Dokania,
-    "Progressive skeletonization: trimming more fat from a network at initialization", ICLR 2021; FORCE is the other). Each round
-    reads the same batches.
+    L is the mean loss over the first `n_batches` batches together: the absolute value is taken of the aggregated gradient, not of
+    the gradient of each batch. The paper's normalisation by Σ_k s_k does not change the ranking and is omitted.
+
+    `n_rounds` > 1 is Iterative SNIP: the density shrinks by the same factor in each round, and s is computed anew with the mask
+    applied. Masked weights stay masked, the variant without regrowth (de Jorge, Sanyal, Behl, Torr, Rogez, Dokania, "Progressive
+    skeletonization: trimming more fat from a network at initialization", ICLR 2021; FORCE is the other variant). All rounds read the
+    same batches.
 
     Reference: Lee, Ajanthan, Torr, "SNIP: single-shot network pruning based on connection sensitivity", ICLR 2019,
-    equations 3-6. Departures: the network is scored in eval mode (batch norm at its initial statistics).
+    equations 3-6. Departure: the network is scored in eval mode (batch norm with its initial statistics).
     """
 
     stages: ClassVar = (Stage.INIT, Stage.AFTER, Stage.DURING)
 
-    n_batches: int = Int(1, 1, 10)
-    n_rounds: int = Int(1, 1, 100, log=True, tuned=False)
+    n_batches: int = Int(1, 1, 10, minimum=1, meaning="training batches that are read")
+    n_rounds: int = Int(1, minimum=1, meaning="rounds of scoring and cutting; above 1: Iterative SNIP")
 
     def rounds(self, present: float, target: float) -> tuple[float, ...]:
-        """One, or exponential ones: see `methods.schedule.exponential`."""
+        """`n_rounds` rounds, see `methods.core.schedule.exponential`."""
         return exponential(present, target, self.n_rounds)
 
     def score(self, problem: Problem) -> Scores:
-        """|g ⊙ w|, from one forward and backward pass a batch."""
+        """|g ⊙ w|, from one forward and backward pass per batch."""
         weights = problem.weights
         total = {n: torch.zeros_like(w) for n, w in weights.items()}
         samples = 0

@@ -1,4 +1,4 @@
-"""What the curvature of one parameter is summed up in, batch by batch: its diagonal, or Kronecker factors."""
+"""Sums of the curvature of one parameter over batches: its diagonal, or Kronecker factors."""
 
 import math
 from collections.abc import Iterator
@@ -10,18 +10,18 @@ from methods.core.interface import Values
 from methods.curvature.blocks import Block, Diagonal, Kronecker
 from methods.curvature.layer_calls import Product, Use
 
-MAX_SIDE = 8192  # a Kronecker factor larger than this is not formed: its parameter gets a diagonal block
+MAX_SIDE = 8192  # larger Kronecker factors are not computed: the parameter gets a diagonal block
 
 
 class Sum:
-    """What one parameter's curvature is summed up in."""
+    """The sum of the curvature of one parameter."""
 
     def add(self, name: str, uses: list[Use], first: bool) -> None:
-        """Add one batch and column; `first`: the first column of the batch."""
+        """Add one batch and some of its columns. `first`: whether they are the first columns of the batch."""
         raise NotImplementedError
 
     def add_squares(self, squares: Tensor) -> None:
-        """Add a sum of squared gradients of samples."""
+        """Add a sum of squared gradients of samples, in the shape of the parameter."""
         raise NotImplementedError
 
     def block(self, scale: float) -> Block:
@@ -30,6 +30,8 @@ class Sum:
 
 
 class DiagonalSum(Sum):
+    """Σ g² over samples and columns, g the gradient of a sample."""
+
     def __init__(self, p: Tensor) -> None:
         self.total = torch.zeros_like(p, requires_grad=False)
 
@@ -68,12 +70,12 @@ class KroneckerSum(Sum):
         for part in use.parts(0) if drawn is None else [slice(None)]:
             a = use.inputs(part, drawn)
             a = a.mean(2, keepdim=True) if self.reduce else a
-            stands_for = 1 if self.reduce else shared / a.shape[2]  # positions drawn weigh as much as all of them
+            stands_for = 1 if self.reduce else shared / a.shape[2]  # the drawn positions represent all positions
             self.inner = self.inner + _second_moment(a) * stands_for
             self.count += a.shape[0] * (1 if self.reduce else shared)
 
     def block(self, scale: float) -> Block:
-        if not isinstance(self.outer, Tensor) or not isinstance(self.inner, Tensor):  # the outputs do not depend on it
+        if not isinstance(self.outer, Tensor) or not isinstance(self.inner, Tensor):  # the outputs do not depend on the parameter
             return Diagonal(torch.zeros_like(self.p, requires_grad=False))
         return Kronecker(self.outer * scale, self._arranged(self.inner / self.count), self.p.shape)
 
@@ -104,7 +106,7 @@ def _second_moment(a: Tensor) -> Tensor:
 
 
 def kronecker_sums(uses: list[Use], parameters: Values, sharing: str, positions: int | None, generator: torch.Generator) -> dict[str, Sum]:
-    """Sums for the parameters that have factors: used as a product's weight only, or as its bias only, and not too large."""
+    """Sums for the parameters with factors: used only as the weight, or only as the bias, of products, and not too large."""
     found: dict[str, Sum] = {}
     for name, p in parameters.items():
         own = [use for use in uses if name in (use.weight, use.bias)]
@@ -121,7 +123,7 @@ def kronecker_sums(uses: list[Use], parameters: Values, sharing: str, positions:
 
 
 def squares(name: str, uses: list[Use]) -> Tensor:
-    """Σ_n (gradient of sample n)²; a parameter used several times has the sum of its uses as gradient."""
+    """Σ_n (gradient of sample n)². The gradient of a parameter that is used several times is the sum over its uses."""
     if len(uses) == 1:
         return uses[0].squares(name)
     return torch.stack([g.square_().sum(0) for g in samples(name, uses)]).sum(0)

@@ -1,11 +1,11 @@
-"""The curvature of one parameter tensor, and the posterior precision P = H + diag(d) that a Gaussian prior makes of it.
+"""The curvature H of one parameter tensor, and its posterior precision P = H + diag(d) under a Gaussian prior.
 
-Of a block the evidence needs two things, for the prior precisions d of its parameters:
+For prior precisions d the evidence needs two quantities of a block:
 
     γ_k = 1 - d_k (P⁻¹)_kk               how well the data determine parameter k, in [0, 1] (MacKay 1992)
-    log det P - Σ_k log d_k              the Occam factor's complexity, in nats
+    log det P - Σ_k log d_k              complexity in the Occam factor, in nats
 
-The prior is given as one number for all (a 0-dimensional tensor), as `Separable` (unit-wise: log d_ij = r_i + c_j), or as a
+The prior is one number for all (a 0-dimensional tensor), as `Separable` (unit-wise: log d_ij = r_i + c_j), or as a
 tensor of the parameter's shape.
 """
 
@@ -16,17 +16,17 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-MAX_EXACT = 512  # sides of Kronecker factors up to which a unit-wise prior is solved exactly; above, projected
+MAX_EXACT = 512  # largest side of Kronecker factors for which a unit-wise prior is exact; above it is projected
 
 
 class Separable(NamedTuple):
-    """Unit-wise prior: log d = r_o + c_i. `rows`: r (G, o, 1); `columns`: c (G, 1, i), of the block's groups."""
+    """Unit-wise prior: log d = r_o + c_i. `rows`: r (G, o, 1); `columns`: c (G, 1, i), for G groups."""
 
     rows: Tensor
     columns: Tensor
 
     def dense(self, shape: torch.Size) -> Tensor:
-        """d, of the parameter's shape."""
+        """d, in the shape of the parameter."""
         return (self.rows + self.columns).exp().reshape(shape)
 
 
@@ -41,8 +41,8 @@ class Evidence(NamedTuple):
 class Precision:
     """P = S Q diag(v) Qᵀ S of one parameter tensor: S = diag(s), Q = Q_B ⊗ Q_A orthogonal for each of G groups, or 1.
 
-    `values`: v (G, o, i); `bases`: (Q_B, Q_A), None for Q = 1; `scale`: s (G, o, i), None for S = 1. Vectors are the parameter
-    flattened, in the last dimension: w (..., G·o·i).
+    `values`: v (G, o, i); `bases`: (Q_B, Q_A), None for Q = 1; `scale`: s (G, o, i), None for S = 1. A vector is the flattened
+    parameter, in the last dimension: w (..., G·o·i).
     """
 
     values: Tensor
@@ -50,7 +50,7 @@ class Precision:
     scale: Tensor | None = None
 
     def inverse(self) -> "Precision":
-        """P⁻¹, of the same form."""
+        """P⁻¹, in the same form."""
         return Precision(1.0 / self.values, self.bases, None if self.scale is None else 1.0 / self.scale)
 
     def times(self, w: Tensor) -> Tensor:
@@ -86,13 +86,13 @@ class Precision:
 
 
 class Precisions:
-    """P, block-diagonal over parameter tensors, under the names of laplace-torch's `KronDecomposed`."""
+    """P, block-diagonal over parameter tensors, with the method names of `KronDecomposed` in laplace-torch."""
 
     def __init__(self, blocks: list[Precision]) -> None:
         self.blocks, self.inverse = blocks, [block.inverse() for block in blocks]
 
     def bmm(self, w: Tensor, exponent: float = -1) -> Tensor:
-        """P w, P⁻¹ w, or R w with R Rᵀ = P⁻¹, for `exponent` 1, -1, -½ (ValueError for others); w (..., parameters)."""
+        """P w, P⁻¹ w, or R w with R Rᵀ = P⁻¹, for `exponent` 1, -1, -½ (ValueError otherwise); w (..., parameters)."""
         if exponent not in (1, -1, -0.5):
             raise ValueError(f"exponent {exponent} is not one of 1, -1, -0.5")
         blocks = self.blocks if exponent == 1 else self.inverse
@@ -112,7 +112,7 @@ class Precisions:
         return torch.cat([block.diagonal() for block in (self.blocks if exponent == 1 else self.inverse)])
 
     def to_matrix(self, exponent: float = 1) -> Tensor:
-        """P or P⁻¹, dense: for small networks."""
+        """P or P⁻¹ as a dense matrix, for small networks."""
         values = self.blocks[0].values
         return self.bmm(torch.eye(sum(b.values.numel() for b in self.blocks)).to(values), exponent)
 
@@ -133,7 +133,7 @@ class Block(Protocol):
         ...
 
     def precision(self, d: Tensor | Separable) -> Precision:
-        """P under the prior precisions d > 0, as `evidence` has it."""
+        """P under the prior precisions d > 0, exact or projected as in `evidence`."""
         ...
 
 
@@ -165,14 +165,14 @@ class Diagonal:
 class Kronecker:
     """H = B ⊗ A for each of G groups, over a weight of G·o rows and i columns (row-major, kernels flattened into columns).
 
-    `outer`: B (G, o, o), `inner`: A (G, i, i), both symmetric and positive semi-definite; `shape`: that of the parameter. A
-    bias has A = 1. With eigenbases B = Q_B Λ_B Q_Bᵀ, A = Q_A Λ_A Q_Aᵀ and Λ = λ_B λ_Aᵀ:
+    `outer`: B (G, o, o), `inner`: A (G, i, i), both symmetric and positive semi-definite; `shape`: shape of the parameter.
+    For a bias A = 1. With eigenbases B = Q_B Λ_B Q_Bᵀ, A = Q_A Λ_A Q_Aᵀ and Λ = λ_B λ_Aᵀ:
 
     - one d for all: P = Q (Λ + d) Qᵀ, exact.
     - separable d = e^r (e^c)ᵀ: with whitened factors B_w = e^{-r/2} B e^{-r/2}, A_w = e^{-c/2} A e^{-c/2},
-      P = S (B_w ⊗ A_w + 1) S, S = diag(e^{r/2}) ⊗ diag(e^{c/2}): exact, for sides up to `MAX_EXACT`.
+      P = S (B_w ⊗ A_w + 1) S, S = diag(e^{r/2}) ⊗ diag(e^{c/2}); exact for sides up to `MAX_EXACT`.
     - any other d: its projection on the eigenbasis, D̃ = (Q_B²)ᵀ D Q_A², so that P = Q (Λ + D̃) Qᵀ: the diagonal of Qᵀ diag(d) Q
-      is kept. By Hadamard's inequality its log-determinant is never below the exact one (Dhahri et al. 2024, released code).
+      is kept. By Hadamard's inequality its log-determinant is at least the exact one (Dhahri et al. 2024, released code).
       Where eigenvalues coincide (fewer samples than columns) the eigenbasis, and so the projection, is not unique.
     """
 
@@ -201,7 +201,7 @@ class Kronecker:
 
     @property
     def solves_separable(self) -> bool:
-        """Whether a separable prior is solved exactly."""
+        """Whether a separable prior is exact, not projected."""
         return max(self.outer.shape[1], self.inner.shape[1]) <= MAX_EXACT
 
     def evidence(self, d: Tensor | Separable) -> Evidence:
@@ -217,7 +217,7 @@ class Kronecker:
         return self._projected(self.matrix(d))
 
     def precision(self, d: Tensor | Separable) -> Precision:
-        """See the class. Under a separable prior the eigenvectors depend on d: no gradient passes back to it."""
+        """See the class. With a separable prior the eigenvectors depend on d, and d gets no gradient."""
         if isinstance(d, Separable):
             if self.solves_separable:
                 with torch.no_grad():
@@ -258,8 +258,8 @@ class Kronecker:
 def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues and eigenvectors.
 
-    Eigenvalues no larger than what rounding leaves of none, ε √n λ_max, are zero: a factor seldom has full rank, and what is
-    left of its null space would, times the largest eigenvalue of the other factor, outweigh the prior in single precision.
+    Eigenvalues up to the rounding error ε √n λ_max are set to zero. A factor seldom has full rank, and in single precision the
+    rounding error times the largest eigenvalue of the other factor could exceed the prior.
     """
     values, vectors = _stable_eigh(matrix)
     least = torch.finfo(matrix.dtype).eps * matrix.shape[-1] ** 0.5 * values[..., -1:]
@@ -267,7 +267,7 @@ def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _stable_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """`torch.linalg.eigh`; in double precision where single fails: LAPACK's does on many zero rows, which dead units leave."""
+    """`torch.linalg.eigh`, in double precision if single fails, as LAPACK does for many zero rows (of dead units)."""
     try:
         values, vectors = torch.linalg.eigh(matrix)
         if vectors.isfinite().all() or matrix.dtype == torch.float64:

@@ -1,4 +1,4 @@
-"""The columns of V_n, V_n V_nᵀ the curvature of a sample's loss by the network's outputs: see `methods.curvature`."""
+"""The columns of V_n, where V_n V_nᵀ is the curvature of a sample's loss with respect to the outputs: see `methods.curvature.compute`."""
 
 import torch
 import torch.nn.functional as F
@@ -10,17 +10,27 @@ KINDS = ("ef", "mc", "ggn")
 
 
 def half_squared_error(f: Tensor, y: Tensor) -> Tensor:
-    """½‖f - y‖², the mean over a batch: -log N(y; f, 1) up to a constant. f, y: (samples, outputs).
+    """½‖f - y‖², averaged over a batch: -log N(y; f, 1) up to a constant.
 
-    `F.mse_loss` is the mean over the outputs too, which says no likelihood's noise: it is refused where one is needed.
+    `F.mse_loss` also averages over the outputs, which does not correspond to a likelihood, so it is not accepted in its place.
+
+    Args:
+        f: outputs (samples, outputs).
+        y: targets of the same shape.
+
+    Returns:
+        A scalar tensor.
+
+    Raises:
+        ValueError: if the shapes differ.
     """
     if f.shape != y.shape:
-        raise ValueError(f"outputs {tuple(f.shape)} and targets {tuple(y.shape)} differ in shape")
+        raise ValueError(f"outputs and targets must have the same shape, not {tuple(f.shape)} and {tuple(y.shape)}")
     return 0.5 * F.mse_loss(f, y, reduction="sum") / len(y)
 
 
 def columns_of(kind: str, loss: Loss, f: Tensor, y: Tensor, draws: int, generator: torch.Generator) -> list[Tensor]:
-    """The columns of V, each of the outputs' shape (samples, classes)."""
+    """The columns of V, each with the shape (samples, classes) of the outputs `f`. `kind`: see `methods.curvature.compute`."""
     if kind == "ef":
         leaf = f.clone().requires_grad_()
         with torch.enable_grad():
@@ -38,7 +48,7 @@ def columns_of(kind: str, loss: Loss, f: Tensor, y: Tensor, draws: int, generato
 
 
 def softmax_factor(p: Tensor) -> Tensor:
-    """L (n, classes, classes - 1) with L Lᵀ = diag(p) - p pᵀ, its lower Cholesky factor in closed form.
+    """The lower Cholesky factor L (n, classes, classes - 1), with L Lᵀ = diag(p) - p pᵀ, in closed form.
 
     With q_c = Σ_{j>c} p_j: L_cc = √(p_c q_c / q_{c-1}), L_ic = -p_i √(p_c / (q_{c-1} q_c)) below (Tanabe and Sagae 1992).
     """
@@ -54,6 +64,6 @@ def softmax_factor(p: Tensor) -> Tensor:
 
 
 def sample_labels(p: Tensor, draws: int, generator: torch.Generator) -> Tensor:
-    """(n, draws) labels drawn from each row of probabilities (n, classes), by inverting its distribution function."""
+    """Draw labels (n, draws) from probabilities p (n, classes), by inverting the distribution function of each row."""
     u = torch.rand(len(p), draws, generator=generator, dtype=torch.float64).to(p.device)
     return torch.searchsorted(p.cumsum(1).contiguous(), u).clamp_(max=p.shape[1] - 1)

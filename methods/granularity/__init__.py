@@ -1,4 +1,4 @@
-"""One file per granularity; every file here is imported, and with that registered."""
+"""Granularities, one file each. Every file in this folder is imported, which registers its granularity."""
 
 from methods.registry.discover import import_all
 

@@ -1,7 +1,7 @@
-"""Structured pruning: whole channels and attention heads, with all that is coupled to them, physically removable.
+"""Structured pruning: whole channels and attention heads, with everything coupled to them, which can be removed physically.
 
-The only door to torch-pruning (Fang et al. 2023, "DepGraph: Towards any structural pruning"), which says how layers depend on
-each other and takes channels off modules. Imported where it is first used: it takes a second.
+This is the only module that imports torch-pruning (Fang et al. 2023, "DepGraph: Towards any structural pruning"), which finds how
+layers depend on each other and removes channels of modules. The import takes a second, so it happens at the first use.
 """
 
 from collections.abc import Iterator
@@ -12,14 +12,15 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from methods.core.configurations import Granularity
 from methods.core.hyperparameters import Choice
-from methods.core.interface import Cost, Granularity, Mask, Posterior, Problem, Scores, full_mask
+from methods.core.interface import Cost, Mask, Posterior, Problem, Scores, full_mask
 from methods.registry.registry import register
 from methods.structure.channel_groups import Coupling, removed, survivors
 from methods.structure.graph_trace import traced
 from methods.structure.removal_check import unsound
 
-CLOSE = 1e-3  # a reached share of a cost this near to the one asked for needs no look at how large the steps are
+CLOSE = 1e-3  # a reached fraction of a cost this close to the requested one is accepted without looking at the step sizes
 _known: WeakKeyDictionary[nn.Module, tuple[Any, Coupling]] = WeakKeyDictionary()
 
 
@@ -30,10 +31,19 @@ def _graph(model: nn.Module, example: Tensor) -> Any:
 
 
 def coupling_of(model: nn.Module, input_shape: tuple[int, ...]) -> Coupling:
-    """How the channels of a model hang together, for inputs of a shape (without the batch).
+    """Find which channels of a model must be removed together.
 
-    Remembered as long as the model lives and its parameters keep their shapes. Raises ValueError where the network cannot be
-    traced, ties weights or uses a layer twice, or where nothing of it can be removed.
+    The result is stored as long as the model exists and its parameters keep their shapes.
+
+    Args:
+        model: the network.
+        input_shape: shape of one input, without the batch dimension.
+
+    Returns:
+        The coupling.
+
+    Raises:
+        ValueError: if the network cannot be traced, has tied weights, uses a layer twice, or no channel can be removed.
     """
     key = (tuple(input_shape), tuple((n, p.shape) for n, p in model.named_parameters()))
     known = _known.get(model)
@@ -51,32 +61,41 @@ def coupling_of(model: nn.Module, input_shape: tuple[int, ...]) -> Coupling:
 @register("channel")
 @dataclass(frozen=True, kw_only=True)
 class Channel(Granularity):
-    """Remove channels and attention heads, those of least score first, until the share that is removed is nearest to the one asked.
+    """Remove the lowest-scored channels and attention heads until the sparsity is as close as possible to the requested one.
 
-    A unit is a channel with all that is coupled to it (rows of the layers that make it, columns of those that read it), or a
-    head. Its score is the sum over its prunable weights, so that a criterion's scores for weights serve unchanged. The weights
-    of a unit go together and so the sparsity is hit only to within half of what a unit weighs. The best unit of
-    each layer stays: no layer is ever emptied. The network's inputs and outputs stay, and what `methods.rehearsal` finds cannot
-    be removed (in MLP-Mixers, all but hidden units); grouped convolutions that are not depthwise keep their channels.
+    A unit is a channel with everything coupled to it (the rows of the layers that produce it, the columns of the layers that read
+    it), or an attention head. Its score is the sum of the scores of its prunable weights, so any criterion can be used. The weights
+    of a unit are removed together; the reached sparsity differs from the requested one by at most half the size of a unit. The
+    best unit of each layer is always kept, so no layer becomes empty. Inputs and outputs of the network stay, and so do channels
+    that `methods.structure.removal_check` finds not to be removable (in MLP-Mixers all but hidden units). Grouped convolutions
+    keep their channels, except depthwise ones.
 
-    `normalisation`: how units of different pools (layers, or layers that are added up) compare. "mean": a unit's score over the
-    mean of its pool's (their absolute values); "size": its mean score of a weight; "none": the sum. `ranking`: "layer" takes
-    the same share of every pool.
+    `normalisation` decides how units of different pools are compared; a pool is a layer, or all layers whose outputs are added.
+    "mean": the score divided by the mean absolute score of the pool; "size": the mean score of a weight of the unit; "none": the
+    sum. `ranking`: "global" ranks all units together; "layer" removes the same fraction of every pool.
     """
 
-    normalisation: str = Choice("mean", "mean", "size", "none", tuned=False)
-    ranking: str = Choice("global", "global", "layer", tuned=False)
+    normalisation: str = Choice(
+        "mean", "mean", "size", "none", tuned=False, meaning="how scores of channels in different layers are compared"
+    )
+    ranking: str = Choice(
+        "global", "global", "layer", tuned=False, meaning="rank all channels together, or remove the same share of each layer"
+    )
     compacts = True
 
     def cut(self, problem: Problem, scores: Scores, sparsity: float, cost: Cost | None = None) -> Mask:
-        """See `Granularity.cut`. Raises ValueError where the share is beyond reach, because no layer may be emptied or the present
-        mask goes further already, and where that mask is not one of whole channels."""
+        """See `Granularity.cut`.
+
+        Raises:
+            ValueError: if the sparsity cannot be reached without emptying a layer, the current mask removes more, or it does not
+                consist of whole channels.
+        """
         if not 0.0 <= sparsity < 1.0:
             raise ValueError(f"sparsity {sparsity!r} is not in [0, 1)")
         coupling = coupling_of(problem.model, problem.input_shape)
         present = coupling.kept_units(problem.mask)
-        lots = torch.rand(len(present), generator=problem.generator("ties"), dtype=torch.float64)
-        order = coupling.order(self._worth(coupling, scores, problem.mask), present, lots, by_pool=self.ranking == "layer")
+        tie_breakers = torch.rand(len(present), generator=problem.generator("ties"), dtype=torch.float64)
+        order = coupling.order(self._worth(coupling, scores, problem.mask), present, tie_breakers, by_pool=self.ranking == "layer")
         share = _Share(problem.model, coupling, cost)
 
         def after(count: int) -> Tensor:
@@ -84,21 +103,25 @@ class Channel(Granularity):
             kept[order[:count]] = False
             return kept
 
-        low, high = 0, len(order)  # the first count that reaches the share, by bisection: more units never weigh less
+        low, high = 0, len(order)  # bisection for the smallest count that reaches the sparsity: it does not decrease with the count
         while low < high:
             middle = (low + high) // 2
             low, high = (low, middle) if share(after(middle)) >= sparsity else (middle + 1, high)
         count = min((c for c in (low - 1, low) if c >= 0), key=lambda c: abs(share(after(c)) - sparsity))
         kept, reached = after(count), share(after(count))
         if count == len(order) and reached < sparsity and not share.near(reached, sparsity):
-            raise ValueError(f"sparsity {sparsity} cannot be reached without emptying a layer: {reached:.4g} is the largest that can")
+            raise ValueError(f"sparsity {sparsity} cannot be reached without emptying a layer; the largest possible is {reached:.4g}")
         if count == 0 and reached > sparsity and not share.near(reached, sparsity):
-            raise ValueError(f"sparsity {sparsity} is below that of the present mask, {reached:.4g}")
+            raise ValueError(f"sparsity {sparsity} is lower than the sparsity of the current mask, {reached:.4g}")
         return coupling.mask(kept, problem.device)
 
     def check(self, problem: Problem, sparsity: float, cost: Cost | None = None) -> None:
-        """Raise RuntimeError where the mask is not one of whole channels, empties a layer, removes a channel that must stay, or is
-        further from the sparsity than half of what the largest unit weighs. A `cost` must be deterministic for this."""
+        """See `Granularity.check`. A `cost` must be deterministic for this.
+
+        Raises:
+            RuntimeError: if the mask does not consist of whole channels, empties a layer, removes a channel that must stay, or
+                differs from the sparsity by more than half the size of the largest unit.
+        """
         coupling = coupling_of(problem.model, problem.input_shape)
         try:
             kept = coupling.kept_units(problem.mask)
@@ -106,36 +129,39 @@ class Channel(Granularity):
             raise RuntimeError(str(error)) from error
         empty = coupling.empties(kept)
         if empty:
-            raise RuntimeError(f"the mask leaves nothing of '{empty[0]}'")
+            raise RuntimeError(f"the mask removes all of '{empty[0]}'")
         if not bool((kept | coupling.free).all()):
-            raise RuntimeError("the mask removes channels that have to stay")
+            raise RuntimeError("the mask removes channels that cannot be removed")
         share = _Share(problem.model, coupling, cost)
         if not share.near(share(kept), sparsity):
-            raise RuntimeError(f"the mask removes the share {share(kept):.4g}, {sparsity} was asked for")
+            raise RuntimeError(f"the mask has sparsity {share(kept):.4g} instead of {sparsity}")
 
     def compact(self, problem: Problem) -> Problem:
-        """The problem on a plain, smaller copy of its model, all weights kept, the posterior sliced to what is left.
+        """The problem on a smaller copy of its model, with all weights kept and the posterior restricted to them.
 
-        Priors, curvature and Kronecker factors of the kept weights are those of the whole: of a Gaussian this is the posterior
-        given that the others are zero. Scalar priors stay; factors that do not split into rows and columns are left out. Raises
-        ValueError where the mask is not one of whole channels, RuntimeError where the smaller model is not what the mask keeps.
+        Priors, curvature and Kronecker factors keep the values of the kept weights: for a Gaussian this is the posterior given that
+        the removed weights are zero. Scalar priors stay. Factors that cannot be divided into rows and columns are left out.
+
+        Raises:
+            ValueError: if the mask does not consist of whole channels.
+            RuntimeError: if the smaller model does not contain exactly the kept weights.
         """
         coupling = coupling_of(problem.model, problem.input_shape)
         kept = coupling.kept_units(problem.mask)
         small = removed(problem.model, coupling, kept)
         left = survivors(problem.model, coupling, kept)
-        # Checked, not trusted: libraries have been seen to remove nothing, other channels, or to shuffle those that are left.
+        # Removal is always checked: libraries were seen to remove nothing or other channels, or to reorder those that are left.
         for name, m in problem.mask.items():
             if not torch.equal(left[name].flatten(), m.flatten().nonzero().squeeze(1).cpu()):
-                raise RuntimeError(f"the smaller network does not have the weights of '{name}' that the mask keeps")
+                raise RuntimeError(f"the smaller network does not contain exactly the kept weights of '{name}'")
         shuffled = [n for n, indices in left.items() if bool((indices.flatten().diff() <= 0).any())]
         if shuffled:
-            raise RuntimeError(f"the smaller network has the entries of '{shuffled[0]}' in another order")
+            raise RuntimeError(f"the smaller network has the entries of '{shuffled[0]}' in a different order")
         posterior = None if problem.posterior is None else _sliced(problem.posterior, left, problem.model)
         return replace(problem, model=small, mask=full_mask(small), posterior=posterior)
 
     def _worth(self, coupling: Coupling, scores: Scores, mask: Mask) -> Tensor:
-        """The score of each unit, comparable between pools; weights already masked count for nothing."""
+        """The score of each unit after normalisation; masked weights are ignored."""
         worth = coupling.sums({n: v * mask[n].to(v.device) for n, v in scores.values.items()})
         if self.normalisation == "mean":
             alive = coupling.kept_units(mask).double()
@@ -149,13 +175,13 @@ class Channel(Granularity):
 
 
 class _Share:
-    """Kept units -> the share of the dense network that is removed: of its prunable weights, or of its cost."""
+    """Kept units -> the fraction of the dense network that is removed: of its prunable weights, or of its cost."""
 
     def __init__(self, model: nn.Module, coupling: Coupling, cost: Cost | None) -> None:
         self.model, self.coupling, self.cost = model, coupling, cost
         self.dense = cost(model) if cost is not None else float(coupling.weights)
         if not self.dense > 0:
-            raise ValueError(f"the cost of the dense network is {self.dense}: no share of it can be removed")
+            raise ValueError(f"the cost of the dense network must be positive, not {self.dense}")
         self.known: dict[bytes, float] = {}
 
     def __call__(self, kept: Tensor) -> float:
@@ -166,14 +192,14 @@ class _Share:
         return self.known[key]
 
     def near(self, reached: float, asked: float) -> bool:
-        """Whether nothing nearer may be expected: the difference is at most half of the largest share that one unit has."""
+        """Whether the difference is at most half the size of the largest unit, so that no closer value can be expected."""
         difference = abs(reached - asked) - 1e-12
         if self.cost is None:
             return difference <= float(self.coupling.sizes[self.coupling.free].max()) / self.dense / 2
         return difference <= CLOSE or any(difference <= self(kept) / 2 for kept in self._single())
 
     def _single(self) -> Iterator[Tensor]:
-        """The network without one unit: of each pool in turn its largest, the pools with the largest first."""
+        """Units kept if one is removed: the largest unit of each pool in turn, the largest pools first."""
         seen = set()
         sizes = torch.where(self.coupling.free, self.coupling.sizes, -1.0)
         for unit in sizes.argsort(descending=True).tolist():
@@ -185,7 +211,7 @@ class _Share:
 
 
 def _sliced(posterior: Posterior, left: dict[str, Tensor], model: nn.Module) -> Posterior:
-    """The posterior of what is left of each parameter, given by flat indices."""
+    """The posterior restricted to the entries `left` (flat indices) of each parameter."""
     shapes = {n: p.shape for n, p in model.named_parameters()}
 
     def slice_of(name: str, value: Tensor) -> Tensor:
@@ -201,7 +227,7 @@ def _sliced(posterior: Posterior, left: dict[str, Tensor], model: nn.Module) -> 
 
 
 def _sliced_factors(factors: tuple[Tensor, Tensor], left: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor] | None:
-    """(B (G, o, o), A (G, i, i)) of the rows and columns that are left; None where these make no such factors."""
+    """(B (G, o, o), A (G, i, i)) restricted to the rows and columns that are left; None if the entries are not such a product."""
     outer, inner = factors
     width = shape.numel() // shape[0]
     rows, columns = (left // width).unique().to(outer.device), (left % width).unique().to(inner.device)
@@ -209,6 +235,6 @@ def _sliced_factors(factors: tuple[Tensor, Tensor], left: Tensor, shape: torch.S
         return None
     if len(outer) == 1:
         return outer[:, rows][:, :, rows], inner[:, columns][:, :, columns]
-    if outer.shape[1] == 1 and len(columns) == width:  # depthwise: a group a row
+    if outer.shape[1] == 1 and len(columns) == width:  # depthwise: one group per row
         return outer[rows], inner[rows]
     return factors if left.numel() == shape.numel() else None

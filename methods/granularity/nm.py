@@ -1,54 +1,63 @@
-"""n:m patterns: of every m consecutive weights along the input at most n stay, as sparse matrix hardware reads them."""
+"""n:m patterns: at most n of every m consecutive weights along the input are kept, a format that hardware supports for 2:4."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from methods.core.configurations import Granularity
 from methods.core.hyperparameters import Int
-from methods.core.interface import Cost, Granularity, Mask, Problem, Scores
+from methods.core.interface import Cost, Mask, Problem, Scores
 from methods.registry.registry import register
 
-# What torch's semi-structured form asks of a half-precision weight: rows and columns are multiples of these.
+# Torch's semi-structured format requires a half-precision weight whose rows and columns are multiples of these.
 ROWS, COLUMNS = 32, 64
 
 
 @register("2:4")
 @dataclass(frozen=True, kw_only=True)
 class Pattern(Granularity):
-    """Keep the n best-scored of every m consecutive weights along the input dimension (Mishra et al. 2021, "Accelerating sparse
-    deep neural networks"): of a Linear layer its input features, of a convolution its input channels, at each place of the kernel.
+    """Keep the n best-scored of every m consecutive weights along the input dimension.
 
-    Layers whose inputs are not a multiple of m stay dense, and count as such. So there is one sparsity, 1 - n/m; below it, on the way
-    there in rounds, the lowest of the weights that the pattern will remove go first, over all layers. Ties are broken by a seeded
-    lot that does not depend on the sparsity.
+    In a Linear layer a group lies along the input features, in a convolution along the input channels, separately for each position
+    of the kernel. Layers whose number of inputs is not a multiple of m stay dense.
+
+    The pattern has one sparsity, 1 - n/m of the layers that it fits. Smaller sparsities (of intermediate rounds) remove the
+    lowest-scored of the weights that the pattern will remove, ranked over all layers. Ties are broken at random by the problem's
+    seed, independently of the sparsity.
+
+    Reference: Mishra et al. 2021, "Accelerating sparse deep neural networks".
     """
 
-    n: int = Int(2, 1, 31, tuned=False)
-    m: int = Int(4, 2, 32, tuned=False)
+    n: int = Int(2, minimum=1, meaning="weights kept in each group")
+    m: int = Int(4, minimum=2, meaning="weights in each group")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n >= self.m:
-            raise ValueError(f"a pattern {self.n}:{self.m} keeps everything: n must be below m")
+            raise ValueError(f"the pattern {self.n}:{self.m} removes nothing: n must be smaller than m")
 
     @property
     def fixed_sparsity(self) -> float:
-        """1 - n/m, of the layers that the pattern fits."""
+        """1 - n/m, a fraction of the layers that the pattern fits."""
         return 1.0 - self.n / self.m
 
     def unsupported(self, problem: Problem) -> str | None:
-        """Where no layer has a multiple of m inputs."""
+        """A reason if no layer has a multiple of m inputs."""
         fits = any(self.fits(w) for w in problem.weights.values())
-        return None if fits else f"no layer has a number of inputs that {self.m} divides"
+        return None if fits else f"no layer has a multiple of {self.m} inputs"
 
     def fits(self, weight: Tensor) -> bool:
-        """Whether the pattern can be laid over a weight (out, in, *kernel)."""
+        """Whether the number of inputs of a weight (out, in, *kernel) is a multiple of m."""
         return weight.shape[1] % self.m == 0
 
     def cut(self, problem: Problem, scores: Scores, sparsity: float, cost: Cost | None = None) -> Mask:
-        """See `Granularity.cut`. Raises ValueError above the pattern's own sparsity, where no layer fits, and where the present mask
-        leaves fewer than n weights of a group."""
+        """See `Granularity.cut`.
+
+        Raises:
+            ValueError: if the sparsity is above that of the pattern, no layer fits, or the current mask keeps fewer than n weights
+                of a group.
+        """
         self.refuse(cost)
         share = self._share(sparsity)
         if reason := self.unsupported(problem):
@@ -57,46 +66,55 @@ class Pattern(Granularity):
         names = [name for name, m in mask.items() if self.fits(m)]
         generator = problem.generator("ties")
         ranked = {name: self._ranked(scores.values[name], mask[name], generator) for name in names}
-        # Candidates are what the pattern will remove: in each group all but the n best.
-        losers = torch.cat([best_first[:, self.n :].flatten() for _, best_first in ranked.values()])
-        order = torch.argsort(losers, stable=True)
-        doomed = torch.zeros(len(losers), dtype=torch.bool)
-        doomed[order[: round(share * len(losers))]] = True
-        for name, part in zip(names, doomed.split([r[0].shape[0] * (self.m - self.n) for r in ranked.values()]), strict=True):
+        for name, part in self._chosen(ranked, share).items():
             places, _ = ranked[name]
-            gone = torch.zeros(places.shape, dtype=torch.bool)
-            gone.scatter_(1, places[:, self.n :], part.view(-1, self.m - self.n))
-            if bool((gone & ~self._groups(problem.mask[name]).cpu()).sum() != (~self._groups(problem.mask[name])).sum()):
-                raise ValueError(f"the present mask of '{name}' goes further than {self.n}:{self.m} at sparsity {sparsity}")
-            mask[name] = self._weights(~gone, mask[name].shape).to(mask[name].device)
+            dropped = torch.zeros(places.shape, dtype=torch.bool)
+            dropped.scatter_(1, places[:, self.n :], part)
+            if bool((dropped & ~self._groups(problem.mask[name]).cpu()).sum() != (~self._groups(problem.mask[name])).sum()):
+                raise ValueError(f"the current mask of '{name}' removes more than {self.n}:{self.m} at sparsity {sparsity}")
+            mask[name] = self._weights(~dropped, mask[name].shape).to(mask[name].device)
         return mask
 
+    def _chosen(self, ranked: dict[str, tuple[Tensor, Tensor]], share: float) -> dict[str, Tensor]:
+        """Name -> (groups, m - n): which of the weights that the pattern will remove are removed now, the lowest scores first."""
+        losers = torch.cat([best_first[:, self.n :].flatten() for _, best_first in ranked.values()])
+        order = torch.argsort(losers, stable=True)
+        chosen = torch.zeros(len(losers), dtype=torch.bool)
+        chosen[order[: round(share * len(losers))]] = True
+        sizes = [places.shape[0] * (self.m - self.n) for places, _ in ranked.values()]
+        return {name: part.view(-1, self.m - self.n) for name, part in zip(ranked, chosen.split(sizes), strict=True)}
+
     def check(self, problem: Problem, sparsity: float, cost: Cost | None = None) -> None:
-        """Raise RuntimeError where a group keeps fewer than n weights, a layer that does not fit is cut, or the count is not right."""
+        """See `Granularity.check`.
+
+        Raises:
+            RuntimeError: if a group keeps fewer than n weights, a layer that the pattern does not fit is cut, or the number of removed
+                weights is wrong.
+        """
         self.refuse(cost)
         share = self._share(sparsity)
         total = removed = 0
         for name, m in problem.mask.items():
             if not self.fits(m):
                 if not bool(m.all()):
-                    raise RuntimeError(f"'{name}' is cut, but {self.m} does not divide its inputs")
+                    raise RuntimeError(f"'{name}' is cut, but its number of inputs is not a multiple of {self.m}")
                 continue
             kept = self._groups(m).sum(1)
             if int(kept.min()) < self.n:
-                raise RuntimeError(f"'{name}' keeps {int(kept.min())} of {self.m} weights in a group, not {self.n}")
+                raise RuntimeError(f"'{name}' keeps {int(kept.min())} of {self.m} weights in a group, but the pattern requires {self.n}")
             total += len(kept) * (self.m - self.n)
             removed += int((self.m - kept).sum())
         if removed != round(share * total):
-            raise RuntimeError(f"the mask removes {removed} weights of layers that fit, {round(share * total)} were asked for")
+            raise RuntimeError(f"the mask removes {removed} weights, but sparsity {sparsity} requires {round(share * total)}")
 
     def _share(self, sparsity: float) -> float:
-        """Of the weights that the pattern removes, the share that is removed at a sparsity."""
+        """The fraction of the weights removed by the pattern that is removed at a sparsity."""
         if not 0.0 <= sparsity <= self.fixed_sparsity:
-            raise ValueError(f"{self.n}:{self.m} has the sparsity {self.fixed_sparsity:g}, not {sparsity:g}")
+            raise ValueError(f"{self.n}:{self.m} has sparsity {self.fixed_sparsity:g}: {sparsity:g} is not between 0 and this")
         return sparsity / self.fixed_sparsity
 
     def _groups(self, weight: Tensor) -> Tensor:
-        """(out, in, *kernel) -> (groups, m): input channels last, and cut into runs of m."""
+        """(out, in, *kernel) -> (groups, m), with the input channels as the last dimension before grouping."""
         return weight.movedim(1, -1).reshape(-1, self.m)
 
     def _weights(self, groups: Tensor, shape: torch.Size) -> Tensor:
@@ -104,18 +122,26 @@ class Pattern(Granularity):
         return groups.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1).contiguous()
 
     def _ranked(self, scores: Tensor, mask: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Of each group the places, best first, and their scores, on the CPU. Masked weights come last, with the lowest score."""
+        """(places, scores) of each group, best first, each (groups, m) on the CPU. Masked weights come last."""
         values = self._groups(scores.detach().double().masked_fill(~mask, -torch.inf)).cpu()
-        lots = torch.rand(values.shape, generator=generator, dtype=torch.float64).argsort(dim=1)
-        order = values.gather(1, lots).argsort(dim=1, descending=True, stable=True)
-        places = lots.gather(1, order)
+        tie_breakers = torch.rand(values.shape, generator=generator, dtype=torch.float64).argsort(dim=1)
+        order = values.gather(1, tie_breakers).argsort(dim=1, descending=True, stable=True)
+        places = tie_breakers.gather(1, order)
         return places, values.gather(1, places)
 
 
 def semi_structured(model: nn.Module, mask: Mask) -> list[str]:
-    """Turn the Linear weights of a half-precision model on a GPU, in place, into torch's semi-structured sparse form.
+    """Convert 2:4-masked Linear weights into torch's semi-structured sparse format, in place.
 
-    The names of those that were: 2:4-masked weights whose shape the form takes. Raises RuntimeError where torch has no kernel.
+    Args:
+        model: a half-precision model on a GPU.
+        mask: name -> bool tensor.
+
+    Returns:
+        The names of the converted weights: those that are masked and have a shape that the format supports.
+
+    Raises:
+        RuntimeError: if torch has no kernel for the device.
     """
     from torch.sparse import to_sparse_semi_structured
 

@@ -4,22 +4,27 @@ from dataclasses import dataclass
 
 import torch
 
-from methods.core.interface import Cost, Granularity, Mask, Problem, Scores, count_masked
+from methods.core.configurations import Granularity
+from methods.core.interface import Cost, Mask, Problem, Scores, count_masked
 from methods.registry.registry import register
 
 
 @register("weight")
 @dataclass(frozen=True, kw_only=True)
 class Weight(Granularity):
-    """Keep the n - round(s·n) best-scored of the n prunable weights, to the weight.
+    """Remove the round(s·n) lowest-scored of all n prunable weights (unstructured pruning).
 
-    Never `score <= threshold`, which misses the count where scores are equal: weights above the k-th score are kept, and
-    among those equal to it a seeded lot decides. The lot does not depend on the sparsity, so masks of the same scores are
-    nested. Time O(n): a selection, not a sort.
+    The count is exact. Weights with a score above the k-th largest are kept; among those with the same score as the k-th, a random
+    choice by the problem's seed decides. It does not depend on the sparsity, so masks of the same scores are nested. The time is
+    O(n): the threshold is found by selection, not by sorting.
     """
 
     def cut(self, problem: Problem, scores: Scores, sparsity: float, cost: Cost | None = None) -> Mask:
-        """See `Granularity.cut`. Raises ValueError where fewer weights are alive than must be kept."""
+        """See `Granularity.cut`.
+
+        Raises:
+            ValueError: if the current mask keeps fewer weights than the sparsity requires.
+        """
         self.refuse(cost)
         names = list(problem.mask)
         alive = torch.cat([problem.mask[n].flatten() for n in names])
@@ -27,15 +32,15 @@ class Weight(Granularity):
         keep = flat.numel() - count_masked(sparsity, flat.numel())
         candidates = alive.nonzero().squeeze(1)
         if keep > len(candidates):
-            raise ValueError(f"sparsity {sparsity} keeps {keep} weights, the present mask has only {len(candidates)} left")
+            raise ValueError(f"sparsity {sparsity} keeps {keep} weights, but the current mask has only {len(candidates)} left")
         values = flat[candidates]
         threshold = values.kthvalue(len(values) - keep + 1).values if keep else values.new_tensor(torch.inf)
         chosen = values > threshold
         ties = (values == threshold).nonzero().squeeze(1)
-        lots = torch.rand(flat.numel(), generator=problem.generator("ties"), dtype=torch.float64).to(flat.device)
+        tie_breakers = torch.rand(flat.numel(), generator=problem.generator("ties"), dtype=torch.float64).to(flat.device)
         missing = keep - int(chosen.sum())
         if missing:
-            chosen[ties[lots[candidates[ties]].topk(missing).indices]] = True
+            chosen[ties[tie_breakers[candidates[ties]].topk(missing).indices]] = True
         kept = torch.zeros_like(alive)
         kept[candidates[chosen]] = True
         pieces = kept.split([problem.mask[n].numel() for n in names])

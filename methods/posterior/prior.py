@@ -1,4 +1,4 @@
-"""The Gaussian prior N(0, 1/d) over the weights, one precision d for each parameter that it covers."""
+"""The Gaussian prior N(0, 1/d) over the weights, with precision d."""
 
 import torch
 from torch import Tensor, nn

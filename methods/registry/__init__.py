@@ -1,1 +1,1 @@
-"""Names: what is registered, how it is spelled, and the hash of its source."""
+"""Names of methods: registration, spelling, options, plug-ins, and the hash of their source code."""

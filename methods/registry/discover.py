@@ -1,4 +1,4 @@
-"""A new method is one new file: its folder is read, no list is kept by hand."""
+"""Finds the modules of a folder, so that a new method needs one new file and no entry in a list."""
 
 import importlib
 import pkgutil

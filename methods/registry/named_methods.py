@@ -1,22 +1,22 @@
-"""The named methods beyond one per criterion: a table of values."""
+"""Named methods other than the one that every criterion has: a table of values."""
 
 from methods.core.interface import Stage
 from methods.core.schedule import Gradual, Iterative, Rewinding
 from methods.registry.registry import SCHEDULES, Method, define
 
-# Gradual pruning (Zhu and Gupta 2017, "To prune, or not to prune"): it begins when the network has learned, and ends early
-# enough for the pruned network to train on.
+# Gradual pruning (Zhu and Gupta 2017, "To prune, or not to prune"). It starts when the network has learned something, and ends early
+# enough for the pruned network to be trained further.
 GRADUAL = Gradual(shape="cubic", start=0.0, begin=1 / 3, end=3 / 4, every=1, persistent=True)
 
-# Online pruning as SpaM's code releases it: a line from sparsity 0.1, with dynamic masks, to the last epoch. Departures: the
-# last cut is at the target exactly, and its mask is final; a cut after every second epoch stands for one in ten of a hundred;
-# the burn-in is a third of the training. As there, the scores take the curvature of the last update of the prior.
+# Online pruning as in the released code of SpaM: sparsity rises linearly from 0.1 to the last epoch, with dynamic masks; the scores use
+# the curvature of the last update of the prior. Departures: the last cut reaches the target exactly and its mask is final; there is a
+# cut after every second epoch, not after every tenth of a hundred; the burn-in is a third of the training.
 RELEASED = Gradual(shape="linear", start=0.1, begin=1 / 3, end=1.0, every=2, persistent=False)
 
 
 def _spam(**options: str) -> Method:
-    """A variant of SpaM, named after what it does not share with `spam`: each trains networks of its own, so it is costly."""
-    name = "_".join(["spam", *("kfac" if o == "kronecker" else o for o in options.values() if o != "parameter")])
+    """A variant of `spam`, named after the options that differ from it. It is costly: it shares no trained network with others."""
+    name = "_".join(["spam", *("kfac" if o == "kronecker" else o for o in options.values())])
     return Method(name, "opd", training="spam", training_options=options, costly=True)
 
 
@@ -28,7 +28,8 @@ for _method in (
     Method("spam", "opd", training="spam"),
     Method("dwf", "magnitude", training="dwf"),
     *(_spam(prior=prior) for prior in ("unit", "layer", "scalar")),
-    *(_spam(structure="kronecker", prior=prior) for prior in ("parameter", "unit", "layer", "scalar")),
+    _spam(structure="kronecker"),
+    *(_spam(structure="kronecker", prior=prior) for prior in ("unit", "layer", "scalar")),
     Method("magnitude_iterative", "magnitude", schedule=Iterative(), costly=True),
     Method("imp", "magnitude", stage=Stage.DURING, schedule=Rewinding(), costly=True),
     Method("magnitude_gradual", "magnitude", stage=Stage.DURING, schedule=GRADUAL, costly=True),

@@ -1,17 +1,14 @@
-"""Where methods are found by name: registration, composition (`criterion@training`), plug-ins."""
+"""The registry: criteria, trainings, granularities and methods by name, and composition (`criterion@training`)."""
 
 import difflib
-import hashlib
 import importlib.metadata
-import importlib.util
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+from methods.core.configurations import Configuration, Criterion, Granularity, Training
 from methods.core.hyperparameters import ranges
-from methods.core.interface import Configuration, Criterion, Granularity, Stage, Training
+from methods.core.interface import Stage
 from methods.core.schedule import Gradual, Schedule
 from methods.registry import spelling
 
@@ -19,23 +16,32 @@ ENTRY_POINTS = "razorbench.methods"
 KINDS: dict[str, type[Configuration]] = {"criteria": Criterion, "trainings": Training, "granularities": Granularity}
 _registered: dict[str, dict[str, type[Configuration]]] = {kind: {} for kind in KINDS}
 _methods: dict[str, "Method"] = {}
-SCHEDULES: dict[str, Schedule] = {}  # name -> what `criterion(schedule=name)` means
-RESERVED = {"dense": "the rows of unpruned networks", "all": "every method"}  # what a name on the command line or a board stands for
+SCHEDULES: dict[str, Schedule] = {}  # name -> schedule of `criterion(schedule=name)`
+RESERVED = {"dense": "the rows of unpruned networks", "all": "every method"}  # names with another meaning on the command line
 _loaded: set[str] = set()
 C = TypeVar("C", bound=type[Configuration])
 
 
 class UnknownName(ValueError):
-    """A name nobody registered; the message names it, the nearest match and what there is."""
+    """A name that is not registered. The message contains it, the closest match and the registered names."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A named value on the leaderboard: a criterion with options, a training, and the stage where the criterion is applied.
+    """A pruning method: a criterion with options, a training, and the stage at which the criterion is applied.
 
-    `options` and `training_options` are fixed by the name and never tuned. `costly` methods must be asked for by name.
-    `schedule` says when to cut: needed at stage DURING, allowed at AFTER, and made for the stage it is given at. Raises ValueError
-    where it is missing or does not fit, or the criterion does not allow the stage.
+    Attributes:
+        name: its name on the leaderboard.
+        criterion: name of the criterion.
+        training: name of the training.
+        stage: when weights are removed.
+        options: hyperparameters of the criterion that the name fixes; they are never tuned.
+        training_options: the same for the training.
+        costly: whether the method is left out unless it is requested by name.
+        schedule: when to cut, in several steps; required at stage DURING, optional at stage AFTER.
+
+    Raises:
+        ValueError: if the schedule is missing or is for another stage, or the criterion does not allow the stage.
     """
 
     name: str
@@ -49,7 +55,7 @@ class Method:
 
     def __post_init__(self) -> None:
         if self.stage == Stage.DURING and self.schedule is None:
-            raise ValueError(f"method '{self.name}' prunes while training: it needs a schedule")
+            raise ValueError(f"method '{self.name}' prunes during training: it needs a schedule")
         if self.schedule is not None and self.stage != self.schedule.stage:
             raise ValueError(
                 f"method '{self.name}': a schedule '{self.schedule.kind}' is for stage '{self.schedule.stage}', not '{self.stage}'"
@@ -60,40 +66,50 @@ class Method:
             raise ValueError(f"method '{self.name}': criterion '{self.criterion}' is for stage {allowed}, not '{self.stage}'")
 
     def make_criterion(self, **hyperparameters: Any) -> Criterion:
-        """The criterion with this method's options and the given hyperparameters; ValueError where one does not exist."""
+        """The criterion with this method's options and the given hyperparameters.
+
+        Raises:
+            ValueError: if a hyperparameter does not exist, is outside its limits, or is fixed to another value by the name.
+        """
         made: Criterion = make("criteria", self.criterion, self._with(hyperparameters, self.options))
         return made
 
     def make_training(self, **hyperparameters: Any) -> Training:
-        """The training with this method's options and the given hyperparameters."""
+        """The training with this method's options and the given hyperparameters; raises as `make_criterion` does."""
         made: Training = make("trainings", self.training, self._with(hyperparameters, self.training_options))
         return made
 
     def _with(self, asked: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in fixed.items():
             if asked.get(name, value) != value:
-                raise ValueError(f"'{self.name}' has {name}={value!r} by name; {name}={asked[name]!r} is another method")
+                raise ValueError(f"'{self.name}' fixes {name}={value!r}; {name}={asked[name]!r} is another method")
         return {**asked, **fixed}
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """' (did you mean X?)' where an option is close to the name, else ''."""
+    """' (did you mean X?)' for the option closest to a misspelt name; '' if none is close."""
     match = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
     return f" (did you mean '{match[0]}'?)" if match else ""
 
 
 def unknown(kind: str, name: str, options: Iterable[str]) -> UnknownName:
-    """The one-line error for a name that is not among the options."""
+    """The error for a name that is not among the options; `kind` says what it should name."""
     options = list(options)
     return UnknownName(f"unknown {kind} '{name}'{nearest(name, options)}; available: {', '.join(options)}")
 
 
 def register(name: str, *, costly: bool = False) -> Callable[[C], C]:
-    """Class decorator that registers a Criterion, a Training or a Granularity under its name.
+    """Class decorator that registers a Criterion, a Training or a Granularity.
 
-    A criterion becomes a method of that name under training `map` at its default stage (DURING: by the default `Gradual`).
-    Names are lower-case words joined by underscores (or n:m). Raises ValueError where the name is taken or reserved, TypeError
-    where the class is none of these.
+    A criterion becomes a method of the same name too, with training `map`, at its default stage (DURING: with the default `Gradual`).
+
+    Args:
+        name: lower-case letters, digits and underscores (or a pattern n:m).
+        costly: whether the method is left out unless it is requested by name.
+
+    Raises:
+        ValueError: if the name is taken, reserved or malformed.
+        TypeError: if the class is not a Criterion, a Training or a Granularity.
     """
 
     def add(cls: C) -> C:
@@ -116,7 +132,11 @@ def register(name: str, *, costly: bool = False) -> Callable[[C], C]:
 
 
 def define(method: Method) -> None:
-    """Add one named method to the table. Raises ValueError where the name is reserved or there, or the same under another name."""
+    """Add a named method.
+
+    Raises:
+        ValueError: if the name is taken or reserved, or the same method exists under another name.
+    """
     _refuse_reserved(f"method '{method.name}'", method.name)
     if method.name in _methods:
         raise ValueError(f"method '{method.name}' is defined twice")
@@ -127,7 +147,7 @@ def define(method: Method) -> None:
 
 
 def _refuse_reserved(what: str, name: str) -> None:
-    """ValueError where a name, or what stands before its training and options, is reserved."""
+    """Raise ValueError if a name, without its training and options, is reserved."""
     plain = name.partition("@")[0].partition("(")[0].strip()
     if plain in RESERVED:
         raise ValueError(f"{what}: the name '{plain}' is reserved for {RESERVED[plain]}")
@@ -138,18 +158,27 @@ def _identity(m: Method) -> tuple[Any, ...]:
 
 
 def names(kind: str = "methods") -> list[str]:
-    """The registered names of one kind: methods, criteria, trainings or granularities, in order of registration."""
+    """The registered names of a kind ("methods", "criteria", "trainings" or "granularities"), in order of registration."""
     load_entry_points()
     return list(_methods if kind == "methods" else _registered[kind])
 
 
 def get(name: str) -> Method:
-    """The method of that name. `criterion@training` composes, and is normalised to a registered method that equals it.
+    """Find or compose a method by name.
 
-    Hyperparameters may be fixed in brackets, of the criterion or of the training after `@`: `magnitude@map(weight_decay=0.005)`,
-    `opd(form=eigenbasis)@spam(prior=layer)`; those of a name without `@` may be of either. `obd(schedule=iterative)` cuts by a
-    schedule: `SCHEDULES`. The method's own name is the one spelling of it: `opd(precision=2)` is `opd(precision=2.0)`, and options
-    that are so anyway are left out. Raises ValueError naming what is wrong.
+    Args:
+        name: a registered name, or one of these forms:
+            `criterion@training`;
+            with hyperparameters in brackets, before `@` of the criterion, after `@` of the training, without `@` of either:
+            `magnitude(weight_decay=0.005)`, `opd(form=eigenbasis)@spam(prior=layer)`;
+            with a schedule of `SCHEDULES`: `obd(schedule=iterative)`.
+
+    Returns:
+        The method under its canonical name: a registered method if it is equal, numbers in one format (`precision=2` becomes
+        `precision=2.0`), options equal to the defaults left out.
+
+    Raises:
+        ValueError: if the name cannot be read, or a part of it does not exist or is not allowed.
     """
     load_entry_points()
     if name in _methods:
@@ -162,10 +191,10 @@ def get(name: str) -> Method:
     if at and right not in _registered["trainings"]:
         raise unknown("training", right, _registered["trainings"])
     if at and base.training not in ("map", right):
-        raise ValueError(f"'{name}': method '{left}' already trains with '{base.training}'; name its criterion '{base.criterion}'")
+        raise ValueError(f"'{name}': method '{left}' has the training '{base.training}'; use its criterion: '{base.criterion}@{right}'")
     planned = {"schedule": given.pop("schedule")} if "schedule" in given else {}
     made = replace(base, name=left, training=right or base.training, **_scheduled(**planned))
-    if not at:  # a name without a training: what is no hyperparameter of the criterion is one of the training
+    if not at:  # without a training in the name: options that the criterion does not have are those of the training
         own = ranges(lookup("criteria", base.criterion))
         trained = {k: v for k, v in given.items() if k not in own}
         given = {k: v for k, v in given.items() if k in own}
@@ -177,7 +206,7 @@ def get(name: str) -> Method:
 
 
 def _scheduled(schedule: str | None = None) -> dict[str, Any]:
-    """The fields of a method under a schedule of that name; none where there is no name."""
+    """The fields that a schedule, by its name, sets in a method; none without a schedule."""
     if schedule is None:
         return {}
     if schedule not in SCHEDULES:
@@ -186,13 +215,13 @@ def _scheduled(schedule: str | None = None) -> dict[str, Any]:
 
 
 def _options(kind: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that differ from the defaults, checked: canonical values, in the order of declaration."""
+    """The checked options that differ from the defaults, as canonical values in the order of declaration."""
     made, plain = make(kind, name, options), make(kind, name, {})
     return {k: getattr(made, k) for k in ranges(made) if getattr(made, k) != getattr(plain, k)}
 
 
 def lookup(kind: str, name: str) -> type[Configuration]:
-    """The registered class of that kind and name."""
+    """The registered class by kind and name; raises UnknownName."""
     load_entry_points()
     if name not in _registered[kind]:
         raise unknown({"criteria": "criterion", "granularities": "granularity"}.get(kind, kind[:-1]), name, _registered[kind])
@@ -200,7 +229,16 @@ def lookup(kind: str, name: str) -> type[Configuration]:
 
 
 def make(kind: str, name: str, hyperparameters: Mapping[str, Any]) -> Any:
-    """An instance by kind, name and hyperparameters; ValueError naming the one that does not exist or is out of range."""
+    """Make a criterion, training or granularity.
+
+    Args:
+        kind: "criteria", "trainings" or "granularities".
+        name: its registered name.
+        hyperparameters: values by name; the others have their defaults.
+
+    Raises:
+        ValueError: if the name or a hyperparameter does not exist, or a value is outside its limits.
+    """
     cls = lookup(kind, name)
     for key in hyperparameters:
         if key not in ranges(cls):
@@ -210,9 +248,13 @@ def make(kind: str, name: str, hyperparameters: Mapping[str, Any]) -> Any:
 
 
 def get_granularity(name: str) -> Granularity:
-    """The granularity of that name: a registered one, with options in brackets (`channel(ranking=layer)`), or any pattern n:m.
+    """Make a granularity by name.
 
-    Raises ValueError naming what is wrong.
+    Args:
+        name: a registered name, with options in brackets (`channel(ranking=layer)`), or a pattern n:m.
+
+    Raises:
+        ValueError: if there is no such granularity or option.
     """
     plain, options = spelling.parsed(name)
     n, colon, m = plain.partition(":")
@@ -223,7 +265,7 @@ def get_granularity(name: str) -> Granularity:
 
 
 def load_entry_points() -> None:
-    """Import, once, the modules that installed packages offer under the entry-point group `razorbench.methods`."""
+    """Import once the modules of installed packages that are entry points of the group `razorbench.methods`."""
     if ENTRY_POINTS in _loaded:
         return
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
@@ -231,41 +273,24 @@ def load_entry_points() -> None:
     _loaded.add(ENTRY_POINTS)
 
 
-def load_plugin(path: str | Path) -> list[str]:
-    """Import one file of registrations; returns the names it registered. A second call for the same file does nothing.
+class State(NamedTuple):
+    """The content of the registry: `tables`: kind -> name -> class; `methods`: name -> method; `loaded`: entry-point groups."""
 
-    Raises FileNotFoundError, or ValueError where the file cannot be imported or registers nothing.
-    """
-    file = Path(path).resolve()
-    if not file.is_file():
-        raise FileNotFoundError(f"no plug-in file {path}")
-    module = f"razorbench_plugin_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
-    if module in sys.modules:
-        return []
-    spec = importlib.util.spec_from_file_location(module, file)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"plug-in {path} is not a Python file")
-    before = _snapshot()
-    sys.modules[module] = loaded = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(loaded)
-    except Exception as error:
-        del sys.modules[module]
-        _restore(before)
-        raise ValueError(f"plug-in {path} cannot be imported: {type(error).__name__}: {error}") from error
-    added = [name for kind, table in _registered.items() for name in table if name not in before[0][kind]]
-    if not added and len(_methods) == len(before[1]):
-        del sys.modules[module]
-        raise ValueError(f"plug-in {path} registers nothing: use @methods.register('name') on a Criterion, Training or Granularity")
-    return added + [name for name in _methods if name not in before[1] and name not in added]
+    tables: dict[str, dict[str, type[Configuration]]]
+    methods: dict[str, Method]
+    loaded: frozenset[str]
 
 
-def _snapshot() -> tuple[dict[str, dict[str, type[Configuration]]], dict[str, Method]]:
-    return {kind: dict(table) for kind, table in _registered.items()}, dict(_methods)
+def snapshot() -> State:
+    """A copy of the content of the registry, for `restore`."""
+    return State({kind: dict(table) for kind, table in _registered.items()}, dict(_methods), frozenset(_loaded))
 
 
-def _restore(snapshot: tuple[dict[str, dict[str, type[Configuration]]], dict[str, Method]]) -> None:
-    for kind, table in snapshot[0].items():
+def restore(state: State) -> None:
+    """Set the registry back to a snapshot."""
+    for kind, table in state.tables.items():
         _registered[kind] = dict(table)
     _methods.clear()
-    _methods.update(snapshot[1])
+    _methods.update(state.methods)
+    _loaded.clear()
+    _loaded.update(state.loaded)

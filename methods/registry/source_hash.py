@@ -1,7 +1,7 @@
-"""What code a result is made of, so that an edited method is another method to every cache.
+"""A hash of the code that a result depends on, so that no cache returns results of an edited method.
 
-Code is its syntax tree: comments, docstrings and layout do not count. The files are found by following imports through the
-packages of the project, names that a package's `__init__` passes on to the module that defines them, so that no list is kept by hand.
+The hash covers the syntax trees of files: comments, docstrings and layout do not count. The files are found by following imports
+through the packages of the project. A name imported from a package's `__init__` leads to the module that defines it.
 """
 
 import ast
@@ -9,7 +9,7 @@ import functools
 import hashlib
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -18,22 +18,32 @@ OWN = __name__.partition(".")[0]
 
 
 def source_hash(*roots: "type | ModuleType") -> str:
-    """SHA-256 over the code behind the roots: their files, and every module of their packages and of this one that these import.
+    """The hash of the code behind classes or modules: `code_hash` of their `source_files`.
 
-    It is that of the first call: a process runs the code that it has imported, whatever happens to the files later.
-
-    Args:
-        roots: classes or modules. A file that belongs to no package, a plug-in, is followed into this package only.
+    Later calls return the value of the first one: a process runs the code that it has imported, even if the files change.
     """
     if roots not in _known:
-        _known[roots] = _source_hash(roots)
+        _known[roots] = code_hash(source_files(*roots))
     return _known[roots]
 
 
 _known: dict[tuple["type | ModuleType", ...], str] = {}
 
 
-def _source_hash(roots: tuple["type | ModuleType", ...]) -> str:
+def code_hash(files: Iterable[Path]) -> str:
+    """SHA-256 (hex) of the syntax trees of files, in any order, without docstrings."""
+    return hashlib.sha256("".join(sorted(_digest(path.read_bytes()) for path in files)).encode()).hexdigest()
+
+
+def source_files(*roots: "type | ModuleType") -> set[Path]:
+    """The files whose code is behind classes or modules.
+
+    Args:
+        roots: classes or modules. From a file that belongs to no package (a plug-in), imports are followed into this package only.
+
+    Returns:
+        The files of the roots, and all modules of their packages and of this one that these import, directly or not.
+    """
     packages = {OWN: Path(__file__).resolve().parents[1]}
     left: list[Path] = []
     for root in roots:
@@ -45,36 +55,35 @@ def _source_hash(roots: tuple["type | ModuleType", ...]) -> str:
         for folder in getattr(sys.modules.get(top), "__path__", ()):
             packages[top] = Path(folder).resolve()
     project = _Project(tuple(sorted(packages.items())))
-    found: dict[Path, str] = {}
+    found: set[Path] = set()
     while left:
         path = left.pop()
         if path not in found:
-            source = path.read_bytes()
-            found[path] = _digest(source)
-            left += _imported(source, path, project)
-    return hashlib.sha256("".join(sorted(found.values())).encode()).hexdigest()
+            found.add(path)
+            left += _imported(path.read_bytes(), path, project)
+    return found
 
 
 @functools.cache
 def _digest(source: bytes) -> str:
-    """SHA-256 of the syntax tree without the strings that stand alone: docstrings."""
+    """SHA-256 of the syntax tree without docstrings."""
     return hashlib.sha256(ast.dump(_Bare().visit(ast.parse(source))).encode()).hexdigest()
 
 
 class _Bare(ast.NodeTransformer):
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
-        """None for a string that nothing is done with."""
+        """Drop expressions that are only a string."""
         return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node
 
 
 @dataclass(frozen=True)
 class _Project:
-    """The packages whose modules are followed: (name, folder)."""
+    """The packages whose imports are followed: (name, folder)."""
 
     packages: tuple[tuple[str, Path], ...]
 
     def file(self, module: str) -> Path | None:
-        """The file of a module by its dotted name, a package's `__init__`; None for what is not in the project."""
+        """The file of a module or package by its dotted name; None if it is not in the project."""
         top, _, rest = module.partition(".")
         folder = dict(self.packages).get(top)
         if folder is None:
@@ -83,7 +92,7 @@ class _Project:
         return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
 
     def name(self, path: Path) -> str:
-        """The dotted name of a file's package, which relative imports start from; '' for a file outside."""
+        """The dotted name of a file's package, for relative imports; '' for a file outside the project."""
         for top, folder in self.packages:
             if path.is_relative_to(folder):
                 return ".".join([top, *path.relative_to(folder).parent.parts])
@@ -92,12 +101,12 @@ class _Project:
 
 @functools.cache  # a plan asks for the same files many times
 def _imported(source: bytes, path: Path, project: _Project) -> tuple[Path, ...]:
-    """The files behind the names that a file imports from the project."""
+    """The files that define the names that a file imports from the project."""
     return tuple(dict.fromkeys(_paths(ast.parse(source), project.name(path), project)))
 
 
 def _paths(tree: ast.AST, package: str, project: _Project) -> Iterator[Path]:
-    whole: dict[str, str] = {}  # names under which a package itself is imported, as by `import methods` -> the package
+    whole: dict[str, str] = {}  # name of an imported package, as in `import methods` -> the package
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             base = _absolute(node, package)
@@ -123,7 +132,7 @@ def _absolute(node: ast.ImportFrom, package: str) -> str:
 
 
 def _resolved(module: str, name: str, project: _Project) -> Iterator[Path]:
-    """The files that define a name of a module: through the imports of an `__init__`, to where it is made."""
+    """The file that defines a name of a module; imports of an `__init__` are followed."""
     file = project.file(module)
     if file is None:
         return
@@ -137,7 +146,7 @@ def _resolved(module: str, name: str, project: _Project) -> Iterator[Path]:
 
 
 def _passed_on(file: Path, module: str, name: str, project: _Project) -> Iterator[Path]:
-    """Where an `__init__` has a name from; the `__init__` itself where it makes the name."""
+    """The file that an `__init__` imports a name from; the `__init__` itself if it defines the name."""
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:

@@ -1,4 +1,4 @@
-"""How methods are written: `name(key=value,...)@training(key=value,...)`. One thing has one name, however it was typed."""
+"""How methods are written: `name(key=value,...)@training(key=value,...)`. Every spelling of a method leads to the same name."""
 
 import ast
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,14 @@ if TYPE_CHECKING:
 
 
 def parsed(text: str) -> tuple[str, dict[str, Any]]:
-    """`name(key=value,...)` -> (name, options); ValueError where that cannot be read."""
+    """Read `name(key=value,...)`.
+
+    Returns:
+        (name, options); values are Python literals, or strings.
+
+    Raises:
+        ValueError: if the text cannot be read, or a key appears twice.
+    """
     name, bracket, rest = text.partition("(")
     if not bracket:
         return name.strip(), {}
@@ -31,10 +38,18 @@ def parsed(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def named(made: "Method", typed: "Method", planned: Mapping[str, str], registered: Iterable["Method"]) -> "Method":
-    """A method that is not registered under its name: the registered one that shares most with it, and what differs in brackets.
+    """The canonical name of a method that is not registered: the closest registered method, with the differences in brackets.
 
-    `typed`: the method it was typed from. `planned`: its schedule where typed in brackets, which is said so where no registered method
-    has it. A hyperparameter that criterion and training both have is the training's after an `@` only.
+    Args:
+        made: the method, under any name.
+        typed: the registered method whose name was typed.
+        planned: {"schedule": name} if a schedule was typed in brackets, else {}. It is written in brackets if no registered method
+            has that schedule.
+        registered: all registered methods.
+
+    Returns:
+        `made` under its canonical name. An option that criterion and training both have is written after an `@` if it belongs to
+        the training.
     """
     registered = [m for m in registered if m.criterion == made.criterion]
     near, schedule = _within(made, [m for m in registered if (m.stage, m.schedule) == (made.stage, made.schedule)]), dict[str, str]()
@@ -55,7 +70,7 @@ def named(made: "Method", typed: "Method", planned: Mapping[str, str], registere
 
 
 def _within(made: "Method", registered: Iterable["Method"]) -> list["Method"]:
-    """The methods that fix nothing which is otherwise in `made`, under its training or under `map`."""
+    """The methods that fix no option to another value than `made` has, with its training or with `map`."""
     return [
         m
         for m in registered
@@ -65,7 +80,7 @@ def _within(made: "Method", registered: Iterable["Method"]) -> list["Method"]:
 
 
 def _different(configuration: Any, other: Any) -> dict[str, Any]:
-    """The hyperparameters of one configuration that differ from those of another of its type."""
+    """The hyperparameters of a configuration that differ from those of another one of the same type."""
     return {k: getattr(configuration, k) for k in ranges(configuration) if getattr(configuration, k) != getattr(other, k)}
 
 

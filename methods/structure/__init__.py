@@ -1,1 +1,1 @@
-"""The graph of a network: which channels are removed together, which weights are on a path."""
+"""The graph of a network: which channels are removed together, and which weights are on a path."""

@@ -1,8 +1,8 @@
-"""Which channels of a network stand and fall together, and what a choice among them means for its weights.
+"""Which channels of a network are removed together, and which weights a choice of channels keeps.
 
-A *unit* is what can be removed as a whole: a channel with everything that is coupled to it (the rows that make it in every layer
-that adds to it, the columns that read it), or an attention head. A *pool* is the set of units that compete to stay: those of one
-layer, or of all layers whose outputs are added up. Nothing here knows how the coupling was found.
+A *unit* is removed as a whole: a channel with everything coupled to it (the rows that produce it in every layer that adds to it, the
+columns that read it), or an attention head. A *pool* is a set of units that compete: those of one layer, or of all layers whose
+outputs are added. This module does not know how the coupling was found.
 """
 
 import copy
@@ -19,11 +19,14 @@ from methods.core.interface import Mask, Values
 
 @dataclass(frozen=True)
 class Axis:
-    """One dimension of a module, or of a parameter that belongs to none of the known modules.
+    """One dimension of a module, or of a parameter that belongs to no known module.
 
-    `owner`: the name of the module or parameter. `kind`: "rows" or "columns" of a Linear or Conv weight, "own" for anything
-    else (the channels of a norm). `units`: the unit that governs each index, -1 where none. `dim`: the dimension, for a
-    parameter. `remove(owner, indices)` takes indices off it, of a module in place; of a parameter it returns the smaller one.
+    Attributes:
+        owner: name of the module or parameter.
+        kind: "rows" or "columns" of a Linear or Conv weight; "own" for anything else, e.g. the channels of a norm.
+        units: the unit of each index; -1 for none.
+        dim: the dimension, for a parameter.
+        remove: `remove(owner, indices)` removes indices: of a module in place, of a parameter by returning a smaller one.
     """
 
     owner: str
@@ -35,8 +38,15 @@ class Axis:
 
 @dataclass(frozen=True)
 class Coupling:
-    """`shapes`: prunable name -> shape. `pools`: the pool of each unit. `free`: units that may be removed at all (those of the
-    network's outputs may not). `heads`: names of the attention modules, whose attributes follow the heads that are left."""
+    """Which channels of a network are removed together.
+
+    Attributes:
+        axes: all dimensions that units lie along.
+        shapes: prunable name -> shape.
+        pools: the pool of each unit.
+        free: whether each unit may be removed; those of the network's outputs may not.
+        heads: names of the attention modules, whose attributes depend on the number of heads.
+    """
 
     axes: tuple[Axis, ...]
     shapes: dict[str, torch.Size]
@@ -46,7 +56,7 @@ class Coupling:
 
     @cached_property
     def lines(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Prunable name -> (unit of each row, unit of each column), -1 where none."""
+        """Prunable name -> (unit of each row, unit of each column); -1 for none."""
         found = {n: [torch.full((s[0],), -1), torch.full((s[1],), -1)] for n, s in self.shapes.items()}
         for axis in self.axes:
             if axis.kind != "own":
@@ -55,7 +65,7 @@ class Coupling:
 
     @cached_property
     def sizes(self) -> Tensor:
-        """The number of prunable weights that each unit takes with it from the dense network."""
+        """The number of prunable weights of each unit in the dense network."""
         return self.sums({n: torch.ones(s[:2]) * (s.numel() // (s[0] * s[1])) for n, s in self.shapes.items()})
 
     @property
@@ -69,22 +79,22 @@ class Coupling:
         for name, (rows, columns) in self.lines.items():
             table = values[name].detach().flatten(2) if values[name].dim() > 2 else values[name].detach().unsqueeze(2)
             table = table.to(torch.float64).sum(2).cpu()
-            last = len(self.pools)  # where what no unit governs is collected, and forgotten
+            last = len(self.pools)  # collects the weights of no unit, which are dropped
             total.index_add_(0, rows.remainder(last + 1), table.sum(1)).index_add_(0, columns.remainder(last + 1), table.sum(0))
-            # Where a unit governs a row and a column, their crossing was counted twice.
+            # If a unit has a row and a column of the same weight, their intersection was counted twice.
             if bool(torch.isin(rows[rows >= 0], columns).any()):
                 r, c = ((rows.unsqueeze(1) == columns.unsqueeze(0)) & (rows.unsqueeze(1) >= 0)).nonzero(as_tuple=True)
                 total.index_add_(0, rows[r], -table[r, c])
         return total[:-1]
 
     def kept_weights(self, kept: Tensor) -> int:
-        """The number of weights that are left where the units `kept` (bool) are."""
+        """The number of weights of the kept units (`kept`: bool)."""
         stays = _with_none(kept)
         return sum(int(stays[r].sum()) * int(stays[c].sum()) * (s.numel() // (s[0] * s[1]))
                    for s, (r, c) in zip(self.shapes.values(), self.lines.values(), strict=True))  # fmt: skip
 
     def mask(self, kept: Tensor, device: torch.device | str = "cpu") -> Mask:
-        """The mask that keeps a weight where the units of its row and of its column are kept."""
+        """The mask that keeps a weight if the units of its row and of its column are kept."""
         stays = _with_none(kept)
         mask = {}
         for name, (rows, columns) in self.lines.items():
@@ -94,25 +104,32 @@ class Coupling:
         return mask
 
     def kept_units(self, mask: Mask) -> Tensor:
-        """The units that a mask keeps. Raises ValueError where it is not one of whole units."""
+        """The units that a mask keeps, as a bool tensor; raises ValueError if it does not consist of whole units."""
         kept = self.sums({n: m.float() for n, m in mask.items()}) > 0
         if any(not torch.equal(m, mask[n].cpu()) for n, m in self.mask(kept).items()):
-            raise ValueError("the mask is not one of whole channels: some weights of a channel are masked and others are not")
+            raise ValueError("the mask does not consist of whole channels: some weights of a channel are masked and others are not")
         return kept
 
     def empties(self, kept: Tensor) -> list[str]:
-        """The names of the prunable weights that would be left without a row or without a column."""
+        """The names of the prunable weights that would have no row or no column left."""
         stays = _with_none(kept)
         return [n for n, (rows, columns) in self.lines.items() if not (stays[rows].any() and stays[columns].any())]
 
-    def order(self, worth: Tensor, kept: Tensor, lots: Tensor, by_pool: bool = False) -> Tensor:
-        """The free units among the kept ones in the order of their removal, the least worthy first; equal ones by their lots.
+    def order(self, worth: Tensor, kept: Tensor, tie_breakers: Tensor, by_pool: bool = False) -> Tensor:
+        """The order in which units are removed.
 
-        The best unit of every row and column axis is not among them, so that no layer is ever emptied. `by_pool`: the same
-        share of every pool at any point of the order, instead of one ranking of all.
+        Args:
+            worth: score of each unit.
+            kept: units that are kept now.
+            tie_breakers: decide the order of units with the same score, smallest first.
+            by_pool: whether the same fraction of every pool is removed at any point of the order, instead of one global ranking.
+
+        Returns:
+            Indices of the kept units that may be removed, lowest score first. The best unit of every row and column axis is left
+            out, so that no layer becomes empty.
         """
         rank = torch.empty(len(worth), dtype=torch.long)
-        rank[_sorted(worth, lots)] = torch.arange(len(worth))
+        rank[_sorted(worth, tie_breakers)] = torch.arange(len(worth))
         movable = self.free & kept
         for line in [line for lines in self.lines.values() for line in lines]:
             if bool((line >= 0).all() and kept[line].any()):
@@ -126,39 +143,45 @@ class Coupling:
         for number in pool.unique():
             inside = (pool == number).nonzero().squeeze(1)
             place[inside] = (torch.arange(len(inside), dtype=torch.float64) + 0.5) / len(inside)
-        return units[_sorted(place, lots[units])]
+        return units[_sorted(place, tie_breakers[units])]
 
 
 def _with_none(kept: Tensor) -> Tensor:
-    """`kept` with an entry more at the end, where the index -1 looks: what no unit governs stays."""
+    """`kept` with True appended: the index -1 (no unit) is always kept."""
     return torch.cat([kept, torch.ones(1, dtype=torch.bool)])
 
 
-def _sorted(values: Tensor, lots: Tensor) -> Tensor:
-    """The indices in ascending order of the values, equal ones in that of their lots."""
-    by_lot = lots.argsort(stable=True)
-    return by_lot[values[by_lot].argsort(stable=True)]
+def _sorted(values: Tensor, tie_breakers: Tensor) -> Tensor:
+    """The indices in ascending order of the values; equal values in the order of their tie-breakers."""
+    by_tie = tie_breakers.argsort(stable=True)
+    return by_tie[values[by_tie].argsort(stable=True)]
 
 
 @torch.no_grad()
 def removed(model: nn.Module, coupling: Coupling, kept: Tensor) -> nn.Module:
-    """A copy of the model without the units that are not kept: plain, physically smaller, without gradients.
+    """Make a physically smaller copy of a model.
 
-    Training modes, `requires_grad`, dtype, device and memory format are those of the model.
+    Args:
+        model: the network; it is not changed.
+        coupling: its coupling.
+        kept: bool, the units to keep.
+
+    Returns:
+        A plain module without gradients; training modes, `requires_grad`, dtype, device and memory format are those of the model.
     """
     small = copy.deepcopy(model)
     before = dict(model.named_parameters())
     stays = _with_none(kept)
     for axis in coupling.axes:
-        gone = (~stays[axis.units]).nonzero().squeeze(1).tolist()
-        if not gone:
+        dropped = (~stays[axis.units]).nonzero().squeeze(1).tolist()
+        if not dropped:
             continue
         path, _, attribute = axis.owner.rpartition(".")
         if axis.owner in before:
             owner = small.get_submodule(path)
-            setattr(owner, attribute, axis.remove(getattr(owner, attribute), gone))
+            setattr(owner, attribute, axis.remove(getattr(owner, attribute), dropped))
         else:
-            axis.remove(small.get_submodule(axis.owner), gone)
+            axis.remove(small.get_submodule(axis.owner), dropped)
     for name in coupling.heads:
         attention: Any = small.get_submodule(name)
         attention.num_heads = attention.proj.in_features // attention.head_dim
@@ -173,7 +196,7 @@ def removed(model: nn.Module, coupling: Coupling, kept: Tensor) -> nn.Module:
 
 
 def survivors(model: nn.Module, coupling: Coupling, kept: Tensor) -> dict[str, Tensor]:
-    """Parameter name -> flat indices, in the shape of the smaller parameter, of what `removed` leaves of it."""
+    """Parameter name -> flat indices of the entries that `removed` keeps, in the shape of the smaller parameter."""
     numbered = copy.deepcopy(model).to("cpu", torch.float64)
     with torch.no_grad():
         for p in numbered.parameters():

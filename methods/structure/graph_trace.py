@@ -1,6 +1,6 @@
-"""How the channels of a network hang together, read off torch-pruning's graph of it, index by index.
+"""The coupling of the channels of a network, read from its torch-pruning graph index by index.
 
-The graph is built elsewhere (`methods.granularity.channel`) and handed in: nothing here imports the library.
+`methods.granularity.channel` builds the graph; this module does not import torch-pruning.
 """
 
 import copy
@@ -21,14 +21,14 @@ Build = Callable[[nn.Module, Tensor], Any]  # (model, example inputs) -> torch_p
 
 
 class _Index(NamedTuple):
-    """An index on its way through torch-pruning's index mappings; `root_idx`: where it comes from."""
+    """An index that torch-pruning's index mappings transform; `root_idx`: the index that it comes from."""
 
     idx: int
     root_idx: int
 
 
 class _Sets:
-    """Disjoint sets of the elements (node, side, index) of a graph, joined as they are found to be coupled."""
+    """Disjoint sets of the elements (node, side, index) of a graph; coupled elements are joined."""
 
     def __init__(self) -> None:
         self.number: dict[tuple[int, str, int], int] = {}
@@ -86,26 +86,26 @@ class _Trace:
             warnings.simplefilter("ignore")
             try:
                 graph = build(self.model, example)
-            except Exception as error:  # each network refuses in its own way
+            except Exception as error:  # networks raise all kinds of exceptions
                 line = next(iter(str(error).splitlines()), "") or type(error).__name__
                 raise ValueError(f"the network's channels cannot be traced with inputs of shape {input_shape}: {line}") from error
         twice = [self.names[id(m)] for m, n in calls.items() if n > 1]
         if twice:
-            raise ValueError(f"layer '{twice[0]}' is used more than once in a forward pass: its channels cannot be removed")
+            raise ValueError(f"layer '{twice[0]}' is used more than once in a forward pass, so channels cannot be removed")
         for node in graph.module2node.values():
             if "split" in node.grad_fn.name().lower():
                 _repair_split(node)
         return graph
 
     def side(self, node: Any, function: Any) -> str:
-        """Which dimension of a node a pruning function stands for; nodes with only one have the side "own"."""
+        """The dimension of a node that a pruning function acts on; "own" for nodes with only one."""
         pruner = self.graph.get_pruner_of_module(node.module)
         if pruner.prune_out_channels == pruner.prune_in_channels and not isinstance(node.module, _ConvNd):
             return "own"
         return "columns" if function == pruner.prune_in_channels != pruner.prune_out_channels else "rows"
 
     def follow(self, root: nn.Module) -> None:
-        """Join all that is coupled to the rows of a layer, however far away."""
+        """Join everything that is coupled to the rows of a layer, directly or not."""
         node = self.graph.module2node[root]
         function = self.graph.get_pruner_of_module(root).prune_out_channels
         rows = [i for i in range(len(root.weight)) if self.sets.add((id(node), "rows", i))]  # type: ignore[arg-type]
@@ -134,9 +134,15 @@ class _Trace:
 
 
 def traced(model: nn.Module, input_shape: tuple[int, ...], build: Build) -> Coupling:
-    """The coupling of a model's channels as the graph tells it, for inputs of a shape (without the batch); not yet rehearsed.
+    """Read the coupling of channels from the graph of a model; not yet checked by removal.
 
-    Raises ValueError where the network cannot be traced, ties weights or uses a layer twice.
+    Args:
+        model: the network.
+        input_shape: shape of one input, without the batch dimension.
+        build: (model, example inputs) -> `torch_pruning.DependencyGraph`.
+
+    Raises:
+        ValueError: if the network cannot be traced, has tied weights or uses a layer twice.
     """
     _check_untied(model)
     trace = _Trace(model, input_shape, build)
@@ -161,7 +167,7 @@ def traced(model: nn.Module, input_shape: tuple[int, ...], build: Build) -> Coup
             continue  # an operation, without parameters
         size, removable = _dimension(trace, trace.nodes[node], side)
         numbers = [units[sets.find((node, side, i))] if (node, side, i) in sets.number else -1 for i in range(max(size, reached))]
-        if reached > size or not removable:  # what the trace says cannot be, or is beyond us
+        if reached > size or not removable:  # the trace is inconsistent, or removal is not supported
             locked.update(numbers)
         axes.append(_axis(trace, trace.nodes[node], side, torch.tensor(numbers[:size])))
     free = torch.ones(len(units), dtype=torch.bool)
@@ -176,9 +182,9 @@ def traced(model: nn.Module, input_shape: tuple[int, ...], build: Build) -> Coup
 
 
 def _repair_split(split: Any) -> None:
-    """Map the indices of each part of a split to where they come from.
+    """Map the indices of each part of a split to the indices that they come from.
 
-    The library takes its consumers to be in the order of the parts; they are in that of its search. Autograd knows which is which.
+    Torch-pruning expects the consumers in the order of the parts, but lists them in the order of its search. Autograd knows the parts.
     """
     offsets = split.module.offsets
     if offsets is None:
@@ -201,11 +207,11 @@ def _check_untied(model: nn.Module) -> None:
     owners: dict[int, str] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         if owners.setdefault(id(p), name) != name:
-            raise ValueError(f"'{owners[id(p)]}' and '{name}' are one tied weight: channels of such networks cannot be removed")
+            raise ValueError(f"'{owners[id(p)]}' and '{name}' are one tied weight; channels of such networks cannot be removed")
 
 
 def _dimension(trace: _Trace, node: Any, side: str) -> tuple[int, bool]:
-    """(size of a dimension, whether channels can be taken off it)."""
+    """(size of a dimension, whether channels can be removed from it)."""
     module = node.module
     if isinstance(module, nn.Parameter):
         return module.shape[node.pruning_dim], True
@@ -232,7 +238,7 @@ def _axis(trace: _Trace, node: Any, side: str, units: Tensor) -> Axis:
 
 
 def _shrink_layer_norm(norm: nn.LayerNorm, indices: list[int]) -> None:
-    """Take channels off a LayerNorm over one dimension. The library (1.6.1) shuffles those that are left: it reads them off a set."""
+    """Remove channels of a LayerNorm over one dimension. Torch-pruning 1.6.1 reorders the others, as it reads them from a set."""
     left = torch.ones(norm.normalized_shape[0], dtype=torch.bool)
     left[indices] = False
     norm.normalized_shape = (int(left.sum()),)
@@ -241,7 +247,7 @@ def _shrink_layer_norm(norm: nn.LayerNorm, indices: list[int]) -> None:
 
 
 def _remover(function: Any, dim: int) -> Callable[[Any, list[int]], Any]:
-    """What takes indices off a module: torch-pruning's function, told the dimension by an attribute of its owner."""
+    """A function that removes indices of a module: that of torch-pruning, which reads the dimension from an attribute."""
 
     def remove(owner: Any, indices: list[int]) -> Any:
         function.__self__.pruning_dim = dim
@@ -251,7 +257,7 @@ def _remover(function: Any, dim: int) -> Callable[[Any, list[int]], Any]:
 
 
 def _pools(n: int, rows: list[Tensor]) -> Tensor:
-    """The pool of each of n units: those that share a layer's rows, directly or through others, are in one."""
+    """The pool of each of n units: units that share the rows of a layer, directly or indirectly, are in the same pool."""
     sets = _Sets()
     elements = [(0, "", u) for u in range(n)]
     for element in elements:
@@ -264,7 +270,7 @@ def _pools(n: int, rows: list[Tensor]) -> Tensor:
 
 
 def _is_attention(module: Any) -> bool:
-    """Whether a module is self-attention of the usual build: one layer for queries, keys and values, a projection, heads."""
+    """Whether a module is the usual self-attention: one layer for queries, keys and values, a projection, and heads."""
     qkv, proj = (getattr(module, name, None) for name in ("qkv", "proj"))
     heads, width = (getattr(module, name, None) for name in ("num_heads", "head_dim"))
     if not (isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear) and isinstance(heads, int) and isinstance(width, int)):
@@ -273,7 +279,7 @@ def _is_attention(module: Any) -> bool:
 
 
 def _attention_stand_in(attention: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:
-    """What attention couples, without what a trace cannot follow: channel i of queries, keys, values and projection."""
+    """A replacement that couples channel i of queries, keys, values and projection, as attention does, and can be traced."""
     y = attention.qkv(x)
     q, k, v = y.flatten(0, -2).split(attention.proj.in_features, dim=1)
     outputs: Tensor = attention.proj((q + k + v).view(*y.shape[:-1], -1))

@@ -1,13 +1,13 @@
-"""Whether channels can be removed as a coupling says: tried on a copy of the network with random weights.
+"""Check that channels can be removed as a coupling says, on a copy of the network with random weights.
 
-How a network's channels hang together is read off a trace, which cannot see everything: a transpose between positions and channels,
-a reshape, a sum with the inputs. So each coupling is rehearsed. Half of the units of a pool are removed, and the pool is sound if
-the smaller network runs, its outputs have the shape they had, and one of two things holds in double precision:
+The coupling comes from a trace, which cannot see everything: a transpose between positions and channels, a reshape, a sum with the
+inputs. So half of the units of a pool are removed, and the pool is accepted if the smaller network runs, its outputs have the same
+shape as before, and one of two conditions holds in double precision:
 
-- the smaller network's outputs are those of the masked one: nothing reads the removed channels but the masked columns;
-- once all that makes the channels is zero (rows, biases, the norms' scales and shifts), nothing depends on the columns that
-  read them: the channels are zero wherever they are read. So it is where a LayerNorm averages over channels, whose mean the
-  removal does change.
+- the smaller network has the outputs of the masked one, so nothing reads the removed channels except the masked columns;
+- if everything that produces the channels is zero (rows, biases, scales and shifts of norms), nothing depends on the columns that
+  read them, so the channels are zero wherever they are read. This is the case if a LayerNorm averages over channels: the removal
+  changes its mean.
 """
 
 import copy
@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from methods.core.interface import apply_mask
 from methods.structure.channel_groups import Coupling, removed
 
-TOLERANCE = 1e-7  # relative to the largest output; what is wrong is off by the order of one
+TOLERANCE = 1e-7  # relative to the largest output; errors are of order one
 
 
 class _Rehearsal:
+    """Removes units from a copy of a model with random weights, and compares outputs."""
+
     def __init__(self, model: nn.Module, coupling: Coupling, input_shape: tuple[int, ...]) -> None:
         self.coupling = coupling
         self.generator = torch.Generator().manual_seed(0)
@@ -40,7 +42,7 @@ class _Rehearsal:
         return scale * torch.randn(shape, generator=self.generator, dtype=torch.float64)
 
     def unsound(self, pools: list[int]) -> list[int]:
-        """Those of the pools that cannot be removed from: by halving, since most often all can."""
+        """The pools that units cannot be removed from, by bisection, since usually all are accepted."""
         if not pools or self._sound(pools):
             return []
         if len(pools) == 1:
@@ -58,7 +60,7 @@ class _Rehearsal:
             return True
         try:
             small = removed(self.model, self.coupling, kept)(self.inputs)
-        except Exception:  # each network refuses in its own way
+        except Exception:  # networks raise all kinds of exceptions
             return False
         masked = copy.deepcopy(self.model)
         apply_mask(masked, self.coupling.mask(kept, self.inputs.device))
@@ -67,19 +69,19 @@ class _Rehearsal:
         )
 
     def _silenced(self, kept: Tensor, factor: float) -> Tensor:
-        """The outputs once all that makes the units not kept is zero, the columns that read them scaled by a factor."""
+        """The outputs if everything that produces the removed units is zero and the columns that read them are scaled by a factor."""
         model = copy.deepcopy(self.model)
         parameters = dict(model.named_parameters())
         for axis in self.coupling.axes:
-            gone = ((axis.units >= 0) & ~kept[axis.units]).nonzero().squeeze(1).to(self.inputs.device)
+            dropped = ((axis.units >= 0) & ~kept[axis.units]).nonzero().squeeze(1).to(self.inputs.device)
             if axis.kind == "columns":
                 weight = parameters[f"{axis.owner}.weight"]
-                weight.index_copy_(1, gone, weight.index_select(1, gone) * factor)
+                weight.index_copy_(1, dropped, weight.index_select(1, dropped) * factor)
             elif axis.owner in parameters:
-                parameters[axis.owner].index_fill_(axis.dim, gone, 0.0)
+                parameters[axis.owner].index_fill_(axis.dim, dropped, 0.0)
             else:
                 for p in model.get_submodule(axis.owner).parameters(recurse=False):
-                    p.index_fill_(0, gone, 0.0)
+                    p.index_fill_(0, dropped, 0.0)
         outputs: Tensor = model(self.inputs)
         return outputs
 
@@ -90,6 +92,6 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 @torch.no_grad()
 def unsound(model: nn.Module, coupling: Coupling, input_shape: tuple[int, ...]) -> list[int]:
-    """The pools whose free units cannot be removed as the coupling says; the model is left as it is."""
+    """The pools whose free units cannot be removed as the coupling says. The model is not changed."""
     pools: list[int] = coupling.pools[coupling.free].unique().tolist()
     return _Rehearsal(model, coupling, input_shape).unsound(pools)

@@ -1,4 +1,4 @@
-"""One file per training; every file here is imported, and with that registered."""
+"""Trainings, one file each. Every file in this folder is imported, which registers its training."""
 
 from methods.registry.discover import import_all
 

@@ -1,4 +1,4 @@
-"""Deep weight factorisation: each weight is trained as a product of factors, whose smooth decay drives it to zero."""
+"""Deep weight factorisation (DWF)."""
 
 import functools
 import math
@@ -9,48 +9,53 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from methods.core.configurations import Training
 from methods.core.hyperparameters import Float, Int
-from methods.core.interface import Posterior, Problem, Training, derive
+from methods.core.interface import Posterior, Problem, derive
 from methods.posterior.prior import uniform_prior
 from methods.registry.registry import register
 
-# What the product of the factors drawn lies between, in root mean squares of the layer's initial weights.
+# Bounds of the product of the drawn factors, in units of the root mean square of the layer's initial weights.
 NEAREST, FARTHEST = 0.01, 2.0
 
 
 @register("dwf")
 @dataclass(frozen=True, kw_only=True)
 class Dwf(Training):
-    """Write each prunable weight tensor as w = w_1 ⊙ ... ⊙ w_D and minimise
+    """Deep weight factorisation: train each weight as a product of factors whose L2 penalty makes it sparse.
+
+    Each prunable weight tensor is written as w = w_1 ⊙ ... ⊙ w_D, and training minimises
 
         L(w_1 ⊙ ... ⊙ w_D) + (λ/D) Σ_d ‖w_d‖²,    L the mean loss, D the `depth`, λ = `lam`,
 
-    over the factors, each of w's shape. Of all factors of a product the balanced ones, |w_d| = |w|^(1/D), have the smallest
-    penalty, λ ‖w‖_{2/D}^{2/D} (arithmetic and geometric mean): the L1 penalty at D = 2, beyond it one that is not convex, by
-    plain gradient descent. `finish` multiplies the factors out, under the names and in the order there were; nothing is set to zero there.
+    over the factors, each in the shape of w. For a given product the penalty is smallest for balanced factors, |w_d| = |w|^(1/D):
+    λ ‖w‖_{2/D}^{2/D} (arithmetic and geometric mean). This is the L1 penalty for D = 2 and not convex for larger D, minimised by plain
+    gradient descent. `finish` multiplies the factors, with the original names and order; it sets nothing to zero.
 
-    The sizes of the factors are drawn from a normal law truncated to [NEAREST^(1/D), FARTHEST^(1/D)], in units of the layer's
-    deviation to the power 1/D, and their signs at random: none starts near zero, where the others would have no gradient, none
-    far off, and they are not balanced, for such factors could not change the sign of their product.
+    The absolute values of the factors are drawn from a normal distribution truncated to [NEAREST^(1/D), FARTHEST^(1/D)], in units of
+    the layer's deviation to the power 1/D; signs are random. So no factor starts near zero, where the others have no gradient, or far
+    from it. The factors are not balanced, because balanced factors could not change the sign of their product.
 
     Reference: Kolb, Weber, Bischl and Rügamer 2025, "Deep weight factorization: sparse learning through the lens of artificial
-    symmetries": the objective, the truncated draw whose product is to have the variance of the layer's own initialisation, the
-    larger learning rate. Departures: the draws are dealt out by rank and scaled, each weight's together, so that their product
-    IS the given initial weight (or NEAREST of the layer's root mean square, with its sign, where it is smaller): that variance
-    without the loss by truncation, from the network that every other training starts from. Weights are cut to an exact count,
-    not at a threshold. Biases, norms and whatever else is not factorised, among it a weight that is all zero or shared by
-    several modules, have the L2 penalty ½ · `weight_decay` of `map`; so has, while fine-tuning, the whole network, as the
-    penalty that λ stands for is not smooth in w. That L2 is the prior left, without curvature. The interval's ends and the
-    defaults are ours: a larger `lr` makes sparser networks yet, but was seen to diverge from 0.25 on (LeNet-5, MNIST).
+    symmetries": the objective, the truncated draw whose product has the variance of the layer's own initialisation, the larger
+    learning rate. Departures: the draws are assigned by rank and scaled, the factors of a weight together, so that their product is
+    the given initial weight (or NEAREST of the layer's root mean square, with its sign, if it is smaller). This gives the wanted
+    variance without the loss by truncation, and the initial network of all other trainings. Weights are cut to an exact count,
+    not at a threshold. Parameters that are not factorised (biases, norms, weights that are all zero or shared by several modules)
+    have the L2 penalty ½ · `weight_decay` of `map`; during fine-tuning the whole network has it, because the penalty of λ is not
+    smooth in w. The posterior is this prior, without curvature. The bounds and the defaults are ours: a larger `lr` makes networks
+    sparser, but was seen to diverge from 0.25 on (LeNet-5, MNIST).
     """
 
-    lr: float = Float(0.2, 0.01, 3.0, log=True, search=(0.06, 0.3))
-    depth: int = Int(2, 2, 4)
-    lam: float = Float(1e-3, 1e-6, 1e-1, log=True, search=(1e-5, 1e-2))
-    weight_decay: float = Float(1e-3, 1e-6, 1e-1, log=True, search=(1e-5, 2e-2))
+    lr: float = Float(0.2, 0.06, 0.3, log=True, above=0, meaning="peak learning rate of SGD with momentum")
+    depth: int = Int(2, 2, 4, minimum=2, meaning="number of factors D of each weight")
+    lam: float = Float(1e-3, 1e-5, 1e-2, log=True, minimum=0, meaning="strength λ of the sparsity penalty")
+    weight_decay: float = Float(
+        1e-3, 1e-5, 2e-2, log=True, minimum=0, meaning="L2 penalty of what is not factorised, and of all while fine-tuning"
+    )
 
     def prepare(self, problem: Problem) -> Posterior:
-        """Factorise the weights: d = N · 2λ/D for their factors, N · weight_decay for all else, N the training samples."""
+        """Factorise the weights. The prior is d = N · 2λ/D for their factors and N · weight_decay for all other parameters."""
         model = problem.model
         owners = [id(p) for m in model.modules() for p in m.parameters(recurse=False)]
         factors = []
@@ -64,10 +69,10 @@ class Dwf(Training):
         return Posterior(self._plain(problem).prior | {n: decayed[n] for n in factors}, problem.samples)
 
     def finish(self, problem: Problem, state: Posterior) -> Posterior:
-        """Multiply the factors out; the prior d = N · weight_decay for every parameter, as `map` leaves it."""
+        """Multiply the factors; the prior is d = N · weight_decay for every parameter, as with `map`."""
         for module in _factorised(problem.model):
             parametrize.remove_parametrizations(module, "weight")
-            # The weight comes back as the last of its module; it was the first.
+            # The weight is now the last parameter of its module; it was the first.
             for name, p in [*module.named_parameters(recurse=False)]:
                 if name != "weight":
                     delattr(module, name)
@@ -79,23 +84,23 @@ class Dwf(Training):
 
 
 class Product(nn.Module):
-    """The parametrisation w = w_1 ⊙ ... ⊙ w_D; `seed` decides how a weight is divided among its factors."""
+    """The parametrisation w = w_1 ⊙ ... ⊙ w_D; `seed`: of the draw of the factors."""
 
     def __init__(self, depth: int, seed: int) -> None:
         super().__init__()
         self.depth, self.seed = depth, seed
 
     def forward(self, *factors: Tensor) -> Tensor:
-        """Factors of one shape -> their product."""
+        """The product of factors of one shape."""
         return functools.reduce(torch.mul, factors)
 
     @torch.no_grad()
     def right_inverse(self, w: Tensor) -> tuple[Tensor, ...]:
-        """D factors of w, its entries raised to NEAREST of their root mean square where they are smaller.
+        """D factors of w. Entries smaller than NEAREST of their root mean square are raised to it.
 
-        The k-th smallest product drawn goes to the k-th smallest weight, so that little is left to scale.
+        The k-th smallest product of the draws is used for the k-th smallest weight, so that the scaling is small.
         """
-        generator = torch.Generator().manual_seed(self.seed)  # of the CPU, so that every device starts alike
+        generator = torch.Generator().manual_seed(self.seed)  # on the CPU, so that every device draws the same
         low, high = (math.erf(bound ** (1 / self.depth) / math.sqrt(2)) for bound in (NEAREST, FARTHEST))
         uniform = torch.rand(self.depth, *w.shape, generator=generator, dtype=torch.float64)
         sizes = torch.erfinv(low + (high - low) * uniform) * math.sqrt(2)
@@ -110,7 +115,7 @@ class Product(nn.Module):
 
 
 def _factorised(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules whose weight is a product."""
+    """The modules with a factorised weight."""
     for module in [*model.modules()]:
         if parametrize.is_parametrized(module, "weight") and isinstance(module.parametrizations["weight"][0], Product):  # type: ignore[index]
             yield module

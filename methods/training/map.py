@@ -1,9 +1,10 @@
-"""Ordinary training: the maximum a posteriori under one fixed Gaussian prior, which is an L2 penalty."""
+"""Standard training with an L2 penalty."""
 
 from dataclasses import dataclass
 
+from methods.core.configurations import Training
 from methods.core.hyperparameters import Float
-from methods.core.interface import Posterior, Problem, Training
+from methods.core.interface import Posterior, Problem
 from methods.posterior.prior import uniform_prior
 from methods.registry.registry import register
 
@@ -11,13 +12,13 @@ from methods.registry.registry import register
 @register("map")
 @dataclass(frozen=True, kw_only=True)
 class Map(Training):
-    """Minimise the mean loss + ½ · weight_decay · ‖θ‖² over all trainable parameters.
+    """Standard training with an L2 penalty (maximum a posteriori under a fixed Gaussian prior).
 
-    The penalty is in the loss, never decoupled, so this is `spam` with its prior frozen at d = weight_decay · N. Leaves that
-    prior, without curvature.
+    Minimises the mean loss + ½ · weight_decay · ‖θ‖² over all trainable parameters. The penalty is part of the loss, not decoupled, so
+    this is `spam` with its prior fixed at d = weight_decay · N. The posterior is this prior, without curvature.
     """
 
-    weight_decay: float = Float(1e-3, 1e-6, 1e-1, log=True, search=(1e-5, 2e-2))
+    weight_decay: float = Float(1e-3, 1e-5, 2e-2, log=True, minimum=0, meaning="coefficient of the L2 penalty: ½ · weight_decay · ‖θ‖²")
 
     def prepare(self, problem: Problem) -> Posterior:
         """The prior d = weight_decay · N, N the number of training samples."""

@@ -74,7 +74,7 @@ def test_train_prune_and_fine_tune(batches: Data, mlp: Make, training: str) -> N
     cut = loss_of(model, batches)
     again = methods.train(model, batches, training, epochs=8, optimizer="adam", mask=mask, posterior=posterior)
     assert again is posterior
-    assert methods.held(model, mask)
+    assert methods.mask_holds(model, mask)
     assert loss_of(model, batches) < cut
 
 
@@ -83,7 +83,11 @@ def test_train_prune_and_fine_tune(batches: Data, mlp: Make, training: str) -> N
     [
         ({"training": "spma"}, r"unknown training 'spma' \(did you mean 'spam'\?\)"),
         ({"momentum": 0.5}, r"'map' has no hyperparameter 'momentum'"),
-        ({"lr": 0.0}, r"lr=0.0 is not a number in \[0.01, 1\]"),
+        ({"lr": 0.0}, r"lr=0.0 is not a finite number > 0"),
+        ({"lr": -1.0, "optimizer": "adam"}, r"lr=-1.0 is not a finite number > 0"),
+        ({"lr": float("nan")}, r"lr=nan is not a finite number > 0"),
+        ({"weight_decay": -1e-3}, r"weight_decay=-0.001 is not a finite number >= 0"),
+        ({"training": "spam", "lr": 5.0, "weight_decay": 0.3}, r"weight_decay=0.3 is above 1/lr=0.2"),
         ({"optimizer": "lion"}, r"optimizer 'lion' is not one of sgd, adam"),
         ({"epochs": -1}, r"epochs must not be negative, got -1"),
     ],
@@ -94,6 +98,45 @@ def test_what_train_cannot_do_is_one_line(batches: Data, mlp: Make, arguments: d
         methods.train(model, batches, **arguments)
     assert "\n" not in str(error.value)
     assert equal(model.state_dict(), mlp().state_dict())
+
+
+@pytest.mark.parametrize(
+    ("given", "lr"),
+    [
+        ({"optimizer": "adam", "lr": 1e-3}, 1e-3),
+        ({"optimizer": "adam"}, 1e-3),
+        ({"lr": 5.0}, 5.0),
+        ({"weight_decay": 0}, 0.1),
+    ],
+)
+def test_the_learning_rate_given_is_the_one_the_optimizer_takes(
+    batches: Data, mlp: Make, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], lr: float
+) -> None:
+    """By torch's own optimisers: `lr` is that of whichever is used, and its default is 0.1 for SGD and 0.001 for Adam."""
+    seen: list[float] = []
+
+    def recorded(made: Callable[..., torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+        def make(*args: Any, **options: Any) -> torch.optim.Optimizer:
+            seen.append(options["lr"])
+            return made(*args, **options)
+
+        return make
+
+    name = "Adam" if given.get("optimizer") == "adam" else "SGD"
+    monkeypatch.setattr(torch.optim, name, recorded(getattr(torch.optim, name)))
+    posterior = methods.train(mlp(), batches, training="map", epochs=1, **given)
+    assert seen == pytest.approx([lr], rel=1e-15)
+    assert all(float(d) == pytest.approx(given.get("weight_decay", 1e-3) * posterior.samples) for d in posterior.prior.values())
+    seen.clear()
+    methods.train_pruned(mlp(), batches, sparsity=0.5, epochs=2, **given)
+    assert seen == pytest.approx([lr], rel=1e-15)
+
+
+def test_the_former_name_of_mask_holds_still_works() -> None:
+    with pytest.warns(DeprecationWarning, match="methods.mask_holds"):
+        assert methods.held is methods.mask_holds
+    with pytest.raises(AttributeError, match="no attribute 'hold'"):
+        methods.hold  # noqa: B018
 
 
 def test_train_refuses_an_iterator_as_prune_does(batches: Data, mlp: Make) -> None:
@@ -123,12 +166,12 @@ def test_prune_is_exact_and_in_place(batches: Data, mlp: Make, name: str, source
 @pytest.mark.parametrize("name", CRITERIA)
 def test_batches_may_be_left_out_where_no_data_are_read(batches: Data, mlp: Make, name: str) -> None:
     if name == "synflow":  # data-free, but for the shape of the inputs
-        with pytest.raises(ValueError, match="no batches to take the shape of the inputs from"):
+        with pytest.raises(ValueError, match="the shape of the inputs is unknown"):
             methods.prune(suited(mlp(), name, batches), method=name, sparsity=0.5)
     elif methods.lookup("criteria", name).data_free:
         assert equal(methods.scores(mlp(), method=name), methods.scores(mlp(), batches, name))
     else:
-        with pytest.raises(ValueError, match=f"'{name}' reads training data: give it batches"):
+        with pytest.raises(ValueError, match=f"'{name}' reads training data: pass batches"):
             methods.prune(mlp(), method=name, sparsity=0.5)
 
 
@@ -205,17 +248,17 @@ class Looks(Criterion):
     seen: ClassVar[list[bool]] = []
 
     def score(self, problem: Problem) -> Scores:
-        self.seen.append(methods.held(problem.model, problem.mask) and not problem.model.training)
+        self.seen.append(methods.mask_holds(problem.model, problem.mask) and not problem.model.training)
         return Scores({n: w.detach().abs() for n, w in problem.weights.items()})
 
 
 @pytest.fixture
 def looking() -> Iterator[list[bool]]:
-    before = registry._snapshot()
+    before = registry.snapshot()
     methods.register("looks")(Looks)
     Looks.seen.clear()
     yield Looks.seen
-    registry._restore(before)
+    registry.restore(before)
 
 
 def test_scoring_meets_a_network_whose_masked_weights_are_zero(mlp: Make, looking: list[bool]) -> None:
@@ -346,7 +389,7 @@ def test_every_criterion_prunes_every_kind_of_layer(images: Data, name: str, mak
         return
     mask = methods.prune(model, images, name, sparsity=0.5)
     assert kept_weights(mask) == (total - round(total / 2), total)
-    assert methods.held(model, mask)
+    assert methods.mask_holds(model, mask)
     # Every kind of layer is truly scored: no tensor's scores are all the same.
     assert all(s.unique().numel() > 1 for s in methods.scores(make(), images, name).values())
 
@@ -359,7 +402,7 @@ def test_every_training_trains_every_kind_of_layer_under_its_mask(images: Data, 
     mask = methods.prune(model, method="random", sparsity=0.5)
     before = copy.deepcopy(model.state_dict())
     posterior = methods.train(model, images, training, epochs=2, mask=mask)
-    assert methods.held(model, mask)
+    assert methods.mask_holds(model, mask)
     assert all(not torch.equal(w, before[n]) for n, w in prunable(model).items())
     assert set(posterior.prior) == {n for n, _ in model.named_parameters()}
 

@@ -141,8 +141,8 @@ def test_check_reports_a_broken_file(tiny: Path, bench: Bench) -> None:
     )
     code, out, _ = bench("check", "bad.py")
     assert code == 1
-    assert "FAIL  global random state untouched" in out
-    assert "FAIL  same seed, same scores" in out
+    assert "FAIL  score leaves the global random state unchanged" in out
+    assert "FAIL  the same seed gives the same scores" in out
 
 
 @pytest.mark.parametrize("what", ["methods", "criteria", "trainings", "granularities", "architectures", "datasets", "suites"])

@@ -69,7 +69,7 @@ def test_a_network_without_fitting_layers_is_unsupported(tiny: Path, bench: Benc
     code, _, _ = bench("run", *OPTIONS, "--methods", "magnitude", "--granularity", "1:7")
     assert code == 0
     rows = [row for row in read_rows(Path("out/results.csv")) if row.criterion]
-    assert {(row.status, row.error) for row in rows} == {("unsupported", "no layer has a number of inputs that 7 divides")}
+    assert {(row.status, row.error) for row in rows} == {("unsupported", "no layer has a multiple of 7 inputs")}
 
 
 def test_granularities_share_dense_networks_and_nothing_else(tiny: Path, bench: Bench) -> None:
@@ -97,7 +97,7 @@ def test_channels_are_tuned_and_compared(tiny: Path, bench: Bench) -> None:
     ("arguments", "said"),
     [
         (["--granularity", "chanel"], "did you mean 'channel'"),
-        (["--granularity", "4:2"], "n must be below m"),
+        (["--granularity", "4:2"], "n must be smaller than m"),
         (["--granularity", "channel(ranking=layers)"], "ranking='layers' is not one of global, layer"),
         (["--granularity", "2:4", "--sparsities", "0.9"], "--sparsities does not apply: granularity '2:4' has the sparsity 0.5"),
         (["--match", "flops"], "--match flops needs networks that become smaller"),

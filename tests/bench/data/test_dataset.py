@@ -318,7 +318,7 @@ def test_a_damaged_cache_is_built_again(tmp_path: Path, damage: str) -> None:
 def test_an_unwritable_cache_is_said(tmp_path: Path) -> None:
     tree(tmp_path / "data")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be kept in") as error:
+    with pytest.raises(UserError, match="cannot be stored in") as error:
         load(f"folder:{tmp_path / 'data'}", None, cache=tmp_path / "file")
     message(error)
 
@@ -375,13 +375,13 @@ def spoil_count(root: Path) -> None:
     [
         (spoil_all, "train is missing.*one sub-folder per class"),
         (spoil_empty, "no images"),
-        (spoil_classes, "differ in classes.*dog, wolf"),
+        (spoil_classes, "must have the same classes.*dog, wolf"),
         (spoil_flat, "outside the class folders"),
-        (spoil_image, "5.png is no readable image"),
-        (spoil_png, "5.png is no readable image"),
+        (spoil_image, "5.png cannot be read as an image"),
+        (spoil_png, "5.png cannot be read as an image"),
         (spoil_link, "link.png"),
-        (spoil_class, "one class only"),
-        (spoil_count, "too few examples to hold 0.15 out"),
+        (spoil_class, "only one class"),
+        (spoil_count, "too few examples to split off 0.15"),
     ],
 )
 def test_a_wrong_folder_is_said_in_one_line(tmp_path: Path, spoil: Callable[[Path], None], said: str) -> None:
@@ -488,7 +488,7 @@ def test_a_file_cut_short_is_fetched_again_or_said(tmp_path: Path, left: int, mo
     whole = contents[file.name]
     file.write_bytes(whole[:left])
     monkeypatch.setattr("urllib.request.urlopen", offline)
-    with pytest.raises(UserError, match="not whole") as error:
+    with pytest.raises(UserError, match="missing or incomplete") as error:
         load("mnist", root)
     message(error)
 

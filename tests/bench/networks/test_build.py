@@ -223,7 +223,7 @@ def test_a_shape_that_does_not_fit_is_one_line(name: str, shape: tuple[int, ...]
 
 
 def test_a_network_whose_output_is_not_one_score_per_class_is_refused() -> None:
-    for layer, said in [(nn.Linear(4, 3), r"\(2, 3\), not \(2, 5\)"), (nn.LSTM(4, 5), "tuple")]:
+    for layer, said in [(nn.Linear(4, 3), r"\(2, 3\), but the expected shape is \(2, 5\)"), (nn.LSTM(4, 5), "tuple")]:
         with pytest.raises(ValueError, match=said):
             build._verified(layer, (4,), 5)
     broken = nn.Linear(4, 5)

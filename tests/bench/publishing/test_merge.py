@@ -184,7 +184,7 @@ def test_names_stand_for_hyperparameters_schedules_and_the_suites_fine_tuning(bo
     ]
     assert said("magnitude(weight_decay=0.003)") == []
     (reason,) = said("magnitude(weight_decay=0.003)", training={"weight_decay": 0.001})
-    assert "has weight_decay=0.003 by name" in reason
+    assert "fixes weight_decay=0.003" in reason
     assert "lr" in said("spam", training={"lr": -1.0})[0]
 
 
@@ -235,7 +235,9 @@ def test_publishing_keeps_what_others_have_contributed_but_not_of_other_settings
     (key, reason), *_ = merge.incomplete([*kept, *again], wider)
     assert key[0] == "dense"
     assert reason.endswith("seeds 3")
-    with pytest.raises(UserError, match="`epochs` of the suite differs from the published rows of dense, random, magnitude_layer, spam; re-run these"):
+    with pytest.raises(
+        UserError, match="`epochs` of the suite differs from the published rows of dense, random, magnitude_layer, spam; re-run these"
+    ):
         publish._kept(there, board.suite.model_copy(update={"epochs": 4}), again)
     assert publish._kept(there, board.suite.model_copy(update={"epochs": 4}), list(there.rows)) == []
 

@@ -227,7 +227,9 @@ def test_a_trial_that_was_given_up_cannot_win(suite: Suite, tmp_path: Path, stor
     assert [t.state.name for t in done] == ["COMPLETE"] * 4 + ["PRUNED"]
     assert done[4].value == 0.90 > max(t.value for t in done[:4])
     assert found.training == study.pool[0].training
-    assert (found.search.trials, found.search.epochs, len(spent)) == (5, 9, 9), "the fifth was given up after its first sparsity, and cost that much"
+    assert (found.search.trials, found.search.epochs, len(spent)) == (5, 9, 9), (
+        "the fifth was given up after its first sparsity, and cost that much"
+    )
 
 
 def test_the_defaults_stay_unless_they_are_beaten_beyond_the_noise(

@@ -20,31 +20,31 @@ from methods.training.map import Map
 
 configuration = dataclass(frozen=True, kw_only=True)
 
-DECLARED = "hyperparameters declared, defaults inside their ranges"
-DOCUMENTED = "documented"
-STAGES = "stages declared"
-SOUND = "scores finite, of the right names and shapes"
-UNTOUCHED = "model, gradients and hooks untouched"
-GLOBAL_STATE = "global random state untouched"
-SEEDED = "same seed, same scores"
-NESTED = "nested true to its word"
-ROUNDS = "rounds lead to the target"
-COUNTS = "exact counts, also with total ties"
-ONLINE = "exact counts, cut while training"
-DATA_FREE = "data-free true to its word"
+DECLARED = "hyperparameters are declared, defaults are allowed"
+DOCUMENTED = "has a docstring"
+STAGES = "stages are declared"
+SOUND = "scores are finite and have the names and shapes of the weights"
+UNTOUCHED = "score leaves model, gradients and hooks unchanged"
+GLOBAL_STATE = "score leaves the global random state unchanged"
+SEEDED = "the same seed gives the same scores"
+NESTED = "nested = True: scores do not depend on the target"
+ROUNDS = "rounds rise to the target"
+COUNTS = "masks have exact counts, also if all scores are equal"
+ONLINE = "masks have exact counts after pruning during training"
+DATA_FREE = "data_free = True: score reads no batches"
 
-LEARNS = "training loss falls"
-NAMES = "parameter names and shapes kept"
-MASKS = "masks hold through training and fine-tuning"
-REPEATS = "same seed, same network"
-POSTERIOR = "posterior finite, non-negative, of the right names"
-PENALTY = "penalty finite and non-negative"
+LEARNS = "the training loss decreases"
+NAMES = "parameter names and shapes stay the same"
+MASKS = "masked weights stay zero in training and fine-tuning"
+REPEATS = "the same seed gives the same network"
+POSTERIOR = "the posterior is finite, not negative and has the names of the parameters"
+PENALTY = "the penalty is finite and not negative"
 
-PROMISE = "cuts what it promises, also with total ties"
-INSIDE = "a later cut lies inside the earlier mask"
-CHECKS = "check refuses what was not asked for"
-COST = "a cost refused, or reached"
-COMPACTS = "the smaller network computes the same"
+PROMISE = "cut makes masks that check accepts, also if all scores are equal"
+INSIDE = "a later cut keeps no weight that an earlier one removed"
+CHECKS = "check raises for a mask of the wrong sparsity"
+COST = "a cost is reached, or refused if networks stay as large"
+COMPACTS = "the smaller network computes the same outputs"
 
 
 def broken(entry: Any) -> dict[str, str]:
@@ -278,7 +278,14 @@ class NoRange(Honest):
 
 @configuration
 class OutOfRange(Honest):
-    """A default outside its own range."""
+    """A default outside its own limits."""
+
+    power: float = Float(2.0, maximum=1)
+
+
+@configuration
+class NotSearched(Honest):
+    """A default that tuning would never draw."""
 
     power: float = Float(2.0, 0.0, 1.0)
 
@@ -362,38 +369,39 @@ class SupportsNothing(Honest):
 
 WRONG_CRITERIA = [
     (NotANumber, SOUND, "are not finite"),
-    (Flat, SOUND, "with shape (108,), the weight has (4, 3, 3, 3)"),
+    (Flat, SOUND, "must give 'conv1.weight' scores of shape (4, 3, 3, 3), not (108,)"),
     (Forgetful, SOUND, "missing or extra: head.weight"),
     (Generous, SOUND, "missing or extra: bn.bias, bn.weight"),
     (Attached, SOUND, "without gradient"),
-    (Counting, SOUND, "must be a floating-point tensor"),
-    (Bare, SOUND, "score returned dict, not Scores"),
-    (ChangesWeights, UNTOUCHED, "changed the model's parameters or buffers"),
-    (MovesBatchNorm, UNTOUCHED, "changed the model's parameters or buffers"),
-    (LeavesGradients, UNTOUCHED, "changed the .grad"),
-    (ClearsGradients, UNTOUCHED, "changed the .grad"),
-    (Freezes, UNTOUCHED, "changed requires_grad"),
-    (LeavesHook, UNTOUCHED, "left hooks"),
-    (LeavesTrainMode, UNTOUCHED, "left the model in train mode"),
+    (Counting, SOUND, "must give 'conv1.weight' scores that are a floating-point tensor without gradient"),
+    (Bare, SOUND, "score must return Scores, not dict"),
+    (ChangesWeights, UNTOUCHED, "must not change the model's parameters or buffers"),
+    (MovesBatchNorm, UNTOUCHED, "must not change the model's parameters or buffers"),
+    (LeavesGradients, UNTOUCHED, "must not change the .grad"),
+    (ClearsGradients, UNTOUCHED, "must not change the .grad"),
+    (Freezes, UNTOUCHED, "must not change requires_grad"),
+    (LeavesHook, UNTOUCHED, "must remove its hooks"),
+    (LeavesTrainMode, UNTOUCHED, "must leave the model in eval mode"),
     (DrawsFromTorch, GLOBAL_STATE, "torch's global random state"),
     (DrawsFromPython, GLOBAL_STATE, "python's global random state"),
     (DrawsFromNumpy, GLOBAL_STATE, "numpy's global random state"),
-    (Unseeded, SEEDED, "the same seed gave different scores"),
+    (Unseeded, SEEDED, "must return the same scores for the same seed"),
     (DependsOnTarget, NESTED, "depend on the target"),
-    (StopsShort, ROUNDS, "end at"),
-    (FallsBack, ROUNDS, "do not rise"),
+    (StopsShort, ROUNDS, "must end at"),
+    (FallsBack, ROUNDS, "must rise"),
     (ReadsData, DATA_FREE, "reads the batches"),
-    (NoRange, DECLARED, "'power' declares no range"),
-    (OutOfRange, DECLARED, "default power=2.0 is outside its range"),
+    (NoRange, DECLARED, "field 'power' must be declared by Float, Int or Choice"),
+    (OutOfRange, DECLARED, "default power=2.0 is not a finite number <= 1"),
+    (NotSearched, DECLARED, "default power=2.0 is outside its search range: a number in [0, 1]"),
     (NeverEqual, DECLARED, "are not equal"),
-    (Undecorated, DECLARED, "is not @dataclass(frozen=True"),
-    (NoWords, DOCUMENTED, "has no docstring"),
+    (Undecorated, DECLARED, "must be decorated with @dataclass(frozen=True"),
+    (NoWords, DOCUMENTED, "must have a docstring"),
     (NoStage, STAGES, "non-empty tuple of Stage"),
     (WordsForStages, STAGES, "non-empty tuple of Stage"),
-    (Revives, COUNTS, "at sparsity 0.5 kept 486 of 486"),
+    (Revives, COUNTS, "of sparsity 0.5 must keep 243 of 486 weights, not 486"),
     (WantsFinishedPosterior, ONLINE, "raised KeyError"),
-    (RevivesWhileTraining, ONLINE, "at sparsity 0.9 kept 486 of 486"),
-    (SupportsNothing, SOUND, "supports neither"),
+    (RevivesWhileTraining, ONLINE, "of sparsity 0.9 must keep 49 of 486 weights, not 486"),
+    (SupportsNothing, SOUND, "must support a small"),
 ]
 
 
@@ -422,7 +430,7 @@ def test_clauses_that_do_not_apply_are_skipped_with_the_reason() -> None:
         nested: ClassVar = False
 
     skipped = {f.clause: f.skipped for f in methods.check(Honestly) if f.skipped}
-    wanted = {NESTED: "declares nested = False", ONLINE: "is not applied while training", DATA_FREE: "reads training batches"}
+    wanted = {NESTED: "nested = False", ONLINE: "is not applied during training", DATA_FREE: "reads training batches"}
     assert skipped == wanted
     assert broken(Honestly) == {}
 
@@ -540,18 +548,18 @@ class PenaltyVector(Map):
 
 
 WRONG_TRAININGS = [
-    (Renames, NAMES, "parameter names or shapes differ"),
-    (RevivesAtTheEnd, MASKS, "not zero after training"),
-    (UnseededStart, REPEATS, "the same seed gave different weights"),
-    (UnseededPrior, REPEATS, "the same seed gave different posteriors"),
-    (NegativePrior, POSTERIOR, "negative or not finite"),
-    (InfiniteCurvature, POSTERIOR, "negative or not finite"),
-    (ForeignName, POSTERIOR, "'tail.weight', which is no parameter"),
-    (WrongShape, POSTERIOR, "'head.weight' has shape (3,)"),
-    (NoPosterior, POSTERIOR, "finish returned dict, not Posterior"),
-    (Unlearns, LEARNS, "the training loss did not fall"),
-    (NegativePenalty, PENALTY, "not a finite, non-negative scalar"),
-    (PenaltyVector, PENALTY, "not a finite, non-negative scalar"),
+    (Renames, NAMES, "parameter names and shapes must be the same"),
+    (RevivesAtTheEnd, MASKS, "must be zero after training"),
+    (UnseededStart, REPEATS, "the same seed must give the same weights"),
+    (UnseededPrior, REPEATS, "the same seed must give the same posterior"),
+    (NegativePrior, POSTERIOR, "must be finite and not negative"),
+    (InfiniteCurvature, POSTERIOR, "must be finite and not negative"),
+    (ForeignName, POSTERIOR, "'tail.weight', which is not a parameter"),
+    (WrongShape, POSTERIOR, "'head.weight' must be a scalar or have its shape, not (3,)"),
+    (NoPosterior, POSTERIOR, "finish must return a Posterior, not dict"),
+    (Unlearns, LEARNS, "the training loss must decrease"),
+    (NegativePenalty, PENALTY, "must return a finite scalar >= 0"),
+    (PenaltyVector, PENALTY, "must return a finite scalar >= 0"),
 ]
 
 
@@ -641,7 +649,7 @@ class IgnoresTheMask(Granularity):
 
 def test_a_threshold_cut_is_caught_where_scores_are_equal() -> None:
     errors = broken(Threshold)
-    assert "at sparsity 0.5, the mask keeps 0 weights" in errors[PROMISE]
+    assert "made for sparsity 0.5: the mask keeps 0 weights" in errors[PROMISE]
     assert {INSIDE, CHECKS, COST, COMPACTS}.isdisjoint(errors)
 
 
@@ -649,17 +657,17 @@ def test_a_threshold_cut_is_caught_where_scores_are_equal() -> None:
 def test_a_cut_that_revives_masked_weights_is_caught(wrong: type[Granularity]) -> None:
     errors = broken(wrong)
     assert PROMISE not in errors
-    assert "a second cut revived masked weights" in errors[INSIDE]
+    assert "a second cut must not keep weights that the first one removed" in errors[INSIDE]
 
 
 @pytest.mark.parametrize(
     ("wrong", "clause", "message"),
     [
-        (Credulous, CHECKS, "check accepts a mask that removes 0.00 in place of 0.5"),
-        (DeafToCost, COST, "takes a cost, though its networks stay as large as they are"),
-        (CutsLess, PROMISE, "at sparsity 0.5, the mask removes the share 0.2"),
-        (RemovesOthers, COMPACTS, "the outputs of the masked and of the smaller network are"),
-        (RemovesNothing, COMPACTS, "the smaller network has 486 weights"),
+        (Credulous, CHECKS, "check must raise for a mask of the wrong sparsity; it accepted sparsity 0.00 when 0.5 was requested"),
+        (DeafToCost, COST, "must raise ValueError for a cost, because compacts = False"),
+        (CutsLess, PROMISE, "made for sparsity 0.5: the mask has sparsity 0.2593"),
+        (RemovesOthers, COMPACTS, "must compute the outputs of the masked one; they differ by"),
+        (RemovesNothing, COMPACTS, "the smaller network must have 243 weights, not 486"),
     ],
 )
 def test_every_way_to_cut_or_remove_wrongly_is_caught(wrong: type[Granularity], clause: str, message: str) -> None:
@@ -670,12 +678,12 @@ def test_every_way_to_cut_or_remove_wrongly_is_caught(wrong: type[Granularity], 
 
 
 def test_a_name_of_several_kinds_is_checked_as_each_of_them() -> None:
-    before = registry._snapshot()
+    before = registry.snapshot()
     try:
         methods.register("weight")(configuration(type("Homonym", (Honest,), {"__doc__": Honest.__doc__})))
         clauses = [f.clause for f in methods.check("weight")]
     finally:
-        registry._restore(before)
+        registry.restore(before)
     assert {SOUND, INSIDE} <= set(clauses)
     assert {f.clause for f in methods.check("weight")} == {DECLARED, DOCUMENTED, PROMISE, INSIDE, CHECKS, COST, COMPACTS}
 
@@ -691,5 +699,5 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
 
 
 def test_a_class_of_no_kind_is_refused() -> None:
-    with pytest.raises(TypeError, match="neither a Criterion nor a Training nor a Granularity"):
+    with pytest.raises(TypeError, match="is not a Criterion, a Training or a Granularity"):
         methods.check(nn.Linear)  # type: ignore[arg-type]

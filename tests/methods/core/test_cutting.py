@@ -127,7 +127,7 @@ def test_two_cuts_with_the_same_scores_are_one(case: Case, pair: list[float]) ->
 def test_more_weights_than_are_alive_cannot_be_kept() -> None:
     case = Case([(5, 2)], 4, 0)
     earlier = WEIGHT.cut(case.problem, case.scores, 0.5)
-    with pytest.raises(ValueError, match=r"sparsity 0\.4 keeps 6 weights, the present mask has only 5 left"):
+    with pytest.raises(ValueError, match=r"sparsity 0\.4 keeps 6 weights, but the current mask has only 5 left"):
         WEIGHT.cut(replace(case.problem, mask=earlier), case.scores, 0.4)
 
 
@@ -179,7 +179,7 @@ class Rounds(Criterion):
         return exponential(present, target, 4)
 
     def score(self, problem: Problem) -> Scores:
-        self.seen.append((problem.target, kept_weights(problem.mask)[0], methods.held(problem.model, problem.mask)))
+        self.seen.append((problem.target, kept_weights(problem.mask)[0], methods.mask_holds(problem.model, problem.mask)))
         return Scores({n: w.detach().abs() for n, w in problem.weights.items()})
 
 
@@ -196,7 +196,7 @@ def test_compensation_may_set_kept_weights_and_cannot_revive_masked_ones() -> No
     model = nn.Linear(5, 4)
     mask = methods.cut(Problem(model, ()), Overwrites(), WEIGHT, 0.5)
     assert torch.equal(model.weight, 7.0 * mask["weight"])
-    assert methods.held(model, mask)
+    assert methods.mask_holds(model, mask)
 
 
 def test_scores_handed_over_are_not_computed_again() -> None:
@@ -237,7 +237,7 @@ def test_kept_weights_counts_the_mask_and_not_non_zero_values() -> None:
 def test_held_sees_a_single_revived_weight() -> None:
     model = nn.Linear(5, 4)
     mask = methods.cut(Problem(model, ()), methods.make("criteria", "random", {}), WEIGHT, 0.25)
-    assert methods.held(model, mask)
+    assert methods.mask_holds(model, mask)
     with torch.no_grad():
         model.weight[~mask["weight"]] += torch.tensor([0.0, 0.0, 1e-30, 0.0, 0.0])
-    assert not methods.held(model, mask)
+    assert not methods.mask_holds(model, mask)

@@ -15,7 +15,22 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import methods
-from methods import Criterion, Gradual, Mask, Posterior, Problem, Pruner, Recipe, Schedule, Scores, Stage, Training, count_masked, fit, held
+from methods import (
+    Criterion,
+    Gradual,
+    Mask,
+    Posterior,
+    Problem,
+    Pruner,
+    Recipe,
+    Schedule,
+    Scores,
+    Stage,
+    Training,
+    count_masked,
+    fit,
+    mask_holds,
+)
 from methods.core.training_loop import OPTIMIZERS
 from methods.training.map import Map
 
@@ -118,7 +133,7 @@ class Watching:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.batches:
-            assert held(self.problem.model, self.problem.mask)
+            assert mask_holds(self.problem.model, self.problem.mask)
             yield batch
 
     def __len__(self) -> int:
@@ -138,7 +153,7 @@ def test_persistent_masks_are_nested_and_hold_at_every_step(batches: Data, optim
     assert [masked(m) for m in seen] == [round(s * n) for s in (0.4625, 0.7, 0.7875, 0.8, 0.8, 0.8)]
     for earlier, later in itertools.pairwise(seen):
         assert all((earlier[n] | ~later[n]).all() for n in later)
-    assert held(problem.model, problem.mask)
+    assert mask_holds(problem.model, problem.mask)
 
 
 @pytest.mark.parametrize("training", TRAININGS)
@@ -167,7 +182,7 @@ def test_the_count_is_exact_in_the_shortest_trainings(batches: Data, epochs: int
     problem = Problem(noisy(), batches)
     fit(problem, Map(), Recipe(epochs=epochs), pruner=pruner(Gradual(persistent=persistent), sparsity))
     assert masked(problem.mask) == round(sparsity * 72)
-    assert held(problem.model, problem.mask)
+    assert mask_holds(problem.model, problem.mask)
 
 
 @pytest.mark.parametrize("schedule", [GRADUAL, DYNAMIC])
@@ -238,7 +253,7 @@ class Telling(Map):
     """MAP whose state counts its updates and whose hooks write down how many weights they find masked."""
 
     def after_epoch(self, problem: Problem, state: Posterior, epoch: int, epochs: int) -> Posterior:
-        assert held(problem.model, problem.mask)
+        assert mask_holds(problem.model, problem.mask)
         LOG.append(("hook", epoch, masked(problem.mask)))
         return replace(state, marginal_likelihood=(*state.marginal_likelihood, float(epoch)))
 
@@ -299,7 +314,7 @@ def test_a_trained_network_is_pruned_while_it_is_fine_tuned_and_scored_where_it_
 
     assert fit(problem, TRAININGS["spam"], Recipe(epochs=4), previous=dense, pruner=pruner(criterion=Fresh())) is dense
     assert masked(problem.mask) == count_masked(0.8, 72)
-    assert held(problem.model, problem.mask)
+    assert mask_holds(problem.model, problem.mask)
 
 
 def test_what_compensates_does_so_at_every_cut(batches: Data) -> None:
@@ -318,7 +333,7 @@ def test_what_compensates_does_so_at_every_cut(batches: Data) -> None:
         fit(problem, Map(), Recipe(epochs=1), pruner=pruner(criterion=criterion))
         models.append(problem.model)
     assert torch.equal(models[1][0].weight, 2 * models[0][0].weight)
-    assert held(models[1], problem.mask)
+    assert mask_holds(models[1], problem.mask)
 
 
 @pytest.mark.parametrize("name", [n for n in methods.names("criteria") if Stage.DURING in methods.lookup("criteria", n).stages])
@@ -331,7 +346,7 @@ def test_every_criterion_for_this_stage_prunes_under_every_training(batches: Dat
             fit(problem, TRAININGS[training], Recipe(epochs=3), pruner=pruner(schedule, criterion=methods.make("criteria", name, {})))
             networks.append(problem.model)
             assert masked(problem.mask) == count_masked(0.8, 72)
-            assert held(problem.model, problem.mask)
+            assert mask_holds(problem.model, problem.mask)
             assert all(p.grad is None for p in problem.model.parameters())
         assert same(*networks), "the same seed, the same network"
 
@@ -361,9 +376,9 @@ class Declines(methods.lookup("criteria", "magnitude")):  # type: ignore[misc]
     [
         (Map(), 0, pruner(), "needs at least one epoch, got 0"),
         (Map(), 3, pruner(sparsity=1.0), r"sparsity 1.0 is not in \[0, 1\)"),
-        (Map(), 3, pruner(sparsity=0.3), "sparsity 0.3 is below that of the present mask, 0.5"),
+        (Map(), 3, pruner(sparsity=0.3), "sparsity 0.3 is lower than the sparsity of the current mask, 0.5"),
         (Map(), 3, pruner(criterion=Declines()), "does not support this network: not today"),
-        (Reparametrised(), 3, pruner(), "re-parametrises the weights: they cannot be scored"),
+        (Reparametrised(), 3, pruner(), "re-parametrises the weights, so they cannot be pruned during training"),
     ],
 )
 def test_what_a_pruner_cannot_do_is_said_before_the_first_step(
@@ -385,11 +400,11 @@ def test_train_pruned_returns_mask_and_posterior_to_go_on_with(batches: Data, me
     model = noisy()
     mask, posterior = methods.train_pruned(model, batches, method, sparsity=0.75, epochs=6, optimizer="adam", lr=0.2)
     assert masked(mask) == 54
-    assert held(model, mask)
+    assert mask_holds(model, mask)
     assert bool(posterior.curvature) == (method != "magnitude_gradual")
     training = methods.get(method).training
     assert methods.train(model, batches, training, epochs=2, mask=mask, posterior=posterior) is posterior
-    assert held(model, mask)
+    assert mask_holds(model, mask)
 
 
 def test_a_schedule_of_ones_own_for_any_criterion_with_hyperparameters_of_both(batches: Data) -> None:
@@ -413,7 +428,7 @@ Call = Callable[..., Any]
     [
         (
             {"method": "magnitude"},
-            "'magnitude' does not say when to cut .* give it a schedule, or take one of imp, magnitude_gradual, spam_gradual",
+            "'magnitude' has no schedule .* pass schedule=..., or use one of imp, magnitude_gradual, spam_gradual",
         ),
         ({"method": "snipp"}, r"unknown method 'snipp' \(did you mean 'snip'\?\)"),
         ({"scope": "layer"}, "'map' has no hyperparameter 'scope'"),
@@ -434,5 +449,5 @@ def test_what_train_pruned_cannot_do_is_one_line(batches: Data, arguments: dict[
 def test_prune_and_scores_refuse_what_prunes_while_training(batches: Data, call: Call) -> None:
     """Iterative pruning too: cut once by `prune`, it would be one-shot under another name."""
     for method in ("magnitude_gradual", "spam_online", "magnitude_iterative", "imp"):
-        with pytest.raises(ValueError, match=rf"'{method}' cuts by a schedule.*: call .*train_pruned\(.*'{method}'"):
+        with pytest.raises(ValueError, match=rf"'{method}' prunes by a schedule.*: call .*train_pruned\(.*'{method}'"):
             call(noisy(), batches, method)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import methods
-from methods import Iterative, Lap, Method, Posterior, Problem, Pruner, Recipe, Rewinding, Schedule, Stage, fit, held
+from methods import Iterative, Lap, Method, Posterior, Problem, Pruner, Recipe, Rewinding, Schedule, Stage, fit, mask_holds
 from methods.core.schedule import WAYS
 from methods.training.map import Map
 
@@ -169,7 +169,7 @@ def test_iterative_pruning_is_a_loop_written_by_hand(batches: Data) -> None:
         for step in range(epochs * n):
             step_by_hand(model, optimizer, 0.1 * recipe.factor((step + 1) / (epochs * n + 1)), batches[step % n], masks)
     same(problem.model, model)
-    assert held(problem.model, problem.mask)
+    assert mask_holds(problem.model, problem.mask)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -184,7 +184,7 @@ def test_masks_hold_and_counts_are_exact_at_every_cut(batches: Data, schedule: S
     seen: list[int] = []
 
     def look(epoch: int) -> None:
-        assert held(problem.model, problem.mask)
+        assert mask_holds(problem.model, problem.mask)
         seen.append(sum(int((~m).sum()) for m in problem.mask.values()))
 
     fit(problem, made, recipe, previous=trained, pruner=pruner(schedule, 0.9), on_epoch=look)
@@ -237,4 +237,4 @@ def test_the_call_for_iterative_pruning_wants_a_trained_network(batches: Data) -
     posterior = methods.train(model, batches, epochs=1)
     mask, _ = methods.train_pruned(model, batches, method="magnitude_iterative", sparsity=0.5, posterior=posterior, epochs=2)
     assert methods.kept_weights(mask) == (36, 72)
-    assert held(model, mask)
+    assert mask_holds(model, mask)

@@ -102,9 +102,9 @@ def test_targets_that_cannot_be_reached_are_refused(epochs: int, target: float, 
 
 
 def test_it_says_in_words_what_it_does() -> None:
-    assert str(Gradual()) == "cubic from 0, every epoch between 33% and 75% of training, cut for good"
+    assert str(Gradual()) == "cubic from 0, every epoch between 33% and 75% of training, cut weights stay at zero"
     online = Gradual(shape="linear", start=0.1, begin=0.5, end=1.0, every=2, persistent=False)
-    assert str(online) == "linear from 0.1, every 2 epochs between 50% and 100% of training, free to regrow until the last cut"
+    assert str(online) == "linear from 0.1, every 2 epochs between 50% and 100% of training, cut weights may regrow until the last cut"
 
 
 @pytest.mark.parametrize("way", [exponential, cubic])

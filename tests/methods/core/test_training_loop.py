@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.utils.data import DataLoader, TensorDataset
 
 import methods
-from methods import Posterior, Problem, Recipe, Training, fit, held
+from methods import Posterior, Problem, Recipe, Training, fit, mask_holds
 from methods.core.hyperparameters import Choice
 from methods.core.training_loop import OPTIMIZERS
 from methods.training.map import Map
@@ -87,7 +87,7 @@ def test_masked_weights_are_zero_at_every_step_and_every_epoch(batches: Data, op
         fit(problem, chosen, recipe, batches=watching, previous=previous, on_epoch=look)
         assert after == [True, True, True]
         assert watching.steps == 12
-        assert held(problem.model, mask)
+        assert mask_holds(problem.model, mask)
 
 
 def half_and_sliced() -> tuple[nn.Linear, nn.Linear, dict[str, Tensor]]:
@@ -369,7 +369,7 @@ def test_a_training_may_reparametrise_the_model(batches: Data, mlp: Make, traini
     mask = methods.prune(model, sparsity=0.6)
     fit(Problem(model, batches, mask=mask), training(), Recipe(epochs=2))
     assert sorted(model.state_dict()) == sorted(names)
-    assert held(model, mask)
+    assert mask_holds(model, mask)
     assert model[0].weight[mask["0.weight"]].all()
 
 

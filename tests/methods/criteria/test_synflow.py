@@ -188,7 +188,7 @@ def test_beyond_what_a_factor_can_mend_is_an_error() -> None:
     model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(60)))
     for p in model.parameters():
         nn.init.constant_(p, 1e30)
-    with pytest.raises(ValueError, match="leaves the range of double precision"):
+    with pytest.raises(ValueError, match="cannot be represented in double precision"):
         scores(model, 3)
 
 
@@ -242,7 +242,7 @@ def test_a_hundred_rounds_leave_a_convolutional_network_connected() -> None:
 
 def test_networks_that_are_no_sum_over_paths_are_refused_in_one_line() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 2))
-    with pytest.raises(ValueError, match=r"'synflow' does not support this network: .*: layer_norm, gelu$") as error:
+    with pytest.raises(ValueError, match=r"'synflow' does not support this network: .*: it contains layer_norm, gelu$") as error:
         methods.prune(model, Shape(4), "synflow", sparsity=0.5)
     assert "\n" not in str(error.value)
 

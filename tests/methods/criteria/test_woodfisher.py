@@ -154,7 +154,7 @@ def test_gradients_in_many_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) 
     problem = Problem(convnet(), images(16, 8))
     criteria = [woodfisher(block=7), woodfisher(block=7, mini_batch=2)]
     whole = [methods.score(problem, c).values for c in criteria]
-    monkeypatch.setattr("methods.curvature.compute.FORMED", 200)
+    monkeypatch.setattr("methods.curvature.passes.FORMED", 200)
     monkeypatch.setattr(module, "WORK", 100)  # two blocks of 7 at a time
     for criterion, wanted in zip(criteria, whole, strict=True):
         assert close(methods.score(problem, criterion).values, wanted)
@@ -258,7 +258,7 @@ def test_one_scoring_serves_all_sparsities(update: str) -> None:
         ]
         assert all(torch.equal(masks[0][n], masks[1][n]) for n in masks[0])
         assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
-        assert methods.held(models[0], masks[0])
+        assert methods.mask_holds(models[0], masks[0])
     assert all(torch.equal(state[n], f) for n, f in scores.state.items())
 
 
@@ -354,10 +354,12 @@ def test_blocks_that_do_not_fit_are_refused_before_they_are_formed(monkeypatch: 
     class Unread(list[Any]):
         __iter__ = read  # type: ignore[assignment]
 
-    with pytest.raises(ValueError, match=r"^woodfisher: blocks of 4096 weights take 274\.9 GB, more than half of the 3\.0 GB") as raised:
+    with pytest.raises(
+        ValueError, match=r"^woodfisher: blocks of 4096 weights need 274\.9 GB, more than half of the free 3\.0 GB"
+    ) as raised:
         methods.score(Problem(model, Unread()), woodfisher(block=4096))
     assert "\n" not in str(raised.value)
-    with pytest.raises(ValueError, match=r"blocks of 32 weights take 2\.1 GB"):  # the one it chooses itself does not fit either
+    with pytest.raises(ValueError, match=r"blocks of 32 weights need 2\.1 GB"):  # the one it chooses itself does not fit either
         methods.score(Problem(model, Unread()), woodfisher())
 
 

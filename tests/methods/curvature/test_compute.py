@@ -18,10 +18,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from methods import Problem
-from methods.curvature import accumulators
+from methods.curvature import accumulators, passes
 from methods.curvature.blocks import Diagonal, Kronecker
-from methods.curvature.compute import curvature, sample_gradients
+from methods.curvature.compute import curvature
 from methods.curvature.loss_factors import sample_labels, softmax_factor
+from methods.curvature.per_sample import sample_gradients
 
 Data = list[tuple[Tensor, Tensor]]
 Values = dict[str, Tensor]
@@ -120,13 +121,13 @@ def near(found: Tensor, wanted: Tensor, rtol: float = 1e-9) -> bool:
 def fallen(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The names of parameters that were taken through vmap."""
     names: set[str] = set()
-    real = engine._add_by_vmap
+    real = passes.add_by_vmap
 
     def spy(model: nn.Module, x: Tensor, columns: list[Tensor], rest: Values, totals: Any) -> None:
         names.update(rest)
         real(model, x, columns, rest, totals)
 
-    monkeypatch.setattr(engine, "_add_by_vmap", spy)
+    monkeypatch.setattr(passes, "add_by_vmap", spy)
     return names
 
 
@@ -406,7 +407,7 @@ def gradients_in_turn(model: nn.Module, data: Data, m: int) -> Values:
 @pytest.mark.parametrize("formed", [1, 1 << 27])
 @pytest.mark.parametrize("name", LAYERS)
 def test_gradients_of_single_samples_are_those_of_autograd(name: str, formed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "FORMED", formed)
+    monkeypatch.setattr(passes, "FORMED", formed)
     make, shape, _ = LAYERS[name]
     model, data = build(make), inputs(*shape)
     wanted = gradients_in_turn(model, data, 1)
@@ -418,7 +419,7 @@ def test_gradients_of_single_samples_are_those_of_autograd(name: str, formed: in
 @pytest.mark.parametrize("formed", [1, 1 << 27])
 @pytest.mark.parametrize("m", [2, 5, 7])
 def test_gradients_of_mini_batches_do_not_depend_on_the_loader(m: int, formed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "FORMED", formed)
+    monkeypatch.setattr(passes, "FORMED", formed)
     make, shape, _ = LAYERS["tokens"]
     model = build(make)
     data = inputs(*shape, sizes=(3, 2, 1, 5))
@@ -431,7 +432,7 @@ def test_gradients_of_mini_batches_do_not_depend_on_the_loader(m: int, formed: i
 
 
 def test_pieces_of_gradients_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "FORMED", 50)
+    monkeypatch.setattr(passes, "FORMED", 50)
     model = build(LAYERS["tokens"][0])  # weights of 20 and 15
     pieces = list(sample_gradients(Problem(model, inputs(6, 4, sizes=(5,))), ["layer.weight", "head.weight"]))
     assert [(n, len(g)) for n, g in pieces] == [(n, k) for k in (2, 2, 1) for n in ("layer.weight", "head.weight")]

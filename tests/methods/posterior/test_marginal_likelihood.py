@@ -12,7 +12,8 @@ from torch import Tensor
 from methods.curvature import blocks as blocks_module
 from methods.curvature.blocks import Block, Diagonal, Kronecker
 from methods.posterior import marginal_likelihood
-from methods.posterior.marginal_likelihood import PRIORS, Maximiser, Units, closed_form, log_marginal_likelihood
+from methods.posterior.marginal_likelihood import PRIORS, Maximiser, closed_form, log_marginal_likelihood
+from methods.posterior.units import Units
 
 DOUBLE = torch.float64
 WIDE = (1e-9, 1e9)

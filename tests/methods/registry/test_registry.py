@@ -13,7 +13,7 @@ import pytest
 from torch import Tensor, nn
 
 import methods
-from methods import Choice, Criterion, Float, Gradual, Method, Problem, Scores, Stage, register
+from methods import Choice, Criterion, Float, Gradual, Int, Method, Problem, Scores, Stage, register
 from methods.registry import registry
 from methods.registry.registry import KINDS
 
@@ -51,11 +51,9 @@ def twin() -> type[Plain]:
 def clean() -> Iterator[None]:
     """Whatever a test registers is gone after it."""
     methods.names()  # entry points of this environment belong to the state to go back to
-    tables, loaded, modules = registry._snapshot(), set(registry._loaded), set(sys.modules)
+    before, modules = registry.snapshot(), set(sys.modules)
     yield
-    registry._restore(tables)
-    registry._loaded.clear()
-    registry._loaded.update(loaded)
+    registry.restore(before)
     for module in set(sys.modules) - modules:
         if module.startswith("razorbench_plugin_"):
             del sys.modules[module]
@@ -135,7 +133,7 @@ def test_a_criterion_for_this_stage_only_is_a_method_with_the_default_schedule()
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"stage": Stage.DURING}, "method 'm' prunes while training: it needs a schedule"),
+        ({"stage": Stage.DURING}, "method 'm' prunes during training: it needs a schedule"),
         ({"schedule": Gradual()}, "method 'm': a schedule 'gradual' is for stage 'during', not 'after'"),
         ({"stage": Stage.INIT, "schedule": Gradual()}, "not 'init'"),
         ({"criterion": "opd", "stage": Stage.INIT}, "method 'm': criterion 'opd' is for stage after, during, not 'init'"),
@@ -215,7 +213,7 @@ def test_other_compositions_take_all_but_the_training_from_the_left() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("spam@map", r"'spam@map': method 'spam' already trains with 'spam'; name its criterion 'opd'"),
+        ("spam@map", r"'spam@map': method 'spam' has the training 'spam'; use its criterion: 'opd@map'"),
         ("magnitud", r"unknown method 'magnitud' \(did you mean 'magnitude'\?\); available: .*grasp"),
         ("magnitud@spam", r"unknown method 'magnitud' \(did you mean 'magnitude'\?\)"),
         ("magnitude@spa", r"unknown training 'spa' \(did you mean 'spam'\?\); available: dwf, map, spam"),
@@ -251,13 +249,13 @@ def test_an_unknown_class_is_named_with_its_nearest(kind: str, name: str, messag
     [
         ("criteria", "snip", {"n_batch": 2}, r"'snip' has no hyperparameter 'n_batch' \(did you mean 'n_batches'\?\); it has: n_batches"),
         ("criteria", "random", {"scope": "layer"}, r"'random' has no hyperparameter 'scope'; it has: none"),
-        ("criteria", "snip", {"n_batches": 0}, r"n_batches=0 is not an integer in \[1, 10\]"),
-        ("criteria", "snip", {"n_batches": 2.0}, r"n_batches=2.0 is not an integer in \[1, 10\]"),
-        ("criteria", "grasp", {"temperature": float("nan")}, r"temperature=nan is not a number in \[1, 1000\]"),
-        ("criteria", "grasp", {"temperature": True}, r"temperature=True is not a number"),
+        ("criteria", "snip", {"n_batches": 0}, r"n_batches=0 is not an integer >= 1"),
+        ("criteria", "snip", {"n_batches": 2.0}, r"n_batches=2.0 is not an integer >= 1"),
+        ("criteria", "grasp", {"temperature": float("nan")}, r"temperature=nan is not a finite number > 0"),
+        ("criteria", "grasp", {"temperature": True}, r"temperature=True is not a finite number > 0"),
         ("criteria", "magnitude", {"scope": "filter"}, r"scope='filter' is not one of global, layer, lamp, erk"),
         ("trainings", "map", {"weight_decays": 0.1}, r"did you mean 'weight_decay'\?\); it has: lr, weight_decay"),
-        ("trainings", "spam", {"lr": "fast"}, r"lr='fast' is not a number in \[0.01, 1\]"),
+        ("trainings", "spam", {"lr": "fast"}, r"lr='fast' is not a finite number > 0"),
     ],
 )
 def test_a_wrong_hyperparameter_is_named_with_what_is_allowed(kind: str, name: str, options: dict[str, object], message: str) -> None:
@@ -274,8 +272,11 @@ HYPERPARAMETERS = [
 def numbers_of(kind: str, name: str, key: str) -> list[float]:
     """A whole number and a broken one in the range of a hyperparameter, where there are."""
     allowed = methods.ranges(methods.lookup(kind, name))[key]
-    whole = [v for v in (0, 1, 2, 3, 4, 10, 300, 1000) if not allowed.choices and allowed.low <= v <= allowed.high]
-    return [*whole[-2:], *([] if allowed.integer or allowed.choices else [(allowed.low + min(allowed.high, 1e3)) / 2])]
+    if allowed.choices:
+        return []
+    most = 10 if (name, key) == ("spam", "weight_decay") else 1000  # that of spam is bounded by its learning rate
+    whole = [v for v in (0, 1, 2, 3, 4, 10, 300, 1000) if v in allowed and v <= most]
+    return [*whole[-2:], *([] if allowed.integer else [0.5])]
 
 
 @pytest.mark.parametrize(("kind", "name", "key"), HYPERPARAMETERS)
@@ -283,7 +284,7 @@ def test_a_number_is_one_value_however_it_is_given(kind: str, name: str, key: st
     """2, 2.0 and 2e0, typed or passed in Python, from numpy too: one configuration, one JSON, one name."""
     allowed, real = methods.ranges(methods.lookup(kind, name))[key], float
     for value in numbers_of(kind, name, key):
-        other = {"m": 32} if key == "n" else {"n": 1} if key == "m" else {}  # a pattern n:m needs n < m
+        other = {"m": 2000} if key == "n" else {"n": 1} if key == "m" else {}  # a pattern n:m needs n < m
         if allowed.integer:
             given, wanted = [value, np.int64(value)], int(value)
             with pytest.raises(ValueError, match=rf"{key}={real(value)} is not an integer"):
@@ -309,7 +310,7 @@ def test_the_name_says_the_value_as_it_is_kept() -> None:
     assert methods.get("snip(n_batches=2)").name == "snip(n_batches=2)"
     with pytest.raises(ValueError, match=r"Snip: n_batches=2.0 is not an integer"):
         methods.get("snip(n_batches=2e0)")
-    with pytest.raises(ValueError, match=r"Opd: precision=1000+ is not a number in"):
+    with pytest.raises(ValueError, match=r"Opd: precision=1000+ is not a finite number >= 0"):
         methods.get("opd(precision=1" + "0" * 400 + ")")
     with pytest.raises(ValueError, match="precision is given twice"):
         methods.get("opd(precision=2,precision=3)")
@@ -356,7 +357,7 @@ def spellings() -> Iterator[str]:
         options = []
         for kind, of in (("criteria", method.criterion), ("trainings", method.training)):
             for key, allowed in methods.ranges(methods.lookup(kind, of)).items():
-                value = allowed.choices[-1] if allowed.choices else (numbers_of(kind, of, key) or [allowed.high])[0]
+                value = allowed.choices[-1] if allowed.choices else (numbers_of(kind, of, key) or [0.5])[0]
                 options.append(f"{key}={value}")
         for first, second in zip(options, options[1:] + options[:1], strict=True):
             yield from (f"{name}({first})", f"{name}({first},{second})", f"{name}({second},{first})")
@@ -405,11 +406,51 @@ def test_names_that_are_published_are_spelled_so() -> None:
     assert {name: methods.get(name).name for name in published if methods.get(name).name != name} == {}
 
 
-def test_the_ends_of_a_range_belong_to_it() -> None:
-    for value in (0.5, 1, 2.0):
-        assert Plain(power=value).power == value
-    with pytest.raises(ValueError, match=r"Plain: power=2.01 is not a number in \[0.5, 2\]"):
-        Plain(power=2.01)
+def test_a_value_outside_the_search_range_is_allowed_and_one_outside_the_limits_is_not() -> None:
+    """Tuning draws `power` from [0.5, 2]; the limits are (0, 8]."""
+
+    @configuration
+    class Limited(Plain):
+        """s = w."""
+
+        power: float = Float(1.0, 0.5, 2.0, above=0, maximum=8)
+
+    for value in (1e-9, 0.5, 1, 2.01, 8.0):
+        assert Limited(power=value).power == value
+    for value in (0.0, -1.0, 8.01, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=rf"Limited: power={value} is not a number in \(0, 8\]"):
+            Limited(power=value)
+    searched = methods.ranges(Limited)["power"].searched
+    assert (searched.low, searched.high, 2.01 in searched) == (0.5, 2.0, False)
+
+
+@pytest.mark.parametrize(
+    ("declare", "message"),
+    [
+        (lambda: Float(1.0, 0.0, 2.0, above=0), r"contains 0\.0, which is not a finite number > 0"),
+        (lambda: Int(1, 1, 20, maximum=10), "contains 20, which is not an integer <= 10"),
+        (lambda: Float(1.0, 0.5), "needs low and high"),
+        (lambda: Float(1.0, minimum=0, above=0), "not both"),
+    ],
+)
+def test_limits_that_contradict_the_search_range_are_refused(declare: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        declare()
+
+
+def test_without_limits_every_finite_number_is_allowed_and_without_a_search_range_nothing_is_tuned() -> None:
+    @configuration
+    class Free(Plain):
+        """s = w."""
+
+        a: float = Float(1.0)
+        b: int = Int(1, minimum=1)
+        c: float = Float(1.0, maximum=2)
+
+    allowed = methods.ranges(Free)
+    assert [key for key, own in allowed.items() if own.tuned] == ["power"]
+    assert (-1e300 in allowed["a"], float("inf") in allowed["a"], 10**400 in allowed["b"]) == (True, False, False)
+    assert [str(allowed[k]) for k in "abc"] == ["a finite number", "an integer >= 1", "a finite number <= 2"]
 
 
 def test_an_option_fixed_by_the_name_cannot_be_asked_to_differ() -> None:
@@ -510,7 +551,7 @@ def offer(monkeypatch: pytest.MonkeyPatch, load: Callable[[], object]) -> list[s
         return [EntryPoint(load)]
 
     monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
-    registry._loaded.clear()
+    registry.restore(registry.snapshot()._replace(loaded=frozenset()))
     return asked
 
 

@@ -41,7 +41,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def fresh(*roots: ModuleType | type) -> str:
     """The hash of what is on the disk now, where `source_hash` stays with what was imported."""
-    return source_hash._source_hash(roots)
+    return source_hash.code_hash(source_hash.source_files(*roots))
 
 
 USES = {  # root -> the files whose code it executes
@@ -113,24 +113,15 @@ def test_a_job_is_made_of_everything_that_it_imports() -> None:
     from bench.trial import trial
 
     root = Path(trial.__file__).resolve().parents[2]
-    project = source_hash._Project((("bench", root / "bench"), ("methods", root / "methods")))
-    left, found = [Path(trial.__file__).resolve()], set()
-    while left:
-        path = left.pop()
-        if path not in found:
-            found.add(path)
-            left += source_hash._imported(path.read_bytes(), path, project)
+    found = source_hash.source_files(trial)
     names = {path.relative_to(root).as_posix() for path in found}
-    must = {
-        "bench/trial/workbench", "bench/trial/metrics", "bench/networks/build", "bench/networks/classics", "bench/data/dataset",
-        "bench/data/sources", "bench/trial/job", "bench/storage/checkpoints", "methods/core/training_loop", "methods/core/cutting",
-        "methods/core/interface", "methods/structure/path_flow",
-    }  # fmt: skip
-    assert {f"{name}.py" for name in must} <= names
+    assert {"bench/trial/trial.py", "bench/trial/workbench.py", "bench/networks/classics.py", "bench/data/sources.py"} <= names
+    assert {f"methods/core/{name}.py" for name in ("training_loop", "cutting", "interface", "hyperparameters")} <= names
     for path in found:
         assert imports(path, root) <= found, path
     assert not {name for name in names if name.startswith(("methods/criteria/", "methods/training/"))}, "those are in each method's own"
-    assert not {name for name in names if name.startswith(("bench/ranking", "bench/planning", "bench/cli", "methods/checking"))}
+    outside = ("bench/ranking/", "bench/planning/", "bench/cli/", "bench/publishing/", "methods/checking/")
+    assert not {name for name in names if name.startswith(outside)}
 
 
 def test_the_code_of_a_job_decides_every_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,141 @@
+"""Passes through a network that give the gradients of single samples.
+
+They come from the inputs and output gradients of the layers (`methods.curvature.capture`). For the first two samples of the data
+they are compared with autograd, sample by sample. Parameters that are used in an unknown way, or for which the two differ, are
+computed by `torch.func.vmap` instead, which is slower but always right.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from methods.core.interface import Problem, Values
+from methods.curvature.accumulators import Sum, squares
+from methods.curvature.capture import Capture
+from methods.curvature.layer_calls import Use
+
+CHUNK = 64  # samples whose gradients vmap computes at once, at most
+FORMED = 1 << 27  # numbers in the gradients that exist at once, at most, unless one sample has more
+TOLERANCE = 1e-3  # relative difference between captured gradients and those of autograd
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Context in which no parameter requires a gradient, and attention uses an implementation that has one for its inputs."""
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    for p, _ in flags:
+        p.requires_grad_(False)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for p, flag in flags:
+            p.requires_grad_(flag)
+
+
+def forward(model: nn.Module, x: Tensor, wanted: Values) -> tuple[Tensor, Capture]:
+    """The outputs of the model, and the captured calls with the parameters `wanted` (name -> parameter)."""
+    with torch.enable_grad(), Capture({id(p): n for n, p in wanted.items()}, len(x)) as capture:
+        return model(x), capture
+
+
+def by_name(uses: list[Use]) -> dict[str, list[Use]]:
+    """Name -> its calls that have received gradients."""
+    found: dict[str, list[Use]] = {}
+    for use in uses:
+        for name in (use.weight, use.bias):
+            if name and use.gradients:
+                found.setdefault(name, []).append(use)
+    return found
+
+
+def trusted(model: nn.Module, x: Tensor, wanted: Values) -> list[str]:
+    """The names of the parameters whose captured gradients agree with those of autograd on two samples, for one random cotangent.
+
+    Two samples are used to detect networks whose samples do not lie along the first dimension. If both gradients are zero, a
+    parameter is accepted if a gradient was captured or the outputs do not depend on it: another sample may have a gradient.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = x[:2] if len(x) > 1 else torch.cat([x, x])
+    f, capture = forward(model, x, wanted)
+    v = torch.randn(f.shape, generator=generator).to(f)
+    try:
+        capture.backward(f, [v], keep=False)
+    except (RuntimeError, NotImplementedError):  # a kernel without a backward pass, chosen as no weight requires a gradient
+        return []
+    ours: Values = {n: torch.zeros_like(p) for n, p in wanted.items()}
+    found = by_name(capture.uses)
+    for name, own in found.items():
+        ours[name] = squares(name, own)
+    used = set(found)
+    reference = {n: torch.zeros_like(p) for n, p in wanted.items()}
+    for p in wanted.values():
+        p.requires_grad_(True)
+    with torch.enable_grad():
+        for n in range(len(x)):
+            f = model(x[n : n + 1])
+            gradients = torch.autograd.grad(f, list(wanted.values()), v[n : n + 1].view_as(f), allow_unused=True)
+            for name, g in zip(wanted, gradients, strict=True):
+                if g is not None:
+                    used.add(name)
+                    reference[name] += g.detach().square()
+    for p in wanted.values():
+        p.requires_grad_(False)
+    largest = {n: float(h.max()) for n, h in reference.items()}
+    rounding = (4 * torch.finfo(f.dtype).eps) ** 2 * max(largest.values(), default=0.0)  # before a norm: only rounding error
+    agree = [n for n, h in reference.items() if float((h - ours[n]).abs().max()) <= TOLERANCE * largest[n] + rounding]
+    return [n for n in agree if n in found or n not in used]
+
+
+def add_by_vmap(model: nn.Module, x: Tensor, columns: list[Tensor], rest: Values, totals: dict[str, Sum]) -> None:
+    """Add the squared gradients Jᵀv of the parameters `rest`, for each column v."""
+    for v in columns:
+        for part in by_vmap(model, x, v, rest):
+            for name, g in part.items():
+                totals[name].add_squares(g.square().sum(0))
+
+
+def by_vmap(model: nn.Module, x: Tensor, v: Tensor, rest: Values) -> Iterator[Values]:
+    """For some samples at a time: name -> gradients Jᵀv (n, *shape)."""
+    places = _places(model)
+    values = {n: p.detach() for n, p in model.named_parameters()}
+
+    def projected(weights: Values, x: Tensor, v: Tensor) -> Tensor:
+        given = {**values, **weights}
+        f = functional_call(model, {place: given[n] for place, n in places.items()}, (x.unsqueeze(0),), tie_weights=False)
+        total: Tensor = (f * v.unsqueeze(0)).sum()
+        return total
+
+    gradients = vmap(grad(projected), in_dims=(None, 0, 0))
+    own = {n: values[n] for n in rest}
+    size = max(1, min(CHUNK, FORMED // sum(p.numel() for p in rest.values())))
+    for x_part, v_part in zip(x.split(size), v.split(size), strict=True):
+        with frozen(model), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():  # vmap does not support fused attention
+            found = gradients(own, x_part, v_part)
+        yield {n: g.detach() for n, g in found.items()}
+
+
+def _places(model: nn.Module) -> dict[str, str]:
+    """Path of each parameter in the modules -> its name; torch's own handling of ties fails for a module with two names."""
+    name_of = {id(p): n for n, p in model.named_parameters()}
+    return {
+        f"{path}.{key}".lstrip("."): name_of[id(p)]
+        for path, module in model.named_modules()
+        for key, p in module.named_parameters(recurse=False, remove_duplicate=False)
+    }
+
+
+def first_batches(problem: Problem, samples: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first batches of the training data on the model's device, until `samples` samples are reached."""
+    seen = 0
+    for x, y in problem.batches:
+        if samples is not None and seen >= samples:
+            return
+        yield x.to(problem.device), y.to(problem.device)
+        seen += len(y)
