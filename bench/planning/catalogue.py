@@ -54,7 +54,7 @@ def entries(what: str, plugins: Iterable[str] = (), method: str | None = None) -
     elif what == "methods":
         for name in methods.names():
             m = methods.get(name)
-            about = [f"{m.criterion} under {m.training}, {WHEN[m.stage]}"]
+            about = [f"criterion {m.criterion}, training {m.training}, applied {WHEN[m.stage]}"]
             about += [f"{k}={v}" for k, v in {**m.options, **m.training_options}.items()]
             about += [str(m.schedule)] * (m.schedule is not None)
             yield name, ", ".join(about + ["costly"] * m.costly)
@@ -76,10 +76,11 @@ def entries(what: str, plugins: Iterable[str] = (), method: str | None = None) -
 
 
 def _hyperparameters(method: methods.Method) -> Iterator[tuple[str, str]]:
-    """(name, default, allowed values) of what may stand in brackets after a method's name."""
-    for made, kind in ((method.make_criterion(), "criterion"), (method.make_training(), "training")):
-        for name, allowed in methods.ranges(made).items():
-            yield name, f"default {getattr(made, name)!r}, {allowed} ({kind} {made.name})"
+    """(name, default, allowed values, meaning) of what may stand in brackets after a method's name."""
+    for option in methods.describe(method.name):
+        fixed = " (fixed by the name)" * option.fixed
+        searched = f"; tuning searches {option.searched}" * bool(option.searched and not option.fixed)
+        yield option.name, f"{option.meaning} [{option.part}]: default {option.default}{fixed}; {option.allowed}{searched}"
 
 
 def _first_sentence(cls: type) -> str:

@@ -200,7 +200,7 @@ def made_up(values: dict[Any, list[float]], spent: list[Any] | None = None) -> C
 
     def stream(job: Any, bench: Any) -> Any:
         n = len(bench.dataset.validation)
-        key = (job.training["lr"], job.seed)
+        key = (job.setting.training["lr"], job.seed)
         for point, accuracy in zip(job.points, values[key], strict=True):
             bench.beat(1)
             if spent is not None:
