@@ -31,8 +31,11 @@ def shared(*groups: tuple[str, type, tuple[str, ...]]) -> Callable[[Callable[...
             made = {name: cls(**{o.name: _value(o.name, given.pop(o.name)) for o in options[name]}) for name, cls, _ in groups}
             return command(**given, **made)
 
-        parameters = [*own, *(option for name, _, _ in groups for option in options[name])]
-        parameters.sort(key=lambda p: p.default is not inspect.Parameter.empty)
+        # Arguments first, then the suite and what narrows it, then the command's own options, then machines and folders.
+        first, *others = [options[name] for name, _, _ in groups]
+        arguments = [p for p in own if p.default is inspect.Parameter.empty]
+        begin = [p for p in own if p.name == "suite" and p not in arguments]
+        parameters = [*arguments, *begin, *first, *(p for p in own if p not in [*arguments, *begin]), *(o for part in others for o in part)]
         wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
         return wrapped

@@ -6,7 +6,7 @@ import pytest
 
 from bench.spec.digest import digest
 from bench.spec.errors import UserError
-from bench.spec.row import COLUMNS, Row
+from bench.spec.row import COLUMNS, DECLARED, Row
 from bench.spec.suite import Suite, load_suite, suites
 
 CONTRACT = (
@@ -19,7 +19,8 @@ CONTRACT = (
 
 
 def test_columns_are_the_contract() -> None:
-    assert ", ".join(COLUMNS) == CONTRACT
+    """Those of schema 2, in this order; later ones may stand between them."""
+    assert ", ".join(name for name in COLUMNS if DECLARED[name].since <= 2) == CONTRACT
 
 
 @pytest.mark.parametrize("name", suites())

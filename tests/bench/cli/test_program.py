@@ -1,0 +1,65 @@
+"""The program itself: help, version, hidden packages, the store, hyperparameters."""
+
+import importlib.metadata
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import methods
+
+ROOT = Path(__file__).resolve().parents[3]
+Bench = Callable[..., tuple[int, str, str]]
+RUN = ("run", "--suite", "tiny.toml", "--methods", "magnitude,random", "--seeds", "0", "--finetune-epochs", "0", "--workers", "1")
+
+
+def test_alone_it_prints_its_help(bench: Bench) -> None:
+    code, out, err = bench()
+    assert (code, err) == (0, "")
+    assert "Usage" in out
+    assert all(command in out for command in ("run", "list", "check", "new", "status", "compare", "table", "publish", "verify", "export"))
+
+
+def test_it_says_its_version(bench: Bench) -> None:
+    assert bench("--version") == (0, f"razorbench {importlib.metadata.version('razorbench')}\n", "")
+
+
+def test_a_folder_called_methods_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "methods" / "__init__.py").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.append({str(ROOT)!r}); from bench.cli.main import main; main()", "list"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(tmp_path), "PATH": ""},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "hides razorbench's package 'methods'" in line
+
+
+def test_hyperparameters_of_a_method_with_default_and_range(bench: Bench) -> None:
+    code, out, _ = bench("list", "hyperparameters", "magnitude")
+    assert code == 0
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert set(lines) == {option.name for option in methods.describe("magnitude")}
+    assert "default 0.1" in lines["lr"]
+    assert "0.03, 0.3" in lines["lr"]
+    assert bench("list", "hyperparameters")[0] == 2
+    assert bench("list", "methods", "magnitude")[0] == 2
+
+
+def test_the_store_is_listed_and_cleaned(tiny: Path, bench: Bench) -> None:
+    assert bench(*RUN)[0] == 0
+    code, out, _ = bench("store", "list")
+    assert code == 0
+    counts = {line.split()[1]: line.split()[3:] for line in out.splitlines() if line.split()[:1] == ["tiny"]}
+    assert {name: sum(map(int, numbers)) for name, numbers in counts.items()} == {"dense": 1, "magnitude": 2, "random": 2}
+    assert "1 trained networks" in out
+    assert bench("store", "clean", "all", "--dry-run")[1] == "5 rows and 1 networks would be removed\n"
+    assert bench("store", "clean", "failed")[1] == "0 rows and 0 networks removed\n"
+    assert bench("store", "clean", "all")[1] == "5 rows and 1 networks removed\n"
+    assert not list((tiny / ".bench" / "networks").glob("*"))
+    assert bench("store", "clean", "everything")[0] == 2
+
+
+def test_completion_is_offered(bench: Bench) -> None:
+    assert "--install-completion" in bench("--help")[1]

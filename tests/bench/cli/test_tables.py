@@ -1,0 +1,78 @@
+"""Tables in the terminal, as Markdown and as LaTeX."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from bench.cli import tables
+from bench.cli.tables import Shown
+from bench.publishing import text_tables
+from bench.ranking.leaderboard import leaderboard
+from tests.bench.boards import dense, rows
+
+Bench = Callable[..., tuple[int, str, str]]
+LONG = "magnitude@spam(prior=scalar,structure=kronecker,lr=0.0123456789,weight_decay=0.000123)"
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140, 200])
+@pytest.mark.parametrize("name", ["short", LONG])
+def test_numbers_are_whole_whatever_the_length_of_a_name(width: int, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    board = leaderboard([*dense(), *rows(name, (0.9, 0.8, 0.7, 0.3)), *rows("b", (0.5, 0.4, 0.3, 0.2))])
+    tables.print_board(Console(width=width), "a track", board, "")
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert all(len(line) <= width for line in out.splitlines())
+    for method, curve in ((name, ("80.5%", "70.5%", "30.5%")), ("b", ("40.5%", "30.5%", "20.5%"))):
+        assert all(number in out for number in curve), "mean over two seeds, the second a point better"
+        if len(method) < 12:
+            assert re.search(rf"\b{method}\b", out)
+    assert "".join(out.split()).count("".join(LONG[:12].split())) == (name == LONG)
+
+
+def test_columns_with_the_largest_rank_go_first(capsys: pytest.CaptureFixture[str]) -> None:
+    columns = [
+        Shown("method", ["a"], name=True),
+        Shown("kept", ["1.000"]),
+        Shown("second", ["2.000"], rank=1),
+        Shown("first", ["3.000"], 2),
+    ]
+    shown = []
+    for width in (60, 35, 25):
+        tables.print_table(Console(width=width), "", columns)
+        shown.append(re.findall(r"\d\.000", capsys.readouterr().out))
+    assert shown == [["1.000", "2.000", "3.000"], ["1.000", "2.000"], ["1.000"]]
+
+
+def test_latex_is_escaped_and_has_a_line_for_each_method() -> None:
+    board = leaderboard([*dense(), *rows("a_b%", (0.9, 0.8, 0.7, 0.3)), *rows("c", (0.5, 0.4, 0.3, 0.2))])
+    text = text_tables.latex(board)
+    assert r"a\_b\%" in text
+    assert "%" not in re.sub(r"\\%", "", text)
+    assert text.count(r"\\") == 3, "a heading and two methods"
+    (columns,) = re.findall(r"\\begin\{tabular\}\{(\w+)\}", text)
+    assert all(line.count(" & ") == len(columns) - 1 for line in text.splitlines() if line.endswith(r"\\"))
+    assert r"$\pm$" in text
+
+
+def test_markdown_has_as_many_cells_in_every_line() -> None:
+    board = leaderboard([*dense(), *rows("a|b", (0.9, 0.8, 0.7, 0.3))])
+    lines = [line for line in text_tables.markdown(board).splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+    assert "80.5%" in lines[-1]
+
+
+@pytest.mark.parametrize(("style", "said"), [("text", "one-shot after training"), ("markdown", "| rank | method"), ("latex", "toprule")])
+def test_table_prints_results_that_are_there(bench: Bench, style: str, said: str) -> None:
+    code, out, _ = bench("table", str(Path(__file__).parents[3] / "leaderboards" / "spam"), "--format", style)
+    assert code == 0
+    assert said in out
+    assert "spam" in out
+
+
+def test_table_of_nothing_and_unknown_formats_are_one_line(tiny: Path, bench: Bench) -> None:
+    assert bench("table", "nowhere")[::2] == (2, "error: 'nowhere' is neither a results.csv nor a folder with results\n")
+    code, _, err = bench("table", ".", "--format", "latx")
+    assert (code, err) == (2, "error: unknown format 'latx' (did you mean 'latex'?); available: text, markdown, latex\n")
