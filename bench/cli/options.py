@@ -36,7 +36,7 @@ def shared(*groups: tuple[str, type, tuple[str, ...]]) -> Callable[[Callable[...
         arguments = [p for p in own if p.default is inspect.Parameter.empty]
         begin = [p for p in own if p.name == "suite" and p not in arguments]
         parameters = [*arguments, *begin, *first, *(p for p in own if p not in [*arguments, *begin]), *(o for part in others for o in part)]
-        wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapped.__signature__ = inspect.Signature([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters])  # type: ignore[attr-defined]
         wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
         return wrapped
 

@@ -46,7 +46,7 @@ def print_table(console: Console, title: str, columns: Sequence[Shown]) -> None:
     table = Table(box=box.SIMPLE_HEAD)
     for column in shown:
         if column.name:
-            table.add_column(column.heading, overflow="fold", min_width=min(NAME, *map(len, ["x" * NAME, *column.values])))
+            table.add_column(column.heading, overflow="fold", min_width=min(NAME, max(map(len, [column.heading, *column.values]))))
         else:
             width = max(len(line) for line in [*column.heading.split("\n"), *column.values])
             table.add_column(column.heading, justify="right", no_wrap=True, min_width=width)

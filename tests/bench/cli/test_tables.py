@@ -40,7 +40,7 @@ def test_columns_with_the_largest_rank_go_first(capsys: pytest.CaptureFixture[st
         Shown("first", ["3.000"], 2),
     ]
     shown = []
-    for width in (60, 35, 25):
+    for width in (60, 34, 25):
         tables.print_table(Console(width=width), "", columns)
         shown.append(re.findall(r"\d\.000", capsys.readouterr().out))
     assert shown == [["1.000", "2.000", "3.000"], ["1.000", "2.000"], ["1.000"]]
