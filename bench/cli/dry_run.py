@@ -1,5 +1,7 @@
 """`run --dry-run`: what would run, what is stored already, and about how long the rest takes."""
 
+import dataclasses
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -7,7 +9,7 @@ from rich.table import Table
 from bench.execution.display import duration
 from bench.execution.executors import Inline, JobFailure, Local, Queue, Ray
 from bench.planning.plan import plan
-from bench.planning.request import Request
+from bench.planning.request import Found, Request
 from bench.planning.searches import searches
 from bench.storage.rows import Store
 from bench.trial.calibration import Calibration, calibrate
@@ -18,11 +20,18 @@ from bench.tuning.tune import found
 Kind = tuple[str, str, str, str]
 
 
-def show(console: Console, request: Request, store: Store, pool: Local | Inline | Ray) -> None:
-    """Print the blocks, the rows, the trainings left, and an estimate of the time, from timing a part of each kind of job."""
+def show(console: Console, request: Request, store: Store, pool: Local | Inline | Ray, chosen: Found | None = None) -> None:
+    """Print the blocks, the rows, the trainings left, and an estimate of the time, from timing a part of each kind of job.
+
+    `chosen`: tuned hyperparameters from elsewhere; nothing is searched then.
+    """
     planned = plan(request, store)
     work: list[Job | Study] = list(planned.jobs)
-    if request.suite.trials:
+    if chosen is not None:
+        tuned = plan(dataclasses.replace(request, tuned=chosen), store)
+        planned.expected |= tuned.expected
+        work += tuned.jobs
+    elif request.suite.trials:
         networks, studies = searches(request, store.url)
         work += [*networks.jobs, *(study for study in studies if found(study) is None)]
     timed = _calibrations(work, pool)
@@ -42,9 +51,10 @@ def show(console: Console, request: Request, store: Store, pool: Local | Inline 
         console.print(f"note: {note}", style="yellow", highlight=False)
     console.print(table)
     console.print(f"methods: {', '.join(m.name for m in request.methods)}", highlight=False)
-    rows, left = len(planned.expected), sum(len(job.points) for job in planned.jobs)
-    console.print(f"{rows} rows: {rows - left} in the store, {left} to compute in {len(planned.jobs)} jobs", highlight=False)
-    if request.suite.trials:
+    jobs = [w for w in work if isinstance(w, Job) and w.points]
+    rows, left = len(planned.expected), sum(len(job.points) for job in jobs)
+    console.print(f"{rows} rows: {rows - left} in the store, {left} to compute in {len(jobs)} jobs", highlight=False)
+    if request.suite.trials and chosen is None:
         count = sum(isinstance(w, Study) for w in work)
         told = f"Tuning: {count} searches x {request.suite.trials} trials remain. The rows of what they choose are not in the estimate."
         console.print(told, highlight=False)

@@ -126,7 +126,7 @@ def run(
     from bench.cli import run as running
 
     if dry_run:
-        running.dry_run(suite, narrowing, resources, ablations)
+        running.dry_run(suite, narrowing, resources, ablations, tuned)
     else:
         running.run(suite, narrowing, resources, ablations=ablations, tuned=tuned, output=output, style=style, force=force)
 

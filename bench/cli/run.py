@@ -11,6 +11,7 @@ from bench.cli import dry_run as dry_runs
 from bench.cli.tables import Shown, make_console, print_board, print_dense, print_gains, print_table
 from bench.execution import environment, pipeline
 from bench.execution.display import Display
+from bench.execution.run import tuned_of
 from bench.planning import catalogue
 from bench.planning.plan import plan
 from bench.planning.request import make_request
@@ -50,14 +51,15 @@ def run(
     sys.stdout.flush()
 
 
-def dry_run(suite: str, narrowing: Narrowing, resources: Resources, ablations: tuple[str, ...]) -> None:
+def dry_run(suite: str, narrowing: Narrowing, resources: Resources, ablations: tuple[str, ...], tuned: Path | None) -> None:
     """Print what would run."""
     place = environment.environment_of(resources)
     catalogue.load_plugins(place.plugins)
     request = make_request(suite, narrowing, place, ablations)
+    found = None if tuned is None else tuned_of(request, tuned)
     pool = environment.open_executor(resources, place.device)
     try:
-        dry_runs.show(make_console(), request, environment.open_store(resources), pool)
+        dry_runs.show(make_console(), request, environment.open_store(resources), pool, found)
     finally:
         pool.close()
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from bench.ranking import tuning_gain
 from bench.ranking.columns import BOARD, BoardColumn
+from bench.ranking.tuning_gain import GainColumn
 from bench.spec.columns import Column
 from bench.spec.row import DECLARED, KEY
 from bench.spec.suite import Suite
@@ -19,22 +20,6 @@ from bench.spec.suite import Suite
 SHARE = {"minimum": 0, "maximum": 1}
 COUNT = {"minimum": 0}
 AMOUNT = {"minimum": 0}
-_TUNED: dict[str, tuple[str, str, str, dict[str, Any]]] = {
-    **{
-        name: ("string", DECLARED[name].meaning, "", {"required": True})
-        for name in ("dataset", "architecture", "granularity", "match", "method")
-    },
-    "finetune_epochs": ("integer", DECLARED["finetune_epochs"].meaning, "epochs", COUNT),
-    "trials": ("integer", "trials of the search", "trials", {"minimum": 1}),
-    "tuning_epochs": ("integer", "epochs of training that the search took, beside the pool's", "epochs", COUNT),
-    "validation_default": ("number", "mean pruned validation accuracy of the defaults", "fraction", SHARE),
-    "validation_tuned": ("number", "mean pruned validation accuracy of what was chosen", "fraction", SHARE),
-    "area_default": ("number", "area under the test accuracy-sparsity curve at the defaults", "fraction", SHARE),
-    "area_tuned": ("number", "the same, tuned", "fraction", SHARE),
-    "gain": ("number", "area_tuned - area_default", "", {"minimum": -1, "maximum": 1}),
-    "seeds": ("integer", "seeds", "seeds", {"minimum": 1}),
-    "hyperparameters": ("string", "what was chosen, as a JSON object", "", {"required": True}),
-}
 
 
 def _field(name: str, kind: str, meaning: str, unit: str, constraints: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,13 +31,18 @@ def _row_field(column: Column) -> dict[str, Any]:
     return _field(column.name, column.type, column.meaning, column.unit, _limits(column) | ({} if column.empty else {"required": True}))
 
 
-def _board_field(column: BoardColumn) -> dict[str, Any]:
+def _board_field(column: BoardColumn | GainColumn) -> dict[str, Any]:
     return _field(column.name, column.type, column.meaning, column.unit, _limits(column) | ({"required": True} if column.required else {}))
 
 
-def _limits(column: Column | BoardColumn) -> dict[str, Any]:
+def _limits(column: Column | BoardColumn | GainColumn) -> dict[str, Any]:
     pattern = column.pattern if isinstance(column, Column) else ""
-    limits: dict[str, Any] = {"minimum": column.least, "maximum": column.most, "pattern": pattern, "enum": list(column.values)}
+    limits: dict[str, Any] = {
+        "minimum": column.least,
+        "maximum": column.most,
+        "pattern": pattern,
+        "enum": list(getattr(column, "values", ())),
+    }
     return {name: limit for name, limit in limits.items() if limit not in (None, "", [])}
 
 
@@ -63,7 +53,11 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "primaryKey": ["track", "tuning", "method"],
         "missingValues": [""],
     },
-    "tuned": {"fields": [_field(n, *_TUNED[n]) for n in tuning_gain.COLUMNS], "primaryKey": list(tuning_gain.CELL), "missingValues": [""]},
+    "tuned": {
+        "fields": [_board_field(column) for column in tuning_gain.BOARD],
+        "primaryKey": list(tuning_gain.CELL),
+        "missingValues": [""],
+    },
 }
 
 

@@ -2,19 +2,64 @@
 
 import dataclasses
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from bench.ranking.tracks import area
-from bench.spec.row import Row
+from bench.spec.row import DECLARED, Row
 from bench.spec.setting import Setting, decoded
 
-COLUMNS = (
-    "dataset", "architecture", "granularity", "match", "method", "finetune_epochs", "trials", "tuning_epochs", "validation_default",
-    "validation_tuned", "area_default", "area_tuned", "gain", "seeds", "hyperparameters",
-)  # fmt: skip
 CELL = ["dataset", "architecture", "granularity", "match", "method", "finetune_epochs"]
+
+
+@dataclass(frozen=True)
+class GainColumn:
+    """A column of tuned.csv. `title` and `group`: its heading on the page; empty if it is not shown there as a number."""
+
+    name: str
+    type: str
+    meaning: str
+    unit: str = ""
+    least: float | None = None
+    most: float | None = None
+    required: bool = False
+    title: str = ""
+    group: str = ""
+    format: str = "{:.3f}"
+
+
+def _of_row(name: str) -> GainColumn:
+    return GainColumn(name, "string", DECLARED[name].meaning, required=True)
+
+
+def _share(name: str, meaning: str, title: str, group: str) -> GainColumn:
+    return GainColumn(name, "number", meaning, "fraction", 0, 1, title=title, group=group)
+
+
+BOARD = (
+    *(_of_row(name) for name in CELL[:-1]),
+    GainColumn("finetune_epochs", "integer", DECLARED["finetune_epochs"].meaning, "epochs", 0),
+    GainColumn("trials", "integer", "number of trials of the search", "trials", 1, title="Trials", group="Cost", format="{:.0f}"),
+    GainColumn(
+        "tuning_epochs", "integer", "training epochs used by this search (without the networks shared by all methods)", "epochs", 0,
+        title="Epochs", group="Cost", format="{:.4g}",
+    ),
+    _share(
+        "validation_default", "mean accuracy of the pruned networks on validation data, which the search compares", "Defaults", "Validation"
+    ),
+    _share("validation_tuned", "the same with the selected hyperparameters", "Tuned", "Validation"),
+    _share("area_default", "area on test data with default hyperparameters, mean over seeds", "Defaults", "Area"),
+    _share("area_tuned", "the same with tuned hyperparameters", "Tuned", "Area"),
+    GainColumn(
+        "gain", "number", "area_tuned - area_default (positive: tuning helped)", "", -1, 1, title="Gain", group="Area", format="{:+.3f}"
+    ),
+    GainColumn("seeds", "integer", "seeds", "seeds", 1),
+    GainColumn("hyperparameters", "string", "the selected hyperparameters, as a JSON object", required=True),
+)  # fmt: skip
+COLUMNS = tuple(column.name for column in BOARD)
+SHOWN = tuple(sorted((column for column in BOARD if column.title), key=lambda column: ("Area", "Validation", "Cost").index(column.group)))
 
 
 def tuned(rows: Iterable[Row]) -> pd.DataFrame:

@@ -18,7 +18,7 @@ import jinja2
 import markupsafe
 import pandas as pd
 
-from bench.publishing.page import cells, tables
+from bench.publishing.page import board_columns, cells, tables
 from bench.ranking import leaderboard, tracks
 from bench.ranking.columns import BASELINE
 from bench.spec.row import COLLAPSED, COLUMNS, DENSE
@@ -60,13 +60,13 @@ def page(
         style=markupsafe.Markup(style),
         script=markupsafe.Markup(script),
         boards=boards,
-        columns=tables.BOARD_COLUMNS,
+        columns=[shown.column for shown in board_columns.SHOWN],
         tracks=list(dict.fromkeys(b.track for b in boards)),
         tunings=list(dict.fromkeys(b.tuning for b in boards)),
         plots=_placed(plots, boards),
         gains=tried,
         warnings=tracks.warnings(rows),
-        interval=tables.INTERVAL,
+        interval=board_columns.INTERVAL,
         collapsed=COLLAPSED,
         coarsest=leaderboard.COARSEST,
         troubles=tables.troubles(rows),

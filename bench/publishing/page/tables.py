@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from bench.publishing.page import cells
-from bench.publishing.page.cells import MISSING, Bar, Cell, Column, Line, Table, axis, exact, missing, number, percent, text, words
+from bench.publishing.page.board_columns import AREA, SHOWN, Scale
+from bench.publishing.page.cells import MISSING, Cell, Column, Line, Table, axis, missing, number, percent, text, words
 from bench.ranking import leaderboard, statistics, tracks, tuning_gain
 from bench.ranking.columns import BASELINE, COLUMNS
-from bench.spec.row import COLLAPSED
+from bench.ranking.tuning_gain import SHOWN as SHOWN_GAINS
 
 OUTSIDE = 0.2  # largest share of methods below the axis; an arrow marks them
 BLOCK = ["dataset", "architecture", "granularity", "match"]
@@ -26,31 +27,6 @@ class Board:
     table: Table
     meaning: str
     blocks: Table = field(default_factory=lambda: Table([], []))
-
-
-RANKS = "from 1 + the number of methods that are significantly better to the number of methods - the number that are significantly worse"
-INTERVAL = "± half the width of the 95 % confidence interval over seeds; (low–high) if the interval was cut to possible values"
-BOARD_COLUMNS = (
-    Column("Rank", first="ascending", hint=RANKS),
-    Column("Method", first="ascending", kind="text"),
-    Column("Area / dense", kind="area", hint=f"area under the accuracy-sparsity curve / dense accuracy, mean over blocks {INTERVAL}"),
-    Column("Std", first="ascending", hint="standard deviation of the area over seeds, pooled within blocks"),
-    Column("90 %", "Accuracy, % at sparsity", "mean test accuracy at 90 % sparsity"),
-    Column("95 %", "Accuracy, % at sparsity", "mean test accuracy at 95 % sparsity"),
-    Column("99 %", "Accuracy, % at sparsity", "mean test accuracy at 99 % sparsity"),
-    Column("Within\n1 point", hint="largest sparsity (%) at which accuracy stays within one point of the dense network, interpolated"),
-    Column("NLL", "At 95 %", "negative log-likelihood of the test data, in nats: lower is better", first="ascending"),
-    Column("ECE", "At 95 %", "expected calibration error: lower is better", first="ascending"),
-    Column("Scoring,\nepochs", first="ascending", hint="median time to score and cut, in epochs of training"),
-    Column("W / T / L", f"Against {BASELINE}", "pairs of block and seed with a larger / equal / smaller area", kind="center"),
-    Column("Failed", "Rows", "rows that ended in an error; they count as accuracy 0", first="descending"),
-    Column("Collapsed", "Rows", f"rows in which {COLLAPSED}; they count as measured"),
-    Column("Unsup.", "Rows", "rows that the method does not support (declared before running); left out of means and ranks"),
-    Column("All", "Rows", "one row = one method, data set, architecture, sparsity and seed"),
-    Column("Blocks", "Measured on", "number of blocks in the mean; one block = one data set with one architecture"),
-    Column("Seeds", "Measured on", "one seed = one initial network and order of batches, the same for every method"),
-    Column("Epochs", first="ascending", hint="mean epochs of training and fine-tuning"),
-)  # fmt: skip
 
 
 def boards(board: pd.DataFrame, rows: pd.DataFrame) -> list[Board]:
@@ -68,16 +44,15 @@ def boards(board: pd.DataFrame, rows: pd.DataFrame) -> list[Board]:
 
 def _board(part: pd.DataFrame) -> Table:
     area = part[["relative_area", "relative_area_low", "relative_area_high"]].astype(float)
-    columns, scale = list(BOARD_COLUMNS), None
+    columns, scale = [shown.column for shown in SHOWN], None
+    place = SHOWN.index(AREA)
     if area.notna().any(axis=None):
         low, high, decimals = axis(_lowest(area), float(np.nanmax(area)))
         scale = (low, high)
         dense = (1 - low) / (high - low) if low < 1 < high else None
-        column = columns[2]
-        ends = f"{low:.{decimals}f}", f"{high:.{decimals}f}"
-        columns[2] = Column(column.title, column.group, column.hint, kind=column.kind, axis=ends, mark=dense)
+        columns[place] = dataclasses.replace(columns[place], axis=(f"{low:.{decimals}f}", f"{high:.{decimals}f}"), mark=dense)
     most = part["blocks"].max()
-    return Table(columns, [_board_line(line, scale, most) for _, line in part.iterrows()], ordered=2)
+    return Table(columns, [_board_line(line, scale, most) for _, line in part.iterrows()], ordered=place)
 
 
 def _lowest(area: pd.DataFrame) -> float:
@@ -87,43 +62,10 @@ def _lowest(area: pd.DataFrame) -> float:
     return most if highest - most < (highest - lowest) / 2 else lowest
 
 
-def _board_line(line: "pd.Series[Any]", scale: tuple[float, float] | None, most: Any) -> Line:
-    versus = Cell(MISSING, kind="center")
-    if not missing(line["wins"]):
-        counts = " / ".join(f"{line[name]:.0f}" for name in ("wins", "ties", "losses"))
-        versus = Cell(counts, exact(line["wins"] - line["losses"]), kind="center")
+def _board_line(line: "pd.Series[Any]", scale: Scale, most: Any) -> Line:
     name = words(line["method"])
     remark = "baseline" if name == BASELINE else ""
-    rank = Cell(cells.ranks(line["rank_low"], line["rank_high"]), "" if missing(line["rank_low"]) else exact(line["rank_low"]), kind="rank")
-    shown = [
-        rank,
-        text(name, "method"),
-        _area(line, scale),
-        number(line["relative_area_std"]),
-        *(percent(line[f"accuracy_{at}"]) for at in (90, 95, 99)),
-        percent(line["sparsity_within_one_point"]),
-        number(line["nll_95"], "{:.2f}"),
-        number(line["ece_95"]),
-        number(line["scoring_epochs"], "{:.2f}"),
-        versus,
-        *(number(line[name], "{:.0f}", kind="alarm" if line[name] else "number") for name in ("failed", "collapsed", "unsupported")),
-        *(number(line[name], "{:.0f}") for name in ("rows", "blocks", "seeds")),
-        number(line["epochs"], "{:.3g}"),
-    ]
-    return Line(name, shown, remark=remark, note=cells.lacking(line["blocks"], most))
-
-
-def _area(line: "pd.Series[Any]", scale: tuple[float, float] | None) -> Cell:
-    mean, low, high = (line[name] for name in ("relative_area", "relative_area_low", "relative_area_high"))
-    if missing(mean) or scale is None:
-        return Cell(MISSING, kind="area")
-    known = not (missing(low) or missing(high))
-    note = cells.spread(mean, low, high)
-    hint = f"95 % interval {exact(low)} to {exact(high)}" if known else ""
-    first, middle, last = (
-        max(0.0, (float(v) - scale[0]) / (scale[1] - scale[0])) for v in ((low, mean, high) if known else (mean, mean, mean))
-    )
-    return number(mean, kind="area", note=note, hint=hint, bar=Bar(first, middle, last, off=bool(mean < scale[0])))
+    return Line(name, [shown.cell(line, scale) for shown in SHOWN], remark=remark, note=cells.lacking(line["blocks"], most))
 
 
 def _by_block(rows: pd.DataFrame) -> pd.DataFrame:
@@ -174,39 +116,28 @@ def _point(found: Any) -> Cell:
     return percent(found.mean, note=note, hint=", ".join(said))
 
 
-GAIN_COLUMNS = (
-    ("area_default", "Defaults", "Area", "area on test data with default hyperparameters, mean over seeds"),
-    ("area_tuned", "Tuned", "Area", "the same with tuned hyperparameters"),
-    ("gain", "Gain", "Area", "tuned - defaults (positive: tuning helped)"),
-    ("validation_default", "Defaults", "Validation", "mean accuracy of the pruned networks on validation data, which the search compares"),
-    ("validation_tuned", "Tuned", "Validation", "the same with the selected hyperparameters"),
-    ("trials", "Trials", "Cost", "number of trials of the search"),
-    ("tuning_epochs", "Epochs", "Cost", "training epochs used by this search (without the networks shared by all methods)"),
-)
-
-
 def gains(table: pd.DataFrame) -> Table | None:
     """Cost and gain of tuning; None if nothing was tuned."""
     table = table.reindex(columns=list(tuning_gain.COLUMNS))
     if table.empty:
         return None
-    form = {"trials": "{:.0f}", "tuning_epochs": "{:.4g}", "gain": "{:+.3f}"}
     kinds = ["dataset", "architecture", *(name for name in ("granularity", "match") if table[name].nunique() > 1)]
     titles = {"dataset": "Data set", "architecture": "Architecture", "granularity": "Granularity", "match": "Match"}
     columns = [
         Column("Method", first="ascending", kind="text"),
         *(Column(titles[name], first="ascending", kind="text") for name in kinds),
         Column("Fine-tuned,\nepochs", first="ascending"),
-        *(Column(title, group, hint) for _, title, group, hint in GAIN_COLUMNS),
+        *(Column(column.title, column.group, column.meaning) for column in SHOWN_GAINS),
         Column("Seeds"),
         Column("Selected", first="ascending", kind="text"),
     ]
     lines = []
     for _, line in table.iterrows():
         shown = [text(line["method"], "method"), *(text(line[name]) for name in kinds), number(line["finetune_epochs"], "{:.0f}")]
-        for name, *_ in GAIN_COLUMNS:
-            sign = ("gain" if line[name] > 0 else "loss" if line[name] < 0 else "number") if name == "gain" else "number"
-            said = number(line[name], form.get(name, "{:.3f}"), kind=sign)
+        for column in SHOWN_GAINS:
+            value = line[column.name]
+            sign = ("gain" if value > 0 else "loss" if value < 0 else "number") if column.name == "gain" else "number"
+            said = number(value, column.format, kind=sign)
             shown.append(dataclasses.replace(said, text=said.text.replace("-", "−")))
         shown += [number(line["seeds"], "{:.0f}"), text(line["hyperparameters"], "json")]
         lines.append(Line(words(line["method"]), shown, words(line["dataset"]), words(line["architecture"])))
