@@ -94,6 +94,17 @@ def export(request: Request, folder: Path, *, onnx: bool = False) -> dict[str, A
     return card
 
 
+def summary(card: dict[str, Any], folder: Path) -> list[str]:
+    """What to say of an exported network, a line each."""
+    row, latency = card["row"], card["latency_ms"]
+    fast = ", ".join(f"batch {b.removeprefix('batch_')}: {t['pruned']:.3g} ms, dense {t['dense']:.3g}" for b, t in latency.items())
+    return [
+        f"accuracy {row['accuracy']:.2%}, {row['sparsity_reached']:.2%} of the prunable weights removed ({row['status']})",
+        f"{row['parameters_kept']} of {row['parameters']} parameters, {row['flops_kept']} of {row['flops']} FLOPs; {fast}",
+        f"wrote {folder}: {card['file_bytes']} bytes; the dense network has {card['dense_bytes']}",
+    ]
+
+
 def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """The exported network of a folder, in eval mode on the CPU, and its card.
 

@@ -102,19 +102,11 @@ def run(
     """Run methods on a suite and print the leaderboard. What was computed before is taken from the store."""
     from bench.execution import executors
     from bench.execution.environment import check
-    from bench.spec.errors import UserError, unknown
-    from bench.spec.row import ABLATIONS
     from bench.spec.suite import load_suite
 
-    chosen = load_suite(suite)
+    chosen, ablations = load_suite(suite), names(ablate)
     check(resources)
-    check_style(style)
-    ablations = tuple(dict.fromkeys(names(ablate)))
-    for name in ablations:
-        if name not in ABLATIONS:
-            raise unknown("ablation", name, ABLATIONS)
-    if output is not None and output.exists() and not output.is_dir():
-        raise UserError(f"--output '{output}' is not a folder")
+    _check_run(ablations, output, style)
     if resources.executor == "local":
         executors.preload()
 
@@ -129,6 +121,19 @@ def run(
         running.dry_run(suite, narrowing, resources, ablations, tuned)
     else:
         running.run(suite, narrowing, resources, ablations=ablations, tuned=tuned, output=output, style=style, force=force)
+
+
+def _check_run(ablations: tuple[str, ...], output: Path | None, style: str) -> None:
+    """Raise UserError for what `run` cannot take, before anything heavy is imported."""
+    from bench.spec.errors import UserError, unknown
+    from bench.spec.row import ABLATIONS
+
+    check_style(style)
+    for name in ablations:
+        if name not in ABLATIONS:
+            raise unknown("ablation", name, ABLATIONS)
+    if output is not None and output.exists() and not output.is_dir():
+        raise UserError(f"--output '{output}' is not a folder")
 
 
 @app.command("list")

@@ -95,16 +95,13 @@ def export(
         architectures=None if architecture is None else (architecture,), sparsities=None if sparsity is None else (sparsity,),
         seeds=None if seed is None else (seed,),
     )  # fmt: skip
-    request, console = exporting.request_of(suite, one, environment_of(resources)), make_console()
-    folder, block = output or exporting.folder_of(request), request.suite.blocks[0]
+    request = exporting.request_of(suite, one, environment_of(resources))
+    folder = output or exporting.folder_of(request)
+    block, console = request.suite.blocks[0], make_console()
     where = f"{request.methods[0].name} on {block.dataset}/{block.architectures[0]}, seed {request.suite.seeds[0]}"
     say(console, f"{where}: training missing networks ...")
-    card = exporting.export(request, folder, onnx=onnx)
-    row, latency = card["row"], card["latency_ms"]
-    fast = ", ".join(f"batch {b.removeprefix('batch_')}: {t['pruned']:.3g} ms, dense {t['dense']:.3g}" for b, t in latency.items())
-    say(console, f"accuracy {row['accuracy']:.2%}, {row['sparsity_reached']:.2%} of the prunable weights removed ({row['status']})")
-    say(console, f"{row['parameters_kept']} of {row['parameters']} parameters, {row['flops_kept']} of {row['flops']} FLOPs; {fast}")
-    say(console, f"wrote {folder}: {card['file_bytes']} bytes; the dense network has {card['dense_bytes']}")
+    for line in exporting.summary(exporting.export(request, folder, onnx=onnx), folder):
+        say(console, line)
 
 
 @shared(("narrowing", Narrowing, ("methods", *NARROWED)), ("resources", Resources, STORED))

@@ -173,6 +173,14 @@ def _against_share(part: str, whole: str, label: str) -> Place:
     return place
 
 
+def _make_logarithmic(axes: Axes) -> None:
+    """A logarithmic y-axis with plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(PLAIN)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def _curves(
     track: Track, styles: dict[str, dict[str, Any]], column: str, label: str, place: Place, *, spread: bool = False,
     logarithmic: bool = False,
@@ -196,10 +204,7 @@ def _curves(
             axes.axhline(dense[block], color="#b0b0b0", linewidth=1.0, linestyle=(0, (1, 1.5)), zorder=1)
         axes.set_title(" · ".join(block))
         if logarithmic:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(PLAIN)
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            _make_logarithmic(axes)
         if column == "value":
             axes.yaxis.set_major_formatter(PERCENT)
     for axes in panels[len(blocks) :]:
