@@ -72,6 +72,7 @@ def test_plot_gives_the_figure_of_a_track() -> None:
     made = [*dense(), *rows("a", (0.9, 0.8, 0.6, 0.3)), *rows("b", (0.8, 0.7, 0.5, 0.2))]
     figure = package.plot(made, "accuracy")
     assert figure.axes
+    assert figure._repr_png_().startswith(b"\x89PNG"), "as a notebook asks for it"
     with pytest.raises(package.UserError, match=r"no figure 'acuracy' .did you mean 'accuracy'"):
         package.plot(made, "acuracy")
     with pytest.raises(package.UserError, match="no track 'init' has a figure 'accuracy'"):

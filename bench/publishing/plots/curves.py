@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from bench.publishing.plots import diagrams
-from bench.publishing.plots.diagrams import PLAIN
+from bench.publishing.plots.diagrams import PLAIN, Picture
 from bench.ranking import statistics, tracks
 from bench.ranking.tracks import BLOCK
 from bench.spec.row import DENSE, Row
@@ -192,7 +192,7 @@ def _curves(
     wide = min(len(blocks), 2 if len(blocks) <= 4 else 3)
     high = math.ceil(len(blocks) / wide)
     legend = max(0.28 * len(methods) + 0.6, HIGH)  # the legend is at the right
-    figure = Figure(figsize=(WIDE * wide + 2.2, max(HIGH * high, legend)), layout="constrained")
+    figure = Picture(figsize=(WIDE * wide + 2.2, max(HIGH * high, legend)), layout="constrained")
     panels = figure.subplots(high, wide, squeeze=False).ravel()
     step = _smallest_gap(track.rows["sparsity"]) * 0.6 / max(1, len(methods))  # intervals are drawn next to each other
     for axes, block in zip(panels, blocks, strict=False):

@@ -1,5 +1,6 @@
 """Diagrams with one line per method: ranks, areas with intervals, cost of scoring."""
 
+import io
 import math
 from typing import Any
 
@@ -15,6 +16,15 @@ from bench.ranking.tracks import BLOCK
 
 PAD = 0.12  # inches at the sides: text is slightly wider in a PNG than in an SVG
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
+
+
+class Picture(Figure):
+    """A figure that a notebook shows, though pyplot has not made it."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png")
+        return file.getvalue()
 
 
 def ranks(title: str, board: pd.DataFrame, rows: pd.DataFrame) -> Figure:
@@ -33,7 +43,7 @@ def ranks(title: str, board: pd.DataFrame, rows: pd.DataFrame) -> Figure:
 
 def _intervals(title: str, board: pd.DataFrame) -> Figure:
     lines = board[board["relative_area"].notna()]
-    figure = Figure(figsize=(7.6, 0.26 * len(lines) + 1.2), layout=ConstrainedLayoutEngine(w_pad=PAD))
+    figure = Picture(figsize=(7.6, 0.26 * len(lines) + 1.2), layout=ConstrainedLayoutEngine(w_pad=PAD))
     axes = figure.subplots()
     none = bool(lines["rank"].isna().all())
     for y, line in enumerate(lines.itertuples()):
@@ -62,7 +72,7 @@ def _critical(title: str, found: statistics.CriticalDifference) -> Figure:
     ranks = found.mean_ranks
     half = math.ceil(len(ranks) / 2)
     groups = _groups(ranks.to_numpy(float), found.distance)
-    figure = Figure(figsize=(8.0, 1.5 + 0.24 * half + 0.12 * len(groups)), layout="constrained")
+    figure = Picture(figsize=(8.0, 1.5 + 0.24 * half + 0.12 * len(groups)), layout="constrained")
     axes = figure.subplots()
     axes.axis("off")
     last, below = len(ranks), 0.35 + 0.3 * len(groups)
@@ -97,7 +107,7 @@ def _groups(ranks: np.ndarray, distance: float) -> list[tuple[float, float]]:
 def scoring(title: str, board: pd.DataFrame) -> Figure:
     """Cost of scoring in epochs of the method's own training, on a logarithmic axis."""
     lines = board[board["scoring_epochs"].astype(float) > 0].sort_values(["scoring_epochs", "method"], ascending=False)
-    figure = Figure(figsize=(7.6, 0.26 * len(lines) + 1.2), layout=ConstrainedLayoutEngine(w_pad=PAD))
+    figure = Picture(figsize=(7.6, 0.26 * len(lines) + 1.2), layout=ConstrainedLayoutEngine(w_pad=PAD))
     axes = figure.subplots()
     for y, line in enumerate(lines.itertuples()):
         axes.plot(line.scoring_epochs, y, "o", color="#0072b2")
