@@ -3,6 +3,7 @@
 It stands here and not in `bench.cli` since `bench.run` draws it in notebooks, too.
 """
 
+import importlib
 import sys
 import time
 from typing import Any
@@ -44,7 +45,7 @@ class Display:
 
         console = Console(stderr=False)
         if console.is_jupyter:
-            from IPython.display import display  # type: ignore[import-not-found, unused-ignore]
+            display = importlib.import_module("IPython.display").display
 
             self._handle = display({"text/plain": "starting"}, raw=True, display_id=True)
         elif console.is_terminal:
