@@ -9,6 +9,7 @@ from itertools import islice
 import methods
 from bench import data
 from bench.trial.job import Job
+from bench.trial.network import Network
 from bench.trial.trial import threads
 from bench.trial.workbench import Workbench
 from methods import Recipe
@@ -44,7 +45,7 @@ def _calibrate(job: Job) -> Calibration:
     every = data.Batches(bench.dataset.train, job.protocol.batch_size, augment=job.protocol.augment)
     some = list(islice(iter(every), MORE))
     recipe = Recipe(epochs=1, optimizer=job.protocol.optimizer, lr_scale=1e-6)  # no step may lead it astray
-    problem, times = bench.problem(bench.initial()), []
+    problem, times = bench.untrained().problem, []
     posterior = None
     for batches in (some[:1], some[:FEW], some):  # the first one warms up
         start = time.perf_counter()
@@ -53,7 +54,7 @@ def _calibrate(job: Job) -> Calibration:
     batch = max(0.0, times[2] - times[1]) / max(1, len(some) - FEW) if len(some) > FEW else times[2] / len(some)
     epoch = max(batch * len(every), times[2] * len(every) / len(some) if len(some) <= FEW else 0.0) + max(0.0, times[1] - FEW * batch)
     start = time.perf_counter()
-    bench.measure(problem)
+    bench.measure(Network(problem))
     measure = time.perf_counter() - start
     if not job.criterion or not job.points:
         return Calibration(epoch, measure=measure)
@@ -68,6 +69,6 @@ def _calibrate(job: Job) -> Calibration:
         scoring = time.perf_counter() - start
     start = time.perf_counter()
     mask = methods.cut(problem, criterion, bench.granularity, max(job.sparsities), scores, bench.cost)
-    bench.smaller(dataclasses.replace(problem, mask=mask, target=max(job.sparsities)))
+    bench.smaller(Network(dataclasses.replace(problem, mask=mask, target=max(job.sparsities))))
     cuts = len(job.schedule.laps(job.protocol.epochs, 0.0, max(job.sparsities))) if job.schedule is not None else 1
     return Calibration(epoch, scoring, (time.perf_counter() - start) * max(1, cuts), measure)
