@@ -118,7 +118,7 @@ class Workbench:
         seed = methods.derive(self.job.seed, purpose)
         batches = data.Batches(self.dataset.train, protocol.batch_size, seed=seed, shuffle=True, augment=protocol.augment)
         state = methods.fit(problem, self.training, recipe, batches=batches, previous=previous, pruner=pruner, on_epoch=self.heartbeat)
-        return state, self._since(start)
+        return state, self.seconds_since(start)
 
     def scored(self, network: Network, criterion: methods.Criterion) -> tuple[methods.Scores | None, Network]:
         """The scores for all sparsities, and the network with the seconds that scoring took.
@@ -129,13 +129,13 @@ class Workbench:
             return None, network
         start = time.perf_counter()
         scores = methods.score(network.problem, criterion)
-        return scores, replace(network, score_seconds=self._since(start))
+        return scores, replace(network, score_seconds=self.seconds_since(start))
 
     def cut(self, network: Network, criterion: methods.Criterion, sparsity: float, scores: methods.Scores | None = None) -> Network:
         """Cut in place to a sparsity. `scores`: of this network; None scores it now."""
         start = time.perf_counter()
         mask = methods.cut(network.problem, criterion, self.granularity, sparsity, scores, self.cost)
-        seconds = (network.score_seconds or 0.0) + self._since(start)
+        seconds = (network.score_seconds or 0.0) + self.seconds_since(start)
         return replace(network.with_problem(mask=mask, target=sparsity), score_seconds=seconds)
 
     def smaller(self, network: Network) -> Network:
@@ -193,6 +193,7 @@ class Workbench:
         }
 
     def _effective_sparsity(self, problem: Problem, prunable: int) -> float | None:
+        """Effective sparsity as a fraction of the dense network's prunable weights; None if it is not defined."""
         shape = self.dataset.input_shape
         if not _has_paths(self.job.architecture, shape, self.dataset.classes):
             return None
@@ -200,13 +201,14 @@ class Workbench:
         left = methods.kept_weights(problem.mask)[1]
         return found if found is None or left == prunable else 1.0 - (1.0 - found) * left / prunable
 
-    def _since(self, start: float) -> float:
+    def seconds_since(self, start: float) -> float:
+        """Seconds since `time.perf_counter()` was `start`, with all work on a GPU finished."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - start
 
     def _peak_memory(self) -> float | None:
-        """Megabytes of GPU memory at most since the last measurement; not measured on a CPU."""
+        """Peak megabytes of GPU memory since the last measurement; None on a CPU."""
         if self.device.type != "cuda":
             return None
         peak = torch.cuda.max_memory_allocated(self.device) / 1e6
@@ -221,7 +223,7 @@ def _load(name: str, root: Path | None, cache: Path, validation: float, split_se
 
 
 def load_data(name: str, protocol: Protocol, environment: Environment) -> data.Dataset:
-    """The data set as the protocol splits it, on the device of the environment; kept in this process for the next job."""
+    """The data set with the protocol's splits, on the environment's device. The last two are kept in memory for the next jobs."""
     return _load(
         name, environment.data_root, environment.cache, protocol.validation, protocol.split_seed, protocol.train_limit, environment.device
     )
@@ -229,7 +231,7 @@ def load_data(name: str, protocol: Protocol, environment: Environment) -> data.D
 
 @lru_cache(maxsize=64)
 def _has_paths(architecture: str, input_shape: tuple[int, ...], classes: int) -> bool:
-    """Asked once for an architecture: to find that a large transformer has none takes seconds."""
+    """Whether effective sparsity is defined for an architecture. Cached, because it takes seconds for a large transformer."""
     with torch.random.fork_rng(devices=[]):
         model = build.create(architecture, input_shape, classes)
     return methods.effective_sparsity(model, methods.full_mask(model), input_shape) is not None
@@ -237,7 +239,7 @@ def _has_paths(architecture: str, input_shape: tuple[int, ...], classes: int) ->
 
 @lru_cache(maxsize=64)
 def tensors(architecture: str, input_shape: tuple[int, ...], classes: int) -> str:
-    """Names, shapes and types of a network's state, and how it prints: what the name of an architecture stands for today."""
+    """A text that changes with the architecture: names, shapes and types of its state, and its `repr`."""
     with torch.random.fork_rng(devices=[]):
         model = build.create(architecture, input_shape, classes)
     return "\n".join([*(f"{n} {tuple(t.shape)} {t.dtype}" for n, t in model.state_dict().items()), repr(model)])
@@ -245,7 +247,7 @@ def tensors(architecture: str, input_shape: tuple[int, ...], classes: int) -> st
 
 @lru_cache(maxsize=64)
 def _dense(architecture: str, input_shape: tuple[int, ...], classes: int) -> cost.Dense:
-    """What the network is before anything is removed."""
+    """The counts of the dense network, cached for each architecture."""
     with torch.random.fork_rng(devices=[]):
         model = build.create(architecture, input_shape, classes)
     return cost.dense(model, input_shape)
