@@ -30,6 +30,9 @@ class Workbench:
     """The data, settings and seeds of one job, and the steps that its networks go through.
 
     A step takes a `Network` and returns one. The workbench itself does not change, except for the progress that it reports.
+
+    Args:
+        job: the job. Its plug-ins are loaded, and its data set is loaded or downloaded.
     """
 
     def __init__(self, job: Job) -> None:
@@ -100,12 +103,29 @@ class Workbench:
         return Pruner(criterion, self.granularity, schedule, sparsity, self.cost)
 
     def train(self, network: Network, pruner: Pruner | None = None) -> Network:
-        """Train in place for the protocol's epochs, with the cuts of `pruner`. The result has the posterior of this training."""
+        """Train in place for the protocol's epochs. The result has the posterior of this training.
+
+        Args:
+            network: an untrained network.
+            pruner: makes cuts during the training; None trains under the mask as it is.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
         state, seconds = self._fit(network.problem, self.job.protocol.epochs, None, pruner)
         return replace(network.with_problem(posterior=state), train_seconds=network.train_seconds + seconds)
 
     def finetune(self, network: Network, epochs: int, pruner: Pruner | None = None) -> Network:
-        """Fine-tune in place, with the cuts of `pruner`. The posterior stays that of the training before."""
+        """Fine-tune in place. The posterior stays that of the training before.
+
+        Args:
+            network: a trained network.
+            epochs: the length of fine-tuning.
+            pruner: makes cuts during fine-tuning; None trains under the mask as it is.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
         seconds = self._fit(network.problem, epochs, network.problem.posterior, pruner)[1]
         return replace(network, train_seconds=network.train_seconds + seconds)
 
@@ -121,9 +141,10 @@ class Workbench:
         return state, self.seconds_since(start)
 
     def scored(self, network: Network, criterion: methods.Criterion) -> tuple[methods.Scores | None, Network]:
-        """The scores for all sparsities, and the network with the seconds that scoring took.
+        """Score a network once for all sparsities.
 
-        The scores are None if the criterion has to score again at each sparsity.
+        Returns:
+            The scores, or None if the criterion must score again at each sparsity; and the network with the seconds of scoring.
         """
         if not methods.scored_once(criterion):
             return None, network
@@ -132,7 +153,14 @@ class Workbench:
         return scores, replace(network, score_seconds=self.seconds_since(start))
 
     def cut(self, network: Network, criterion: methods.Criterion, sparsity: float, scores: methods.Scores | None = None) -> Network:
-        """Cut in place to a sparsity. `scores`: of this network; None scores it now."""
+        """Cut in place to a sparsity.
+
+        Args:
+            network: the network to cut.
+            criterion: ranks the weights.
+            sparsity: the fraction to remove, in [0, 1), of the quantity `job.match`.
+            scores: the result of `scored` for this network; None scores it now.
+        """
         start = time.perf_counter()
         mask = methods.cut(network.problem, criterion, self.granularity, sparsity, scores, self.cost)
         seconds = (network.score_seconds or 0.0) + self.seconds_since(start)
