@@ -15,6 +15,7 @@ from bench.spec.suite import load_suite
 from bench.trial import trial
 from bench.trial.job import Environment, Job, Point
 from bench.trial.network import Network
+from bench.trial.results import Result, Results, isolated
 from bench.trial.workbench import Workbench
 from methods import Iterative, Schedule, Stage
 
@@ -166,3 +167,25 @@ def test_there_is_no_pruned_network_of_a_method_that_fails_or_declines(tmp_path:
     monkeypatch.setattr(methods.lookup("criteria", "magnitude"), "unsupported", lambda self, problem: "no thanks")
     with pytest.raises(UserError, match="m · breast_cancer/mlp · seed 0: no thanks"):
         trial.pruned_network(job)
+
+
+@pytest.mark.parametrize("schedule", [None, Iterative()])
+def test_a_point_has_the_same_numbers_alone_as_after_others(tmp_path: Path, schedule: Schedule | None) -> None:
+    """No branch trains or cuts the weights of another."""
+    job = job_of(tmp_path, schedule=schedule)
+    trial.execute(dense_of(job))
+    together = trial.execute(job)
+    for point in job.points[2:]:
+        alone = trial.execute(dataclasses.replace(job, points=(point,)))[point.key]
+        assert (alone["nll"], alone["kept_weights"]) == (together[point.key]["nll"], together[point.key]["kept_weights"]), point
+
+
+def test_an_exception_is_the_failure_of_the_points_without_a_result() -> None:
+    first, second = Point(0.5, 0, "first"), Point(0.5, 1, "second")
+
+    def work() -> Results:
+        yield Result(first, {"status": "ok"})
+        raise ValueError("two\nlines")
+
+    found = [(r.point, r.measurement) for r in isolated([first, second], work)]
+    assert found == [(first, {"status": "ok"}), (second, {"status": "failed", "error": "ValueError: two lines"})]
