@@ -76,11 +76,9 @@ def export(request: Request, folder: Path, *, onnx: bool = False) -> dict[str, A
         _check_onnx()
     planned = _planned(request)
     job = planned.job
-    found = trial.network(job)
-    if found.measured["status"] in ("failed", "unsupported"):
-        raise UserError(f"{job.label}: {found.measured['error']}")
+    found = trial.pruned_network(job)
     row = planned.rows[job.points[0].key]
-    card = _card(dataclasses.asdict(dataclasses.replace(row, **found.measured)), job, found)
+    card = _card(dataclasses.asdict(dataclasses.replace(row, **found.measurement)), job, found)
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
     try:
@@ -164,7 +162,7 @@ def _card(row: dict[str, Any], job: Job, found: trial.PrunedNetwork) -> dict[str
         },
         "method": job.method,
         "granularity": job.granularity,
-        "compact": found.kept is not None,
+        "compact": found.whole_mask is not None,
         "hyperparameters": json.loads(row["hyperparameters"]),
         "protocol": dataclasses.asdict(job.protocol),
         "row": {name: value for name, value in row.items() if name not in drop},
@@ -179,7 +177,7 @@ def _write(folder: Path, card: dict[str, Any], found: trial.PrunedNetwork, onnx:
     model = found.model.cpu().eval()
     state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
     save_file(state, folder / "model.safetensors")
-    save_file(_rows_and_columns(found.kept) if found.kept is not None else _plain(found.mask), folder / "mask.safetensors")
+    save_file(_rows_and_columns(found.whole_mask) if found.whole_mask is not None else _plain(found.mask), folder / "mask.safetensors")
     weights = (folder / "model.safetensors").read_bytes()
     card |= {"sha256": hashlib.sha256(weights).hexdigest(), "file_bytes": len(weights), "dense_bytes": _bytes(found.whole)}
     if onnx:

@@ -1,1 +1,1 @@
-"""One job: train, prune, measure."""
+"""One job of the benchmark: train a network, prune it, measure it."""

@@ -1,73 +1,117 @@
-"""How long a job will take, from a few batches of training and one pruned network."""
+"""How long a job will take, estimated from a few batches of training, one cut and one measurement."""
 
-import copy
 import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 import methods
 from bench import data
 from bench.trial.job import Job
+from bench.trial.network import Network
 from bench.trial.trial import threads
 from bench.trial.workbench import Workbench
-from methods import Recipe
+from methods import Recipe, Stage
 
-FEW, MORE = 2, 10  # batches
+T = TypeVar("T")
+FEW, MORE = 2, 10  # numbers of batches; the difference of their times is that of MORE - FEW batches
+LR_SCALE = 1e-6  # so that no network diverges while it is timed
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Seconds of one epoch of a job's training, of scoring once for all sparsities, of one cut, and of one measurement."""
+    """The seconds of each part of a job.
 
-    epoch: float
+    Attributes:
+        epoch: one epoch of training.
+        score: the scoring that serves all sparsities; 0 if the criterion scores at each cut.
+        cut: all that one network needs to reach its sparsity, apart from its training.
+        measure: the measurement of one network.
+    """
+
+    epoch: float = 0.0
     score: float = 0.0
     cut: float = 0.0
     measure: float = 0.0
 
     def seconds(self, job: Job) -> float:
-        """The expected seconds of a job of this method on this block."""
-        return job.epochs * self.epoch + self.score + len(job.sparsities) * self.cut + len(job.points) * self.measure
+        """The expected seconds of a job of the same method, data set and architecture."""
+        # A schedule that cuts while fine-tuning starts again for every length of fine-tuning.
+        cuts = job.points if job.schedule is not None and job.stage is Stage.AFTER else job.sparsities
+        return job.epochs * self.epoch + self.score + len(cuts) * self.cut + len(job.points) * self.measure
 
 
 def calibrate(job: Job) -> Calibration:
-    """Time the parts of a job on its own data and network; nothing is stored.
+    """Time the parts of a job on its own data set and architecture. Nothing is stored, and the test split is not read.
 
-    An epoch is extrapolated from a few batches; the work after each epoch (SpaM's update of the prior) is timed as a whole.
+    The time of an epoch is extrapolated linearly from a few batches. What a training does once per epoch or once per training
+    counts in every epoch. A job that the method does not support takes no time.
+
+    Args:
+        job: the job; its highest sparsity is the one that is timed.
+
+    Returns:
+        The seconds of its parts.
     """
     with threads(job.environment.threads):
-        return _calibrate(job)
+        bench = Workbench(job)
+        criterion = methods.make("criteria", job.criterion, job.setting.criterion or {}) if job.criterion else None
+        problem = bench.untrained().problem
+        if criterion is not None and (criterion.unsupported(problem) or bench.granularity.unsupported(problem)):
+            return Calibration()
+        epoch, network = _epoch(bench)
+        validating = Workbench(dataclasses.replace(job, split="validation"))
+        measure, _ = _timed(bench, lambda: validating.measure(network))
+        if criterion is None or not job.points:
+            return Calibration(epoch, measure=measure)
+        score, cut = _score_and_cut(bench, criterion, network)
+        return Calibration(epoch, score, cut, measure)
 
 
-def _calibrate(job: Job) -> Calibration:
-    bench = Workbench(dataclasses.replace(job, split="validation"))
-    every = data.Batches(bench.dataset.train, job.protocol.batch_size, augment=job.protocol.augment)
+def _epoch(bench: Workbench) -> tuple[float, Network]:
+    """The seconds of one epoch, and a network that was trained on a few batches.
+
+    With t(b) the seconds of a training on b batches, m = MORE and f = FEW, one batch takes (t(m) - t(f)) / (m - f), and an epoch
+    of n batches takes n batches and what t(f) is longer than f of them.
+    """
+    protocol = bench.job.protocol
+    every = data.Batches(bench.dataset.train, protocol.batch_size, augment=protocol.augment)
     some = list(islice(iter(every), MORE))
-    recipe = Recipe(epochs=1, optimizer=job.protocol.optimizer, lr_scale=1e-6)  # no step may lead it astray
-    problem, times = bench.problem(bench.initial()), []
-    posterior = None
-    for batches in (some[:1], some[:FEW], some):  # the first one warms up
-        start = time.perf_counter()
-        posterior = methods.fit(bench.problem(copy.deepcopy(problem.model)), bench.training, recipe, batches=batches)
-        times.append(time.perf_counter() - start)
-    batch = max(0.0, times[2] - times[1]) / max(1, len(some) - FEW) if len(some) > FEW else times[2] / len(some)
-    epoch = max(batch * len(every), times[2] * len(every) / len(some) if len(some) <= FEW else 0.0) + max(0.0, times[1] - FEW * batch)
+    recipe = Recipe(epochs=1, optimizer=protocol.optimizer, lr_scale=LR_SCALE)
+
+    def trained(count: int) -> tuple[float, Network]:
+        network = bench.untrained()
+        fit = lambda: methods.fit(network.problem, bench.training, recipe, batches=some[:count])  # noqa: E731
+        seconds, posterior = _timed(bench, fit)
+        return seconds, network.with_problem(posterior=posterior)
+
+    trained(1)  # a warm-up: the first call is slower
+    few, _ = trained(FEW)
+    more, network = trained(MORE)
+    if len(some) <= FEW:  # that was a whole epoch
+        return more, network
+    batch = max(0.0, more - few) / (len(some) - FEW)
+    return len(every) * batch + max(0.0, few - FEW * batch), network
+
+
+def _score_and_cut(bench: Workbench, criterion: methods.Criterion, network: Network) -> tuple[float, float]:
+    """The seconds of scoring for all sparsities, and of what one network needs to reach the highest sparsity."""
+    job, sparsity = bench.job, max(bench.job.sparsities)
+    scores: methods.Scores | None = None
+    score, cuts = 0.0, 1
+    if job.stage is Stage.AFTER and job.schedule is None:
+        score, (scores, network) = _timed(bench, lambda: bench.scored(network, criterion))
+    seconds, cut = _timed(bench, lambda: bench.cut(network, criterion, sparsity, scores))
+    smaller, _ = _timed(bench, lambda: bench.smaller(cut))
+    if job.schedule is not None:
+        cuts = sum(len(lap.cuts) for lap in job.schedule.laps(job.protocol.epochs, 0.0, sparsity))
+    return score, cuts * seconds + smaller
+
+
+def _timed(bench: Workbench, work: Callable[[], T]) -> tuple[float, T]:
+    """The seconds that some work takes on the device of a job, and its result."""
     start = time.perf_counter()
-    bench.measure(problem)
-    measure = time.perf_counter() - start
-    if not job.criterion or not job.points:
-        return Calibration(epoch, measure=measure)
-    criterion = methods.make("criteria", job.criterion, job.setting.criterion or {})
-    problem = dataclasses.replace(problem, posterior=posterior)
-    if criterion.unsupported(problem) or bench.granularity.unsupported(problem):
-        return Calibration(0.0)
-    scores, scoring = None, 0.0
-    if methods.scored_once(criterion):
-        start = time.perf_counter()
-        scores = methods.score(problem, criterion)
-        scoring = time.perf_counter() - start
-    start = time.perf_counter()
-    mask = methods.cut(problem, criterion, bench.granularity, max(job.sparsities), scores, bench.cost)
-    bench.smaller(dataclasses.replace(problem, mask=mask, target=max(job.sparsities)))
-    cuts = len(job.schedule.laps(job.protocol.epochs, 0.0, max(job.sparsities))) if job.schedule is not None else 1
-    return Calibration(epoch, scoring, (time.perf_counter() - start) * max(1, cuts), measure)
+    result = work()
+    return bench.seconds_since(start), result

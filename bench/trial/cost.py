@@ -1,4 +1,4 @@
-"""What a network costs: parameters, FLOPs, latency, memory."""
+"""The cost of a network: parameters, FLOPs, latency and memory."""
 
 import contextlib
 import copy
@@ -19,12 +19,19 @@ from methods import Cost, Mask, prunable
 from methods.core.cutting import evaluating
 from methods.granularity.nm import semi_structured
 
-LATENCY_BATCHES = (1, 128)  # `export` says both; a row has the last, for one input may cost a small network nothing but overhead
+LATENCY_BATCHES = (1, 128)  # `export` reports both. A row has the last: a small network with one input measures only overhead.
 
 
 @dataclass(frozen=True)
 class Dense:
-    """Counts of a network before anything is removed; `flops` for one input, `layers`: weight name -> FLOPs of its layer."""
+    """Counts of a dense network.
+
+    Attributes:
+        prunable: the number of prunable weights.
+        parameters: the number of all parameters.
+        flops: FLOPs for one input.
+        layers: name of each prunable weight -> FLOPs of its layer for one input.
+    """
 
     prunable: int
     parameters: int
@@ -33,19 +40,25 @@ class Dense:
 
 
 def dense(model: nn.Module, input_shape: tuple[int, ...]) -> Dense:
-    """Counts of a whole network."""
+    """The counts of a dense network. `input_shape`: the shape of one input, without the batch."""
     flops, layers = layer_flops(model, input_shape)
     return Dense(sum(p.numel() for p in prunable(model).values()), parameters(model), flops, layers)
 
 
 def parameters(model: nn.Module) -> int:
-    """How many numbers it has to learn."""
+    """The number of parameters."""
     return sum(p.numel() for p in model.parameters())
 
 
 @dataclass(frozen=True)
 class Size:
-    """What is left of a network: parameters, FLOPs for one input, and layers without a weight."""
+    """The counts of a pruned network, with the names of their columns.
+
+    Attributes:
+        parameters_kept: parameters that are not masked.
+        flops_kept: FLOPs for one input.
+        layers_collapsed: layers in which all weights are masked.
+    """
 
     parameters_kept: int
     flops_kept: int
@@ -53,7 +66,13 @@ class Size:
 
 
 def size(model: nn.Module, mask: Mask, flops: tuple[int, dict[str, int]]) -> Size:
-    """Counts of a masked network; `flops`: those of the model from `layer_flops`. A layer's shrink with its share of kept weights."""
+    """The counts of a masked network. A layer's FLOPs are multiplied by its fraction of kept weights.
+
+    Args:
+        model: the network.
+        mask: name -> bool mask of each prunable weight; True keeps.
+        flops: the result of `bench.trial.flops.layer_flops` for this model.
+    """
     kept = {n: int(m.sum()) for n, m in mask.items()}
     total, layers = flops
     saved = sum(layers[n] * (mask[n].numel() - k) / mask[n].numel() for n, k in kept.items())
@@ -66,11 +85,20 @@ def size(model: nn.Module, mask: Mask, flops: tuple[int, dict[str, int]]) -> Siz
 
 @torch.no_grad()
 def latency(models: Sequence[nn.Module], inputs: Tensor, mask: Mask | None = None, seconds: float = 0.3) -> list[float]:
-    """Milliseconds of one forward pass of each model on these inputs: the median of many, in turns, so that all see the same machine.
+    """Median time of one forward pass of each model. The models take turns, so that a change of the machine's load affects all.
 
-    About `seconds` of measuring after a warm-up, at least 10 passes each. On a GPU, networks with a 2:4 `mask` are timed
-    in half precision, the last model with its Linear weights in torch's semi-structured form where it takes them; a sparse
-    pattern is worth nothing to other devices, and the last model is then as fast as a dense one.
+    On a GPU and with a mask that removes weights, all models are timed in half precision, and the Linear weights of the last
+    model are in torch's semi-structured (2:4) format, if there is a kernel for them. On other devices a sparse pattern
+    does not change the time.
+
+    Args:
+        models: the networks; they are not changed.
+        inputs: one batch, (n, *input_shape).
+        mask: the mask of the last model; None for a dense one.
+        seconds: how long to measure after a warm-up. There are 10 to 200 passes of each model.
+
+    Returns:
+        Milliseconds for each model.
     """
     prepared = [copy.deepcopy(model).eval() for model in models]
     if inputs.device.type == "cuda" and mask is not None and not all(bool(m.all()) for m in mask.values()):
@@ -89,7 +117,7 @@ def latency(models: Sequence[nn.Module], inputs: Tensor, mask: Mask | None = Non
 
 
 class _Alive(TorchDispatchMode):
-    """Bytes of the tensors that are alive, and their peak, from what every operation makes and what is let go of."""
+    """The bytes of all tensors in use, now and at the peak. Sees each tensor that an operation makes, and when it is freed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -100,12 +128,12 @@ class _Alive(TorchDispatchMode):
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor):
-                self.hold(tensor)
+                self.count(tensor)
         self.peak = max(self.peak, self.now)
         return made
 
-    def hold(self, tensor: Tensor) -> None:
-        """Count the memory behind a tensor, once, until it is given back."""
+    def count(self, tensor: Tensor) -> None:
+        """Count the storage of a tensor once, until it is freed."""
         storage = tensor.untyped_storage()
         key, size = id(storage), storage.nbytes()
         if key not in self.known:
@@ -120,11 +148,14 @@ class _Alive(TorchDispatchMode):
 
 @torch.no_grad()
 def peak_memory(model: nn.Module, inputs: Tensor) -> float:
-    """Megabytes alive at most in one forward pass: weights, buffers, inputs and what lies between, without an operation's own workspace."""
+    """Peak megabytes (10⁶ bytes) in one forward pass: weights, buffers, inputs and activations.
+
+    The memory that an operation uses internally is not included.
+    """
     alive = _Alive()
     with evaluating(model), alive:
         for tensor in (*model.parameters(), *model.buffers(), inputs):
-            alive.hold(tensor)
+            alive.count(tensor)
         model(inputs)
     return alive.peak / 1e6
 
@@ -138,9 +169,15 @@ def _milliseconds(model: nn.Module, inputs: Tensor) -> float:
 
 
 def cost(match: str, whole: nn.Module, input_shape: tuple[int, ...]) -> Cost:
-    """What sparsities are shares of, where not of prunable weights: the parameters or FLOPs of a network, or its latency.
+    """The quantity that sparsities are fractions of, if it is not the number of prunable weights.
 
-    Latency is that of a batch, relative to the `whole` network's in the same moments: what slows the machine slows both.
+    Args:
+        match: "parameters", "flops", or "latency", the time of one batch, relative to that of `whole`, measured in turns with it.
+        whole: the dense network.
+        input_shape: the shape of one input, without the batch.
+
+    Returns:
+        A function of a network.
     """
 
     def measured(model: nn.Module) -> float:

@@ -1,8 +1,8 @@
-"""FLOPs of one forward pass: one number for an architecture, on every torch release, device and kernel.
+"""The FLOPs of one forward pass. An architecture has the same number on every torch release, device and kernel.
 
-Matrix products and convolutions are counted, a multiply and an add as two operations, including those with the zeros of padding,
-masks and pruned weights. Biases, norms, activations and pooling are not. Fused kernels hide the products inside them, and
-which kernels are fused depends on release and device: here attention, LSTM and GRU always run as matrix products.
+Matrix products and convolutions are counted, with two operations for a multiplication and an addition. Products with zeros
+(of padding, masks and pruned weights) are included. Biases, norms, activations and pooling are not counted. A fused kernel hides
+its products, and the release and the device decide which kernels are fused. Attention, LSTM and GRU therefore run unfused here.
 """
 
 import copy
@@ -24,17 +24,24 @@ from methods import prunable
 # Matrix products by the name of their operator, with the position of the first factor among its arguments; the second follows.
 MATRIX_PRODUCTS = {"mm": 0, "bmm": 0, "mv": 0, "dot": 0, "vdot": 0, "addmm": 1, "baddbmm": 1, "addbmm": 1, "addmv": 1}
 CONVOLUTIONS = ("convolution", "_convolution")
-FUSED_ATTENTION = "_scaled_dot_product_"  # how the names of its operators begin; here only where a network insists on one
+FUSED_ATTENTION = "_scaled_dot_product_"  # how the names of its operators begin; reached only if a network demands one
 BACKENDS: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn, torch.backends.opt_einsum)
 
-_lock = threading.RLock()  # the switches belong to the process: a second thread would restore what the first has set
+_lock = threading.RLock()  # the switches are global: a second thread would restore the values that the first one set
 
 
 def layer_flops(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, dict[str, int]]:
-    """(all FLOPs, prunable weight -> FLOPs of its layer) for one input, in eval mode; the model stays as it was.
+    """Count the FLOPs of a network for one input, in eval mode. The model is not changed.
 
-    A weight's FLOPs are those of all products it is a factor of: a layer called twice, or a weight shared by two layers, counts
-    twice. Products without a prunable weight, as in attention and recurrent layers, are in the total only.
+    The FLOPs of a weight are those of all products with it as a factor: a layer that is called twice, or a weight shared by
+    two layers, counts twice. Products without a prunable weight, as in attention and recurrent layers, count in the total only.
+
+    Args:
+        model: the network.
+        input_shape: the shape of one input, without the batch.
+
+    Returns:
+        The total, and name of each prunable weight -> FLOPs of its layer.
     """
     model = copy.deepcopy(model).eval()
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
@@ -48,7 +55,7 @@ def layer_flops(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, di
 
 @contextmanager
 def _plain_kernels(dtype: torch.dtype) -> Iterator[None]:
-    """Fused kernels off, einsum contracting from left to right, `dtype` the default; every switch is restored."""
+    """Without fused kernels, with einsum from left to right and this default `dtype`; every switch is restored."""
     mha = torch.backends.mha
     with sdpa_kernel(SDPBackend.MATH), ExitStack() as restore:
         restore.callback(torch.set_default_dtype, torch.get_default_dtype())
@@ -62,7 +69,7 @@ def _plain_kernels(dtype: torch.dtype) -> Iterator[None]:
 
 
 class _Counter(TorchDispatchMode):
-    """Counts the products among all operations, in total and for the weight that is a factor."""
+    """Counts the FLOPs of all products, in total and for each weight that is a factor."""
 
     def __init__(self, weights: dict[str, nn.Parameter], inputs: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -75,7 +82,7 @@ class _Counter(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__.rstrip("_")  # addmm_ is addmm in place
         if name not in MATRIX_PRODUCTS and name not in CONVOLUTIONS and func.namespace != "prim":
-            with self:  # in inference mode composite operators arrive whole
+            with self:  # in inference mode composite operators are not yet decomposed
                 made = func.decompose(*args, **kwargs)
             if made is not NotImplemented:
                 return made
@@ -86,7 +93,7 @@ class _Counter(TorchDispatchMode):
         return made
 
     def _add(self, flops: int, factors: tuple[Tensor, ...]) -> None:
-        """Count a product; weights that are concatenated in one factor share it by their sizes."""
+        """Count a product. Weights that are concatenated in one factor share its FLOPs in proportion to their sizes."""
         self.total += flops
         names = self._sources.of(factors)
         for name in names:
@@ -109,10 +116,10 @@ def _product(name: str, args: Any, made: Any) -> tuple[int, tuple[Tensor, ...]]:
 
 
 class _Sources:
-    """Which prunable weights a tensor is made from without the network's input.
+    """Which prunable weights a tensor was computed from, if neither the network's input nor a product was used.
 
-    A transpose, a slice, a cast or a standardised kernel stands for its weight. A tensor is an activation where the input, or
-    the result of a product, has a part in it. Tensors are known by their memory: storage -> weight names, None for activations.
+    A transpose, a slice, a cast or a standardised kernel counts as its weight. A tensor that depends on the input or on the
+    result of a product is an activation. Tensors are identified by their storage: storage -> weight names, None for activations.
     """
 
     def __init__(self, weights: dict[str, nn.Parameter], inputs: Tensor) -> None:
@@ -120,11 +127,11 @@ class _Sources:
         self._known[inputs.untyped_storage()] = None
 
     def of(self, tensors: Iterable[Any]) -> set[str]:
-        """The weights that these tensors stand for."""
+        """The names of the weights that these tensors were computed from."""
         return set().union(*(self._known.get(t.untyped_storage()) or () for t in _strided(tensors)))
 
     def follow(self, read: list[Any], made: list[Any], product: bool) -> None:
-        """Note what the results of an operation are, from the tensors it has read."""
+        """Record from which weights the results of an operation were computed, given the tensors it read."""
         activation = product or any(self._known.get(t.untyped_storage(), ()) is None for t in _strided(read))
         names = self.of(read)
         for storage in (t.untyped_storage() for t in _strided(made)):
@@ -133,5 +140,5 @@ class _Sources:
 
 
 def _strided(leaves: Iterable[Any]) -> list[Tensor]:
-    """The tensors among them that have one piece of memory to be known by: no sparse ones."""
+    """The tensors that have one storage, so no sparse ones."""
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.layout is torch.strided]

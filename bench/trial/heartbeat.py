@@ -1,7 +1,7 @@
-"""How far the running jobs are: each worker leaves the number of epochs it has trained in a small file, the caller adds them up.
+"""The progress of running jobs: each worker writes its numbers of epochs and measurements to a heartbeat file; the run adds them up.
 
-Each run has a folder of its own, so that runs that share a cache never touch each other's files. A file that cannot be written is
-no reason to fail: it only shows progress.
+Each run has its own folder, so that runs with the same cache do not touch each other's files. A heartbeat file that cannot be
+written is ignored, because it only shows progress.
 """
 
 import contextlib
@@ -14,13 +14,16 @@ from pathlib import Path
 
 PAUSE = 0.25  # seconds between two writes of one worker
 STALE = 86400.0  # seconds after which a folder of a killed run is removed
-carried = (0, 0)  # epochs and points of what this worker has done before, as a part of the same piece of work
+carried = (0, 0)  # epochs and points of earlier jobs in this worker that count as the same piece of work
 
 
 class Heartbeat:
-    """Epochs and measurements of one job: call it after each epoch, `measured` after each point, `close` it when the job ends.
+    """Counts the epochs and measurements of one job, and writes them to this worker's heartbeat file.
 
-    `folder`: where it writes its file; None for nowhere.
+    Call it after each epoch, `measured` after each point, and `close` at the end of the job.
+
+    Args:
+        folder: the folder of the file; None writes no file.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -29,12 +32,12 @@ class Heartbeat:
         self._written = 0.0
 
     def __call__(self, _epoch: int) -> None:
-        """One more epoch is done."""
+        """Count one epoch."""
         self.epochs += 1
         self._write()
 
     def measured(self) -> None:
-        """One more point is measured."""
+        """Count one measured point."""
         self.points += 1
         self._write()
 
@@ -46,7 +49,7 @@ class Heartbeat:
                 self._file.write_text(f"{carried[0] + self.epochs} {carried[1] + self.points}", encoding="ascii")
 
     def close(self) -> None:
-        """The job is over, and counted as a whole from now on."""
+        """Remove the file: a finished job is counted by the run itself."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.unlink(missing_ok=True)
@@ -54,7 +57,7 @@ class Heartbeat:
 
 @contextlib.contextmanager
 def shown(cache: Path) -> Iterator[Path]:
-    """A new folder for the workers of one run, gone at the end. Folders that killed runs left go, too, when they are a day old."""
+    """A new folder for the heartbeat files of one run, removed at the end; folders of killed runs are removed after a day."""
     parent = cache / "progress"
     parent.mkdir(parents=True, exist_ok=True)
     for old in parent.iterdir():
@@ -69,7 +72,7 @@ def shown(cache: Path) -> Iterator[Path]:
 
 
 def running(folder: Path) -> tuple[int, int]:
-    """Epochs trained and points measured by the jobs that run now; a file that is just being written counts as none."""
+    """(epochs trained, points measured) by the jobs that are running. A file that is being written counts as zero."""
     epochs = points = 0
     for file in folder.glob("*"):
         with contextlib.suppress(OSError, ValueError):

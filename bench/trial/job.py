@@ -1,4 +1,4 @@
-"""One piece of work as a value: what is trained, pruned and measured."""
+"""A job as a value: which network to train, how to prune it and where to measure it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +11,15 @@ from methods import Schedule, Stage
 
 @dataclass(frozen=True)
 class Environment:
-    """What a job runs with: the device, the folder of data, the cache, the plug-ins to load, the folder for its progress.
+    """The resources of a job in the process that does it.
 
-    `threads`: the number of threads of a job, in any process: it decides how sums are rounded.
+    Attributes:
+        device: torch's name of the device.
+        data_root: the folder of downloaded data sets; None for the default.
+        cache: the folder for trained networks and prepared data.
+        plugins: files and modules that register more methods.
+        progress: the folder for heartbeat files; None for none.
+        threads: the number of torch threads. It decides how sums are rounded, so it is the same in every process.
     """
 
     device: str
@@ -25,7 +31,7 @@ class Environment:
 
 
 class Point(NamedTuple):
-    """Where one row is measured, and the key under which it is kept."""
+    """Where one row is measured: its sparsity in [0, 1), its epochs of fine-tuning, and its key in the store."""
 
     sparsity: float
     finetune_epochs: int
@@ -34,11 +40,25 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One method (or the dense network, if `criterion` is empty) on one block and seed, at the points still to do.
+    """One method on one data set, architecture and seed, at the points that have no row yet.
 
-    `network`: the key of the dense network; a dense job saves it, a job that prunes after training loads it.
-    `match`: the quantity that sparsities are fractions of, see `bench.trial.cost.cost`. `ablation`: a control instead of the method's
-    own network, see `bench.spec.row.ABLATIONS`. `split`: the data it is measured on, "test", or "validation" while tuning.
+    Attributes:
+        method: the name of the method in its rows.
+        dataset: the name of the data set.
+        architecture: the name of the architecture.
+        protocol: the settings of training that all methods share.
+        seed: decides initial weights, the order of batches and everything else that is random.
+        training: the name of the training.
+        criterion: the name of the criterion; empty for a dense network.
+        stage: when the criterion prunes; None for a dense network.
+        setting: the hyperparameters of training, criterion, schedule and fine-tuning.
+        granularity: the name of the granularity.
+        network: the key of the dense network. A dense job saves it, a job that prunes after training loads it.
+        points: where to measure.
+        environment: the resources.
+        match: the quantity that sparsities are fractions of, see `bench.trial.cost.cost`.
+        ablation: "none", or the control network to use instead of the method's own, see `bench.spec.row.ABLATIONS`.
+        split: the data to measure on: "test", or "validation" during tuning.
     """
 
     method: str
@@ -60,39 +80,39 @@ class Job:
 
     @property
     def label(self) -> str:
-        """What a person reads while it runs."""
+        """The job's description on the terminal."""
         at = f" {self.sparsities[0]:g}" if self.trains_each and len(self.sparsities) == 1 else ""
         control = "" if self.ablation == "none" else f" {self.ablation}"
         return f"{self.method}{control}{at} · {self.dataset}/{self.architecture} · seed {self.seed}"
 
     @property
     def schedule(self) -> Schedule | None:
-        """When to cut, if that is more than once."""
+        """The schedule of a method that cuts several times; otherwise None."""
         return None if self.setting.schedule is None else schedule_of(self.setting.schedule)
 
     @property
     def finetune_lr_scale(self) -> float:
-        """The learning rate of fine-tuning as a fraction of the training's: the method's own, or that of the protocol."""
+        """The learning rate of fine-tuning as a fraction of the training's; the protocol's, if the method has none of its own."""
         own = self.setting.finetune_lr_scale
         return self.protocol.finetune_lr_scale if own is None else own
 
     @property
     def trains_each(self) -> bool:
-        """Whether it trains a network of its own for every sparsity, in place of pruning the dense one."""
+        """Whether each sparsity needs its own training, because the method prunes before the training ends."""
         return self.stage in (Stage.INIT, Stage.DURING)
 
     @property
     def sparsities(self) -> list[float]:
-        """The sparsities it cuts at, rising."""
+        """The different sparsities of the points, in increasing order."""
         return sorted({p.sparsity for p in self.points})
 
     @property
     def retrains(self) -> bool:
-        """Whether the mask of the ablation is put on a new network, to be trained beside the one that it comes from."""
+        """Whether the ablation trains another network, with the mask of the method's network."""
         return self.ablation == "reinit" or (self.ablation == "shuffle" and self.stage is not Stage.AFTER)
 
     def training_epochs(self, sparsity: float) -> int:
-        """The epochs, without fine-tuning, behind one network of this sparsity: its own, and those of the network its mask is from."""
+        """Training epochs for one network of this sparsity, without fine-tuning; with those of the network that gave its mask."""
         own, schedule = self.protocol.epochs, self.schedule
         if schedule is not None and self.stage is Stage.DURING:
             own = schedule.epochs(own, sparsity)
@@ -100,14 +120,14 @@ class Job:
 
     @property
     def trainings(self) -> int:
-        """How many networks it trains from the start."""
+        """The number of networks that the job trains from initial weights."""
         if not self.criterion:
             return 1
         return len(self.sparsities) * (self.trains_each + (self.retrains and self.stage is not Stage.INIT))
 
     @property
     def epochs(self) -> int:
-        """Training epochs in it: its length, as far as that can be said beforehand."""
+        """All epochs of training and fine-tuning in the job."""
         fine = sum(p.finetune_epochs for p in self.points)
         if not self.criterion:
             return self.protocol.epochs + fine
@@ -116,7 +136,15 @@ class Job:
 
 
 def schedule_of(said: dict[str, Any]) -> Schedule:
-    """The schedule that `Schedule.as_dict` has written. Raises KeyError or TypeError where there is no such schedule."""
+    """The schedule for the result of `Schedule.as_dict`.
+
+    Args:
+        said: the kind and the fields of the schedule.
+
+    Raises:
+        KeyError: the kind is missing or unknown.
+        TypeError: a field is missing or unknown.
+    """
     fields = dict(said)
     made: Schedule = {cls.kind: cls for cls in Schedule.__subclasses__()}[fields.pop("kind")](**fields)
     return made

@@ -1,4 +1,4 @@
-"""How good a network is: one function for each metric, named like its column in `bench.spec.row`.
+"""The quality of a network: one function for each metric, with the name of its column in `bench.spec.row`.
 
 To add a metric, write a function here with `@metric`, and declare its column.
 """
@@ -60,7 +60,7 @@ def quality(logits: Tensor, targets: Tensor) -> dict[str, float | None]:
 
 def _top(outputs: Outputs, k: int) -> float:
     """Top-k accuracy as an exact fraction: torchmetrics rounds it to single precision."""
-    # Late: seconds of import for which the planning process, which evaluates nothing, need not wait.
+    # Imported here because it takes seconds, and planning, which imports this module, computes no metric.
     from torchmetrics.functional.classification import multiclass_accuracy
 
     value = multiclass_accuracy(outputs.logits, outputs.targets, outputs.classes, average="micro", top_k=k, validate_args=False)
@@ -81,7 +81,7 @@ def top5(outputs: Outputs) -> float | None:
 
 @metric
 def nll(outputs: Outputs) -> float:
-    """The mean cross-entropy in nats, in double precision: finite whatever the confidence."""
+    """The mean cross-entropy in nats, from logits in double precision, so that it is finite at any confidence."""
     return float(F.cross_entropy(outputs.logits, outputs.targets))
 
 
@@ -103,7 +103,7 @@ def ece(outputs: Outputs) -> float:
 
 @metric
 def worst_class_accuracy(outputs: Outputs) -> float:
-    """The accuracy on the class with the lowest accuracy, of the classes that have samples: pruning hurts rare classes most."""
+    """The lowest accuracy of any class that has samples."""
     right = (outputs.logits.argmax(1) == outputs.targets).double()
     counts = outputs.targets.bincount(minlength=outputs.classes)
     rights = outputs.targets.bincount(right, minlength=outputs.classes)
@@ -112,25 +112,29 @@ def worst_class_accuracy(outputs: Outputs) -> float:
 
 @torch.no_grad()
 def logits_of(model: nn.Module, split: Split) -> Tensor:
-    """The model's outputs (n, classes) on a split, in eval mode, on the CPU."""
+    """The model's outputs on a split: float32 (n, classes), on the CPU. The model is left in eval mode."""
     model.eval()
     return torch.cat([model(x) for x in split.inputs.split(BATCH)]).float().cpu()
 
 
 def hits(logits: Tensor, targets: Tensor) -> Tensor:
-    """Whether the largest logit (n, classes) of each sample is that of its label (n): bool (n), on the CPU."""
+    """Whether each prediction is correct: bool (n,) on the CPU; `logits` (n, classes), `targets` (n,)."""
     return logits.argmax(1).cpu() == targets.cpu()
 
 
 def hit_rate(logits: Tensor, targets: Tensor) -> float:
-    """The fraction of hits."""
+    """The fraction of samples with a correct prediction; `logits` (n, classes), `targets` (n,)."""
     return int(hits(logits, targets).sum()) / len(targets)
 
 
 def at_chance(logits: Tensor, targets: Tensor) -> bool:
-    """Whether a network does no better than one that always names the most frequent class.
+    """Whether a network is not clearly better than always predicting the most frequent class.
 
-    With p the share of that class among n labels, its accuracy is not above p by two standard errors √(p (1 - p) / n).
+    True if its accuracy is at most p + 2 √(p (1 - p) / n), with p the fraction of that class: two standard errors above p.
+
+    Args:
+        logits: (n, classes).
+        targets: (n,), labels.
     """
     n = len(targets)
     p = int(targets.bincount().max()) / n

@@ -1,4 +1,4 @@
-"""Where a row comes from: versions, commit, device and threads of the process that computes it."""
+"""How a row was computed: the versions, commit, device and threads of the process."""
 
 import functools
 import importlib.metadata
@@ -9,21 +9,26 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("timm", "torch-pruning", "torchmetrics")  # what decides numbers beside torch
+PACKAGES = ("timm", "torch-pruning", "torchmetrics")  # packages other than torch that affect the numbers
 
 
 def versions() -> dict[str, str]:
-    """Package -> version, of those that decide numbers beside torch."""
+    """Package -> installed version, for the packages other than torch that affect the numbers."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 @functools.cache
 def provenance(device: str, threads: int) -> dict[str, Any]:
-    """The columns of a row that say how it was computed: of a processor the instructions that torch uses, for they decide the rounding.
+    """The columns of a row that describe how it was computed.
+
+    For a CPU, the column `device` has the instruction set that torch uses, because it decides how sums are rounded.
 
     Args:
-        device: of the computation, as torch names it.
-        threads: with how many it is done.
+        device: torch's name of the device.
+        threads: the number of torch threads.
+
+    Returns:
+        Column -> value.
     """
     kind = torch.device(device).type
     name = torch.cuda.get_device_name(device) if kind == "cuda" else torch.backends.cpu.get_cpu_capability()
@@ -37,7 +42,7 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The commit of this source tree, '' where it is no checkout; a '+' marks changes not committed."""
+    """The git commit of this source tree, with a '+' if files are changed; empty if it is not a git checkout."""
     here = Path(__file__).resolve().parents[2]
     git = ["git", "-C", str(here)]
     try:

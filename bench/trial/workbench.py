@@ -1,13 +1,14 @@
-"""What one job works with: data, networks, training, and the measurements of a network. The flow of a job is `bench.trial`'s.
+"""The data and settings of one job, and the steps that turn a network into a measured one: train, score, cut, measure.
 
-The test split is read in one place, `Workbench.measure`, once for a row, and never by a job that is measured on validation data.
+`bench.trial.stages` puts the steps in order. Only `Workbench.measure` reads the test split, once for each row, and not at all
+if the job is measured on validation data.
 """
 
+import dataclasses
 import time
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -21,13 +22,18 @@ from bench.trial import cost, metrics
 from bench.trial.flops import layer_flops
 from bench.trial.heartbeat import Heartbeat
 from bench.trial.job import Environment, Job
-from methods import Posterior, Problem, Pruner, Recipe
-
-Measurement = dict[str, Any]  # columns of a Row, by name
+from bench.trial.network import Measurement, Network, posterior_to
+from methods import Posterior, Problem, Pruner, Recipe, Schedule
 
 
 class Workbench:
-    """The things one job works with: data, an initial network, seeds, recipes."""
+    """The data, settings and seeds of one job, and the steps that its networks go through.
+
+    A step takes a `Network` and returns one. The workbench itself does not change, except for the progress that it reports.
+
+    Args:
+        job: the job. Its plug-ins are loaded, and its data set is loaded or downloaded.
+    """
 
     def __init__(self, job: Job) -> None:
         for plugin in job.environment.plugins:
@@ -39,94 +45,183 @@ class Workbench:
         self.training = methods.make("trainings", job.training, job.setting.training)
         self.granularity = methods.get_granularity(job.granularity)
         self.cost = None if job.match == "weights" else cost.cost(job.match, self.initial(), self.dataset.input_shape)
-        self.latencies: dict[str, float] = {}
-        self.cut_mask: methods.Mask = {}
-        self.promised: int | None = None  # how many weights the cut has left, of a network that was cut
-        self.measured: Problem | None = None  # the last network that was measured
         self.networks = Networks(job.environment.cache / "networks")
-        self.beat = Heartbeat(job.environment.progress)
-        self.train_seconds = 0.0
-        self.dense_off = False
+        self.heartbeat = Heartbeat(job.environment.progress)
 
     def problem(self, model: nn.Module, posterior: Posterior | None = None) -> Problem:
-        """What the methods see: training data in one fixed order, without augmentation, and nothing else."""
+        """What methods see of a network: the training data in one fixed order, without augmentation, and no other data."""
         scoring = self.dataset.train.shuffled(methods.derive(self.job.seed, "scoring"))
         batches = data.Batches(scoring, self.job.protocol.batch_size, seed=0, shuffle=False)
         return Problem(model, batches, seed=self.job.seed, posterior=posterior)
 
     def initial(self, purpose: str = "initial weights") -> nn.Module:
-        """The network that training starts from: of this seed, and the same for every method; always random where weights are to be new."""
+        """The network before training.
+
+        Args:
+            purpose: which random draw. "initial weights" is the same for every method at this seed, and may be pretrained; any
+                other purpose draws new random weights.
+        """
         pretrained = self.job.protocol.pretrained and purpose == "initial weights"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(methods.derive(self.job.seed, purpose))
             model = build.create(self.job.architecture, self.dataset.input_shape, self.dataset.classes, pretrained)
-        # Channels last is faster for convolutional networks, slower where one convolution only cuts patches.
+        # Channels last is faster for convolutional networks, and slower if the only convolution cuts the image into patches.
         convolutional = sum(isinstance(m, nn.Conv2d) for m in model.modules()) > 1
         if convolutional:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model.to(self.device)
 
-    def train(self, problem: Problem, epochs: int, previous: Posterior | None = None, pruner: Pruner | None = None) -> Posterior:
-        """Train, with `pruner` to a mask, or with `previous` fine-tune; the mask must hold, which is checked when measured."""
+    def untrained(self) -> Network:
+        """The network that every method starts from at this seed."""
+        return Network(self.problem(self.initial()))
+
+    def loaded_dense(self) -> Network:
+        """The dense network that another job has saved.
+
+        Raises:
+            FileNotFoundError: it was not saved.
+        """
+        weights, posterior, facts = self.networks.load(self.job.network)
+        model = self.initial()
+        model.load_state_dict(weights)
+        problem = self.problem(model, posterior_to(posterior, self.device))
+        return Network(problem, train_seconds=facts["train_seconds"], dense_at_chance=facts["at_chance"])
+
+    def saved_dense(self, network: Network) -> Network:
+        """Save a trained dense network for other jobs, and note whether it is at chance on the validation data."""
+        problem, validation = network.problem, self.dataset.validation
+        assert problem.posterior is not None
+        logits = metrics.logits_of(problem.model, validation)
+        at_chance = metrics.at_chance(logits, validation.targets)
+        accuracy = metrics.hit_rate(logits, validation.targets)
+        facts = {"train_seconds": network.train_seconds, "at_chance": at_chance, "validation_accuracy": accuracy}
+        self.networks.save(self.job.network, problem.model.state_dict(), problem.posterior, facts)
+        return replace(network, dense_at_chance=at_chance)
+
+    def pruner(self, criterion: methods.Criterion, schedule: Schedule, sparsity: float) -> Pruner:
+        """The cuts of a schedule, for `train` or `finetune` to make."""
+        return Pruner(criterion, self.granularity, schedule, sparsity, self.cost)
+
+    def train(self, network: Network, pruner: Pruner | None = None) -> Network:
+        """Train in place for the protocol's epochs. The result has the posterior of this training.
+
+        Args:
+            network: an untrained network.
+            pruner: makes cuts during the training; None trains under the mask as it is.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
+        state, seconds = self._fit(network.problem, self.job.protocol.epochs, None, pruner)
+        return replace(network.with_problem(posterior=state), train_seconds=network.train_seconds + seconds)
+
+    def finetune(self, network: Network, epochs: int, pruner: Pruner | None = None) -> Network:
+        """Fine-tune in place. The posterior stays that of the training before.
+
+        Args:
+            network: a trained network.
+            epochs: the length of fine-tuning.
+            pruner: makes cuts during fine-tuning; None trains under the mask as it is.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
+        seconds = self._fit(network.problem, epochs, network.problem.posterior, pruner)[1]
+        return replace(network, train_seconds=network.train_seconds + seconds)
+
+    def _fit(self, problem: Problem, epochs: int, previous: Posterior | None, pruner: Pruner | None) -> tuple[Posterior, float]:
+        """The posterior of a training, or of a fine-tuning that continues `previous`, and its seconds."""
         start = time.perf_counter()
         protocol, purpose = self.job.protocol, "fine-tuning" if previous else "training"
         scale = protocol.lr_scale * (self.job.finetune_lr_scale if previous else 1.0)
         recipe = Recipe(epochs=epochs, optimizer=protocol.optimizer, lr_scale=scale)
         seed = methods.derive(self.job.seed, purpose)
         batches = data.Batches(self.dataset.train, protocol.batch_size, seed=seed, shuffle=True, augment=protocol.augment)
-        state = methods.fit(problem, self.training, recipe, batches=batches, previous=previous, pruner=pruner, on_epoch=self.beat)
-        self.train_seconds += self._since(start)
-        return state
+        state = methods.fit(problem, self.training, recipe, batches=batches, previous=previous, pruner=pruner, on_epoch=self.heartbeat)
+        return state, self.seconds_since(start)
 
-    def smaller(self, cut: Problem) -> Problem:
-        """The cut network as it would be deployed: what its mask removes is gone where that can be, and its latency is taken.
+    def scored(self, network: Network, criterion: methods.Criterion) -> tuple[methods.Scores | None, Network]:
+        """Score a network once for all sparsities.
 
-        Raises RuntimeError where the mask is not what the granularity promises.
+        Returns:
+            The scores, or None if the criterion must score again at each sparsity; and the network with the seconds of scoring.
         """
-        if self.job.match != "latency":  # no two timings agree
+        if not methods.scored_once(criterion):
+            return None, network
+        start = time.perf_counter()
+        scores = methods.score(network.problem, criterion)
+        return scores, replace(network, score_seconds=self.seconds_since(start))
+
+    def cut(self, network: Network, criterion: methods.Criterion, sparsity: float, scores: methods.Scores | None = None) -> Network:
+        """Cut in place to a sparsity.
+
+        Args:
+            network: the network to cut.
+            criterion: ranks the weights.
+            sparsity: the fraction to remove, in [0, 1), of the quantity `job.match`.
+            scores: the result of `scored` for this network; None scores it now.
+        """
+        start = time.perf_counter()
+        mask = methods.cut(network.problem, criterion, self.granularity, sparsity, scores, self.cost)
+        seconds = (network.score_seconds or 0.0) + self.seconds_since(start)
+        return replace(network.with_problem(mask=mask, target=sparsity), score_seconds=seconds)
+
+    def smaller(self, network: Network) -> Network:
+        """The network as it would be deployed after its cut: without the channels that the mask removes, and with its latency.
+
+        Latency is timed only if the job is measured on the test split and the granularity can make a network faster.
+
+        Raises:
+            RuntimeError: the mask does not have the sparsity or the pattern of the granularity.
+        """
+        cut, compacts = network.problem, self.granularity.compacts
+        if self.job.match != "latency":  # two timings never agree exactly
             self.granularity.check(cut, cut.target, self.cost)
         small = self.granularity.compact(cut)
-        self.cut_mask, self.promised = cut.mask, methods.kept_weights(small.mask)[0]
-        self.latencies = {}
-        if self.job.split != "test":
-            return small  # a search looks at accuracy alone
-        if self.granularity.compacts or self.granularity.fixed_sparsity is not None:
+        latencies = {}
+        if cut.target and self.job.split == "test" and (compacts or self.granularity.fixed_sparsity is not None):
             inputs = self.dataset.train.inputs[: cost.LATENCY_BATCHES[-1]]
             dense, pruned = cost.latency([self.initial(), small.model], inputs, mask=small.mask)
-            self.latencies = {"latency_ms": pruned, "dense_latency_ms": dense}
-        return small
+            latencies = {"latency_ms": pruned, "dense_latency_ms": dense}
+        kept, whole_mask = methods.kept_weights(small.mask)[0], cut.mask if compacts else None
+        return replace(network, problem=small, kept_by_cut=kept, whole_mask=whole_mask, latencies=latencies)
 
-    def measure(self, problem: Problem) -> Measurement:
-        """Quality, on the job's split, and size of a network, after checking that its mask is still that of the cut, and holds."""
-        kept, left = methods.kept_weights(problem.mask)
-        if self.promised not in (None, kept) or not methods.mask_holds(problem.model, problem.mask):
-            raise RuntimeError(f"the mask keeps {kept} weights, the cut has left {self.promised}, or masked weights are not zero")
-        self.measured = problem
+    def measure(self, network: Network) -> Measurement:
+        """The columns of a network's row: quality on the job's split, size and seconds.
+
+        Raises:
+            RuntimeError: the mask is not that of the cut, or masked weights are not zero.
+            FloatingPointError: an output of the network is not finite.
+        """
+        problem = network.problem
+        kept, total = methods.kept_weights(problem.mask)
+        if network.kept_by_cut not in (None, kept) or not methods.mask_holds(problem.model, problem.mask):
+            raise RuntimeError(f"the mask keeps {kept} weights, the cut kept {network.kept_by_cut}, or masked weights are not zero")
         split = self.dataset.test if self.job.split == "test" else self.dataset.validation
         logits = metrics.logits_of(problem.model, split)
         measured = metrics.quality(logits, split.targets)
         dense = _dense(self.job.architecture, self.dataset.input_shape, self.dataset.classes)
-        flops = (dense.flops, dense.layers) if left == dense.prunable else layer_flops(problem.model, self.dataset.input_shape)
+        flops = (dense.flops, dense.layers) if total == dense.prunable else layer_flops(problem.model, self.dataset.input_shape)
         size = cost.size(problem.model, problem.mask, flops)
-        collapsed = size.layers_collapsed > 0 or self.dense_off
         return {
-            "status": "collapsed" if collapsed else "ok",
+            "status": "collapsed" if size.layers_collapsed > 0 or network.dense_at_chance else "ok",
             "sparsity_reached": 1.0 - kept / dense.prunable,
             "prunable_weights": dense.prunable,
             "kept_weights": kept,
             "parameters": dense.parameters,
-            "parameters_kept": size.parameters_kept,
             "flops": dense.flops,
-            "flops_kept": size.flops_kept,
-            "layers_collapsed": size.layers_collapsed,
+            **dataclasses.asdict(size),
             "effective_sparsity": self._effective_sparsity(problem, dense.prunable),
             **measured,
             "peak_memory_mb": self._peak_memory(),
-            **(self.latencies if problem.target else {}),
+            **network.latencies,
+            "train_seconds": network.train_seconds,
+            "score_seconds": network.score_seconds,
             **({} if self.job.split == "test" else {"hits": metrics.hits(logits, split.targets)}),
         }
 
     def _effective_sparsity(self, problem: Problem, prunable: int) -> float | None:
+        """Effective sparsity as a fraction of the dense network's prunable weights; None if it is not defined."""
         shape = self.dataset.input_shape
         if not _has_paths(self.job.architecture, shape, self.dataset.classes):
             return None
@@ -134,25 +229,19 @@ class Workbench:
         left = methods.kept_weights(problem.mask)[1]
         return found if found is None or left == prunable else 1.0 - (1.0 - found) * left / prunable
 
-    def _since(self, start: float) -> float:
+    def seconds_since(self, start: float) -> float:
+        """Seconds since `time.perf_counter()` was `start`, with all work on a GPU finished."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - start
 
     def _peak_memory(self) -> float | None:
-        """Megabytes of GPU memory at most since the last measurement; not measured on a CPU."""
+        """Peak megabytes of GPU memory since the last measurement; None on a CPU."""
         if self.device.type != "cuda":
             return None
         peak = torch.cuda.max_memory_allocated(self.device) / 1e6
         torch.cuda.reset_peak_memory_stats(self.device)
         return peak
-
-
-def posterior_to(posterior: Posterior, device: torch.device) -> Posterior:
-    """The same posterior with its tensors on a device."""
-    prior = {n: v.to(device) for n, v in posterior.prior.items()}
-    factors = {n: (b.to(device), a.to(device)) for n, (b, a) in posterior.factors.items()}
-    return replace(posterior, prior=prior, curvature={n: v.to(device) for n, v in posterior.curvature.items()}, factors=factors)
 
 
 @lru_cache(maxsize=2)
@@ -162,7 +251,7 @@ def _load(name: str, root: Path | None, cache: Path, validation: float, split_se
 
 
 def load_data(name: str, protocol: Protocol, environment: Environment) -> data.Dataset:
-    """The data set as the protocol splits it, on the device of the environment; kept in this process for the next job."""
+    """The data set with the protocol's splits, on the environment's device. The last two are kept in memory for the next jobs."""
     return _load(
         name, environment.data_root, environment.cache, protocol.validation, protocol.split_seed, protocol.train_limit, environment.device
     )
@@ -170,7 +259,7 @@ def load_data(name: str, protocol: Protocol, environment: Environment) -> data.D
 
 @lru_cache(maxsize=64)
 def _has_paths(architecture: str, input_shape: tuple[int, ...], classes: int) -> bool:
-    """Asked once for an architecture: to find that a large transformer has none takes seconds."""
+    """Whether effective sparsity is defined for an architecture. Cached, because it takes seconds for a large transformer."""
     with torch.random.fork_rng(devices=[]):
         model = build.create(architecture, input_shape, classes)
     return methods.effective_sparsity(model, methods.full_mask(model), input_shape) is not None
@@ -178,7 +267,7 @@ def _has_paths(architecture: str, input_shape: tuple[int, ...], classes: int) ->
 
 @lru_cache(maxsize=64)
 def tensors(architecture: str, input_shape: tuple[int, ...], classes: int) -> str:
-    """Names, shapes and types of a network's state, and how it prints: what the name of an architecture stands for today."""
+    """A text that changes with the architecture: names, shapes and types of its state, and its `repr`."""
     with torch.random.fork_rng(devices=[]):
         model = build.create(architecture, input_shape, classes)
     return "\n".join([*(f"{n} {tuple(t.shape)} {t.dtype}" for n, t in model.state_dict().items()), repr(model)])
@@ -186,7 +275,7 @@ def tensors(architecture: str, input_shape: tuple[int, ...], classes: int) -> st
 
 @lru_cache(maxsize=64)
 def _dense(architecture: str, input_shape: tuple[int, ...], classes: int) -> cost.Dense:
-    """What the network is before anything is removed."""
+    """The counts of the dense network, cached for each architecture."""
     with torch.random.fork_rng(devices=[]):
         model = build.create(architecture, input_shape, classes)
     return cost.dense(model, input_shape)

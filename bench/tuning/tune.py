@@ -27,6 +27,7 @@ from bench.storage.checkpoints import Networks
 from bench.storage.rows import insistent
 from bench.trial import heartbeat, trial
 from bench.trial.job import Job
+from bench.trial.workbench import Workbench
 from bench.tuning import selection
 from bench.tuning.selection import Measured
 from bench.tuning.study import Study
@@ -232,13 +233,13 @@ def _measure(study: Study, values: dict[str, Any], seed: int, asked: "optuna.Tri
     job = study.job_of(values, member, seed)
     if job.stage is Stage.AFTER:
         _train_missing(study.network_job(member, seed))
-    bench = trial.Trial(job)
+    bench = Workbench(job)
     weight = selection.weights(job.sparsities)
     lengths = len({point.finetune_epochs for point in job.points})
     value, samples, accuracies = 0.0, np.zeros(len(bench.dataset.validation)), list[float]()
 
     def outcome(value: float | None) -> _Outcome:
-        spent = {"seed": seed, "epochs": bench.beat.epochs, "seconds": time.perf_counter() - start}
+        spent = {"seed": seed, "epochs": bench.heartbeat.epochs, "seconds": time.perf_counter() - start}
         return _Outcome(value, {**spent, "training": member.training, "samples": _packed(samples)})
 
     for point, measurement in trial.stream(job, bench):

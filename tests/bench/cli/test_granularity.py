@@ -11,8 +11,8 @@ from bench.execution.executors import Inline
 from bench.ranking import leaderboard
 from bench.storage.results_csv import read_rows
 from bench.trial import cost
+from bench.trial.network import Network
 from bench.trial.workbench import Workbench
-from methods import Problem
 
 Bench = Callable[..., tuple[int, str, str]]
 OPTIONS = ("--suite", "tiny.toml", "--seeds", "0", "--workers", "1", "--output", "out")
@@ -115,9 +115,9 @@ def test_a_search_takes_no_latencies(tiny: Path, bench: Bench, monkeypatch: pyte
     splits: list[str] = []
     smaller, latency = Workbench.smaller, cost.latency
 
-    def watched(self: Workbench, cut: Problem) -> Problem:
+    def watched(self: Workbench, network: Network) -> Network:
         splits.append(self.job.split)
-        return smaller(self, cut)
+        return smaller(self, network)
 
     def timed(*arguments: Any, **named: Any) -> list[float]:
         assert splits[-1] == "test"

@@ -32,6 +32,8 @@ from bench.storage.checkpoints import Networks
 from bench.storage.rows import Store
 from bench.trial import trial, workbench
 from bench.trial.job import Environment
+from bench.trial.network import Network
+from bench.trial.workbench import Workbench
 from tests.bench.suites import narrowed
 
 
@@ -213,15 +215,15 @@ def test_ablations_keep_what_they_say_and_change_the_rest(
 ) -> None:
     """Measured networks: the same share of each layer; shuffled masks are others, new weights are not those of the method."""
     seen: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = []
-    measure = trial.Trial.measure
+    measure = Workbench.measure
 
-    def watched(self: Any, problem: methods.Problem) -> Any:
+    def watched(self: Workbench, network: Network) -> Any:
         if self.job.criterion:
-            weights = {n: w.detach().clone() for n, w in problem.weights.items()}
-            seen.append((self.job.ablation, self.job.seed, problem.mask, weights))
-        return measure(self, problem)
+            weights = {n: w.detach().clone() for n, w in network.problem.weights.items()}
+            seen.append((self.job.ablation, self.job.seed, network.problem.mask, weights))
+        return measure(self, network)
 
-    monkeypatch.setattr(trial.Trial, "measure", watched)
+    monkeypatch.setattr(Workbench, "measure", watched)
     asked = request_(suite, method, tmp_path, ablations=("shuffle", "reinit"), sparsities=[0.9], finetune_epochs=[0], seeds=[0])
     rows = [r for r in go(asked, store) if r.criterion]
     assert [(r.ablation, r.status, r.error) for r in rows] == [("none", "ok", ""), ("shuffle", "ok", ""), ("reinit", "ok", "")]
@@ -277,7 +279,7 @@ def test_test_data_are_read_for_measuring_only(suite: Suite, tmp_path: Path, sto
         raise AssertionError("the test split was read")
 
     monkeypatch.setattr(data.Dataset, "test", property(closed))
-    monkeypatch.setattr(trial.Trial, "measure", lambda self, problem: {"status": "ok", "accuracy": 0.5})
+    monkeypatch.setattr(Workbench, "measure", lambda self, network: {"status": "ok", "accuracy": 0.5})
     rows = go(request_(suite, "magnitude,snip,obd,spam,spam_online", tmp_path / "again"), Store("sqlite://"))
     assert {row.status for row in rows} == {"ok"}
 
@@ -575,7 +577,7 @@ def test_a_pretrained_suite_starts_from_weights_and_reinit_from_none(
     request = request_(suite, "magnitude", tmp_path, ablations=("reinit",), pretrained=True, seeds=[0], finetune_epochs=[0])
     made = plan(request, store)
     assert asked.count(True) == 1, "what cannot be had is said while planning"
-    bench = trial.Trial(made.ready[0])
+    bench = Workbench(made.ready[0])
     assert (next(bench.initial().parameters()) == 0.25).all()
     assert not (next(bench.initial("new initial weights").parameters()) == 0.25).any()
     pipeline.run(made, store, Inline())
@@ -607,4 +609,4 @@ def test_a_mask_that_fine_tuning_has_moved_is_a_failed_row(
     monkeypatch.setattr(methods, "fit", moving)
     rows = [r for r in go(request_(suite, method, tmp_path, seeds=[0], sparsities=[0.5], finetune_epochs=[0, 1]), store) if r.criterion]
     assert {(r.finetune_epochs, r.status) for r in rows} == {(0, "ok"), (1, "failed")}
-    assert "the cut has left" in next(r.error for r in rows if r.finetune_epochs)
+    assert "the cut kept" in next(r.error for r in rows if r.finetune_epochs)

@@ -24,8 +24,9 @@ from bench.spec.suite import Suite, load_suite
 from bench.storage.checkpoints import Networks
 from bench.storage.results_csv import read_rows
 from bench.storage.rows import Store
-from bench.trial import trial
+from bench.trial import stages, trial
 from bench.trial.job import Environment
+from bench.trial.workbench import Workbench
 from bench.tuning import tune
 from bench.tuning.study import Study
 from tests.bench.suites import narrowed
@@ -117,7 +118,7 @@ def test_the_value_of_a_trial_is_the_area_under_its_validation_accuracy(suite: S
     areas = [(0.3 * (at[0.5, f] + at[0.8, f]) / 2 + 0.1 * (at[0.8, f] + at[0.9, f]) / 2) / 0.4 for f in (0, 1)]
     assert done.value == pytest.approx(sum(areas) / 2)
     samples = tune._unpacked(done.user_attrs["samples"])
-    assert len(samples) == len(trial.Trial(study.job).dataset.validation)
+    assert len(samples) == len(Workbench(study.job).dataset.validation)
     assert samples.mean() == pytest.approx(done.value, abs=1 / 255)
     assert done.user_attrs["epochs"] == 3, "of fine-tuning: one for each sparsity"
 
@@ -140,13 +141,13 @@ def test_pool_networks_are_trained_once_for_all_methods(
     suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = []
-    dense = trial.Trial._dense
+    dense = stages.dense
 
-    def counted(self: Any) -> Any:
-        trained.append(self.job.network)
-        return dense(self)
+    def counted(bench: Workbench) -> Any:
+        trained.append(bench.job.network)
+        return dense(bench)
 
-    monkeypatch.setattr(trial.Trial, "_dense", counted)
+    monkeypatch.setattr(stages, "dense", counted)
     asked = request_(suite, "magnitude,random,obd,opd", tmp_path)
     studies_of(asked, store)
     assert len(trained) == len(set(trained)) == 3
