@@ -34,6 +34,8 @@ def show(console: Console, request: Request, store: Store, pool: Local | Inline 
     elif request.suite.trials:
         networks, studies = searches(request, store.url)
         work += [*networks.jobs, *(study for study in studies if found(study) is None)]
+    if work:
+        console.print("timing a part of each kind of job ...", style="dim", highlight=False)
     timed = _calibrations(work, pool)
     table = Table("data set", "architecture", "rows", "left", "trainings left", "epochs left", "about", box=box.SIMPLE_HEAD)
     total = 0.0
