@@ -8,13 +8,14 @@ Numbers of derived tables have ten significant digits: what differs between proc
 """
 
 import dataclasses
-import json
+import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, unquote
 
 import pandas as pd
+import tomli_w
 
 from bench.publishing import datapackage
 from bench.publishing.page import page
@@ -28,6 +29,8 @@ from bench.storage import results_csv
 SUITE = "suite.toml"
 DERIVED = ("index.html", "leaderboard.csv", "tuned.csv", "datapackage.json", "schemas/*.json", "plots/*.svg", "plots/*.png")
 DIGITS = "%.10g"
+LONGEST = 80  # characters of a file's name without .csv
+_CUT = re.compile("~[0-9a-f]{12}$")
 SHOWN = {  # plots on the page, and their titles there; the others are beside it
     "accuracy": "Accuracy against sparsity", "ranks": "Ranks and intervals", "flops": "Accuracy against FLOPs",
     "latency": "Accuracy against latency",
@@ -43,13 +46,31 @@ class Board:
 
 
 def file_name(method: str) -> str:
-    """The file of a method's rows: percent-encoded but for letters, digits and _ . - ~ @ = , so that `method_of` takes it back."""
-    return quote(method, safe="@=,") + ".csv"
+    """The name of the file with a method's rows.
+
+    Characters other than letters, digits and `_ . - @ = ,` are percent-encoded. A name longer than `LONGEST` is cut, and ends in `~` and
+    12 hex digits of the method's SHA-256.
+    """
+    quoted = quote(method, safe="@=,").replace("~", "%7E")
+    if len(quoted) > LONGEST:
+        digest = hashlib.sha256(method.encode()).hexdigest()[:12]
+        start = re.sub("%.?$", "", quoted[: LONGEST - len(digest) - 1])  # an escape is never cut in two
+        quoted = f"{start}~{digest}"
+    return quoted + ".csv"
 
 
 def method_of(path: Path) -> str:
-    """The method whose rows a file has."""
-    return unquote(path.stem)
+    """The method whose rows are in a file: from the name of the file or, if that was cut, from its first row.
+
+    Raises:
+        ValueError: the name was cut, and the file has no rows.
+    """
+    if not _CUT.search(path.stem):
+        return unquote(path.stem)
+    rows = results_csv.read_rows(path)
+    if not rows:
+        raise ValueError(f"{path}: there are no rows")
+    return rows[0].method
 
 
 def evidence(board: Board) -> dict[str, bytes]:
@@ -100,7 +121,7 @@ def read(folder: Path) -> Board:
             found = results_csv.read_rows(path)
         except (ValueError, OSError) as error:
             raise UserError(str(error)) from None
-        wrong = next((row.method for row in found if row.method != method_of(path)), None)
+        wrong = next((row.method for row in found if path.name != file_name(row.method) and unquote(path.stem) != row.method), None)
         if wrong is not None:
             raise UserError(f"'{path}' has a row of '{wrong}': each file has the rows of the method that it is named after")
         rows += found
@@ -137,19 +158,7 @@ def _bytes(path: Path) -> bytes | None:
 
 
 def suite_toml(suite: Suite) -> str:
-    """The suite as a TOML file that `load_suite` reads back to the same."""
-    said = {key: value for key, value in suite.model_dump(mode="json").items() if value is not None}
-    tables = said.pop("architecture")
-    lines = [f"{key} = {_toml(value)}" for key, value in said.items()]
-    for name, settings in sorted(tables.items()):
-        lines += ["", f"[architecture.{json.dumps(name)}]", *(f"{k} = {_toml(v)}" for k, v in settings.items() if v is not None)]
-    return "\n".join(lines) + "\n"
-
-
-def _toml(value: Any) -> str:
-    """A TOML value: JSON's but for objects, which are inline tables, and for lists of them, which are told apart by lines."""
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_toml(v)}" for key, v in value.items()) + " }"
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return "[\n" + "".join(f"    {_toml(v)},\n" for v in value) + "]"
-    return "[" + ", ".join(map(_toml, value)) + "]" if isinstance(value, list) else json.dumps(value, ensure_ascii=False)
+    """The suite as a TOML file that `load_suite` reads back to an equal suite. Keys without a value are left out."""
+    values = suite.model_dump(mode="json", exclude_none=True)
+    architectures = values.pop("architecture")
+    return tomli_w.dumps(values | ({"architecture": dict(sorted(architectures.items()))} if architectures else {}))
