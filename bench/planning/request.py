@@ -65,7 +65,7 @@ def narrowed(suite: Suite, narrowing: Narrowing) -> Suite:
     try:
         return Suite.model_validate(suite.model_dump() | {"blocks": blocks} | {k: v for k, v in changes.items() if v is not None})
     except ValidationError as error:
-        raise UserError(first_fault(error, Suite)) from None
+        raise UserError(first_fault(error)) from None
 
 
 def of_granularity(suite: Suite, ablations: Iterable[str] = (), sparsities: Iterable[float] | None = None) -> Suite:

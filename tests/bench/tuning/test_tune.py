@@ -363,7 +363,7 @@ def test_default_and_tuned_are_separate_rows_and_a_second_run_finds_all(tiny: Pa
 def test_what_cannot_be_is_said_in_one_line(tiny: Path, bench: Callable[..., tuple[int, str, str]], suite: Suite) -> None:
     assert bench("run", "--suite", "tiny.toml", "--trials", "-1")[::2] == (
         2,
-        "error: trials: Input should be greater than or equal to 0, got -1\n",
+        "error: trials: must be greater than or equal to 0, got -1\n",
     )
     with pytest.raises(UserError, match="tuning_seed 1000 is one of the seeds"):
         narrowed(suite, seeds=[0, 1000])
