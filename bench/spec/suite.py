@@ -158,7 +158,8 @@ def first_fault(error: ValidationError) -> str:
 
 def _model_of(path: list[int | str]) -> type[BaseModel]:
     """The model whose key is at this path in a suite."""
-    return {"blocks": Block, "architecture": Settings}.get(str(path[0]), Suite) if path else Suite
+    nested: dict[str, type[BaseModel]] = {"blocks": Block, "architecture": Settings}
+    return nested.get(str(path[0]), Suite) if path else Suite
 
 
 @dataclass(frozen=True)
