@@ -55,7 +55,7 @@ def test_run_prints_a_leaderboard_and_writes_the_contract_columns(tiny: Path, be
     [
         (["run", "--methods", "magnitud"], "unknown method 'magnitud' (did you mean 'magnitude'?)"),
         (["run", "--methods", "magnitude@mpa"], "unknown training 'mpa' (did you mean 'map'?)"),
-        (["run", "--methods", ","], "no method named"),
+        (["run", "--methods", ","], "there is no method in"),
         (["run", "--datasets", "digts"], "did you mean 'digits'"),
         (["run", "--architectures", "lenet"], "lenet5"),
         (["run", "--suite", "digit"], "unknown suite 'digit' (did you mean 'digits'?)"),
@@ -81,9 +81,9 @@ def test_run_prints_a_leaderboard_and_writes_the_contract_columns(tiny: Path, be
         (["runn"], "runn"),
         (["list", "method"], "did you mean 'methods'"),
         (["check", "magnitud"], "did you mean 'magnitude'"),
-        (["new", "Magnitude"], "is no method name"),
-        (["new", "magnitude"], "is a registered name"),
-        (["new", "dense"], "'dense' is reserved for the rows of unpruned networks; choose another"),
+        (["new", "Magnitude"], "is not a valid method name"),
+        (["new", "magnitude"], "is already registered"),
+        (["new", "dense"], "'dense' is reserved for the rows of unpruned networks; choose another name"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(tiny: Path, bench: Bench, arguments: list[str], said: str) -> None:

@@ -26,7 +26,7 @@ from bench.storage.results_csv import read_rows
 from bench.storage.rows import Store
 from bench.trial import trial
 from bench.trial.job import Environment
-from bench.tuning import tune
+from bench.tuning import trials, tune
 from bench.tuning.study import Study
 from tests.bench.suites import narrowed
 
@@ -59,7 +59,7 @@ def search(studies: list[Study], store: Store) -> dict[tuple[str, str, str], Set
 
 
 def trials_of(study: Study) -> list[Any]:
-    return tune._open(study).get_trials()
+    return trials.opened(study).get_trials()
 
 
 def told(study: Study) -> list[tuple[dict[str, Any], int, float | None]]:
@@ -116,7 +116,7 @@ def test_the_value_of_a_trial_is_the_area_under_its_validation_accuracy(suite: S
     at = {(p.sparsity, p.finetune_epochs): measured[p.key]["accuracy"] for p in study.job.points}
     areas = [(0.3 * (at[0.5, f] + at[0.8, f]) / 2 + 0.1 * (at[0.8, f] + at[0.9, f]) / 2) / 0.4 for f in (0, 1)]
     assert done.value == pytest.approx(sum(areas) / 2)
-    samples = tune._unpacked(done.user_attrs["samples"])
+    samples = trials.unpacked(done.user_attrs["samples"])
     assert len(samples) == len(trial.Trial(study.job).dataset.validation)
     assert samples.mean() == pytest.approx(done.value, abs=1 / 255)
     assert done.user_attrs["epochs"] == 3, "of fine-tuning: one for each sparsity"
