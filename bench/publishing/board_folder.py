@@ -1,10 +1,10 @@
-"""A leaderboard's folder: evidence in it, and all the rest derived from the evidence.
+"""The folder of a leaderboard: suite and results (the evidence), and files derived from them.
 
     suite.toml            the suite as it was run
-    results/<method>.csv  rows, a file for each method, so that contributions never collide
-    index.html, leaderboard.csv, tuned.csv, datapackage.json, schemas/, plots/    derived: byte for byte the same when rebuilt
+    results/<method>.csv  rows of results, one file per method, so that contributions do not conflict
+    index.html, leaderboard.csv, tuned.csv, datapackage.json, schemas/, plots/    derived; rebuilding gives the same bytes
 
-Numbers of derived tables have ten significant digits: what differs between processors and libraries lies beyond them.
+Numbers in derived tables have ten significant digits. Differences between processors and libraries are smaller.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ DERIVED = ("index.html", "leaderboard.csv", "tuned.csv", "datapackage.json", "sc
 DIGITS = "%.10g"
 LONGEST = 80  # characters of a file's name without .csv
 _CUT = re.compile("~[0-9a-f]{12}$")
-SHOWN = {  # plots on the page, and their titles there; the others are beside it
+SHOWN = {  # plots on the page, with their titles; the other plots are files only
     "accuracy": "Accuracy against sparsity", "ranks": "Ranks and intervals", "flops": "Accuracy against FLOPs",
     "latency": "Accuracy against latency",
 }  # fmt: skip
@@ -39,7 +39,7 @@ SHOWN = {  # plots on the page, and their titles there; the others are beside it
 
 @dataclass(frozen=True)
 class Board:
-    """The evidence of one leaderboard."""
+    """The evidence of one leaderboard: suite and rows."""
 
     suite: Suite
     rows: tuple[Row, ...]
@@ -74,18 +74,22 @@ def method_of(path: Path) -> str:
 
 
 def evidence(board: Board) -> dict[str, bytes]:
-    """The files that all others derive from, by path below the folder."""
+    """The files with the evidence: path relative to the folder -> content.
+
+    Raises:
+        UserError: the names of two methods differ only in upper and lower case.
+    """
     by_method: dict[str, list[Row]] = {}
     for row in board.rows:
         by_method.setdefault(row.method, []).append(row)
     files = {f"results/{file_name(method)}": results_csv.rows_text(rows).encode() for method, rows in by_method.items()}
     if len({name.lower() for name in files}) < len(files):
-        raise UserError("two methods differ in the case of their letters only: their files would be one on some machines")
+        raise UserError("the names of two methods differ only in upper and lower case; some file systems cannot store both files")
     return files | {SUITE: suite_toml(board.suite).encode()}
 
 
 def derived(board: Board) -> dict[str, bytes]:
-    """The files that follow from the evidence, by path below the folder. A pure function: equal boards, equal bytes."""
+    """The derived files: path relative to the folder -> content. Equal boards give equal bytes."""
     rows = results_csv.ordered(board.rows)
     table = leaderboard.leaderboard(rows)
     files = {"leaderboard.csv": results_csv.table_text(table, DIGITS).encode()}
@@ -103,18 +107,19 @@ def derived(board: Board) -> dict[str, bytes]:
 
 
 def _title(picture: str) -> str:
-    """What a picture shows, and of which track: "ranks-fine-tuned-2-epochs.svg" -> "Ranks and intervals: fine tuned 2 epochs"."""
+    """The title of a plot: "ranks-fine-tuned-2-epochs.svg" -> "Ranks and intervals: fine tuned 2 epochs"."""
     kind, _, track = picture.removesuffix(".svg").partition("-")
     return f"{SHOWN[kind]}: {track.replace('-', ' ')}"
 
 
 def read(folder: Path) -> Board:
-    """The evidence in a folder. UserError in one line where it is not a leaderboard's, or a file of it cannot be read.
+    """Read the evidence of a leaderboard. Without a suite.toml, the package's suite with the name of the folder is used.
 
-    Where there is no suite.toml the suite that comes with the package under the folder's name is taken.
+    Raises:
+        UserError: it is not a leaderboard folder, or a file cannot be read.
     """
     if not (folder / "results").is_dir():
-        raise UserError(f"'{folder}' is no leaderboard: it has no folder results")
+        raise UserError(f"'{folder}' is not a leaderboard folder: it contains no results/ directory")
     rows: list[Row] = []
     for path in sorted((folder / "results").glob("*.csv")):
         try:
@@ -123,14 +128,22 @@ def read(folder: Path) -> Board:
             raise UserError(str(error)) from None
         wrong = next((row.method for row in found if path.name != file_name(row.method) and unquote(path.stem) != row.method), None)
         if wrong is not None:
-            raise UserError(f"'{path}' has a row of '{wrong}': each file has the rows of the method that it is named after")
+            raise UserError(f"'{path}' contains a row of '{wrong}'; a file may only contain rows of the method in its name")
         rows += found
     own = folder / SUITE
     return Board(load_suite(str(own) if own.is_file() else folder.resolve().name), tuple(rows))
 
 
 def changes(folder: Path, files: dict[str, bytes]) -> dict[str, bytes | None]:
-    """What writing these files would change in a folder: path below it -> contents, None for a file of ours that goes."""
+    """What must change in a folder so that it contains exactly these files.
+
+    Args:
+        folder: folder of a leaderboard.
+        files: path relative to the folder -> content.
+
+    Returns:
+        Path -> new content, or None for a file of a leaderboard to remove. Other files in the folder are ignored.
+    """
     ours = ("results/*.csv", *DERIVED)
     there = {path.relative_to(folder).as_posix() for pattern in ours for path in folder.glob(pattern)}
     new = {name: content for name, content in files.items() if _bytes(folder / name) != content}
@@ -138,9 +151,16 @@ def changes(folder: Path, files: dict[str, bytes]) -> dict[str, bytes | None]:
 
 
 def stale(folder: Path, board: Board) -> dict[str, str]:
-    """Derived files that are not what the evidence gives, with why: path below the folder -> reason.
+    """The files of a folder that differ from those derived from the evidence.
 
-    Pictures are compared where matplotlib is the release that has drawn them: others place text a little differently.
+    Plots are compared only if they were drawn with the installed release of matplotlib, because other releases place text differently.
+
+    Args:
+        folder: folder of a leaderboard.
+        board: its evidence.
+
+    Returns:
+        Path relative to the folder -> reason.
     """
     wanted, found = derived(board), {}
     for name, content in changes(folder, {**evidence(board), **wanted}).items():

@@ -1,7 +1,7 @@
-"""What the published CSVs mean: a Frictionless Data Package (v1) with a table schema for each of them.
+"""The description of the published CSV files: a Frictionless Data Package (v1) with a table schema for each file.
 
-`SCHEMAS` says type, unit, meaning and allowed values of every column once: for datapackage.json, and for the check of somebody
-else's rows (`bench.merge`).
+`SCHEMAS` contains type, unit, meaning and allowed values of every column. They come from the declarations in `bench.spec.row` and
+`bench.ranking.columns`; those of tuned.csv are declared here.
 """
 
 import hashlib
@@ -25,15 +25,15 @@ _TUNED: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         for name in ("dataset", "architecture", "granularity", "match", "method")
     },
     "finetune_epochs": ("integer", DECLARED["finetune_epochs"].meaning, "epochs", COUNT),
-    "trials": ("integer", "trials of the search", "trials", {"minimum": 1}),
-    "tuning_epochs": ("integer", "epochs of training that the search took, beside the pool's", "epochs", COUNT),
-    "validation_default": ("number", "mean pruned validation accuracy of the defaults", "fraction", SHARE),
-    "validation_tuned": ("number", "mean pruned validation accuracy of what was chosen", "fraction", SHARE),
-    "area_default": ("number", "area under the test accuracy-sparsity curve at the defaults", "fraction", SHARE),
-    "area_tuned": ("number", "the same, tuned", "fraction", SHARE),
+    "trials": ("integer", "number of trials of the search", "trials", {"minimum": 1}),
+    "tuning_epochs": ("integer", "training epochs used by this search (without the networks shared by all methods)", "epochs", COUNT),
+    "validation_default": ("number", "mean pruned validation accuracy with default hyperparameters", "fraction", SHARE),
+    "validation_tuned": ("number", "mean pruned validation accuracy with the selected hyperparameters", "fraction", SHARE),
+    "area_default": ("number", "area under the test accuracy-sparsity curve with default hyperparameters", "fraction", SHARE),
+    "area_tuned": ("number", "area under the test accuracy-sparsity curve, tuned", "fraction", SHARE),
     "gain": ("number", "area_tuned - area_default", "", {"minimum": -1, "maximum": 1}),
-    "seeds": ("integer", "seeds", "seeds", {"minimum": 1}),
-    "hyperparameters": ("string", "what was chosen, as a JSON object", "", {"required": True}),
+    "seeds": ("integer", "number of seeds", "seeds", {"minimum": 1}),
+    "hyperparameters": ("string", "selected hyperparameters, as a JSON object", "", {"required": True}),
 }
 
 
@@ -68,9 +68,13 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 
 
 def package(suite: Suite, files: Mapping[str, bytes]) -> str:
-    """datapackage.json for the CSVs among these files (path below the folder -> contents): nothing in it but what follows from them.
+    """The datapackage.json of a leaderboard, computed from these files only.
 
-    The schema of results/*.csv is a file of its own, beside: there is one of it, and many of them.
+    The schemas are files in schemas/, because all results/*.csv share one schema.
+
+    Args:
+        suite: the suite.
+        files: path relative to the folder -> content; other files than CSVs are ignored.
     """
     resources = [_resource(path, content) for path, content in sorted(files.items()) if path.endswith(".csv")]
     return dumps({
@@ -99,17 +103,17 @@ def _resource(path: str, content: bytes) -> dict[str, Any]:
 
 
 def _slug(stem: str) -> str:
-    """A resource's name: lower case, digits, - . _ and / alone; what loses by that is told apart by a digest."""
+    """The name of a resource: only lower-case letters, digits, - . _ and /. A changed name ends in a digest, so that it is unique."""
     plain = re.sub(r"[^a-z0-9._/]+", "-", stem)
     return plain if plain == stem else f"{plain.strip('-')}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
 
 
 def schema_files(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The schemas that these CSVs need, by path below the folder."""
+    """The schemas that these CSVs need: path relative to the folder -> content."""
     used = {"results"} | {path.removesuffix(".csv") for path in files if path.endswith(".csv") and "/" not in path}
     return {f"schemas/{name}.json": dumps(SCHEMAS[name]).encode() for name in sorted(used)}
 
 
 def dumps(content: Any) -> str:
-    """JSON as a person reads it, ending in a line break."""
+    """Indented JSON with a line break at the end."""
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -38,7 +38,7 @@ def migrated(record: Mapping[str, Any]) -> Row:
     """
     schema = int(record.get("schema", 1))
     if schema > SCHEMA:
-        raise ValueError(f"the row has schema {schema}, this release reads schemas up to {SCHEMA}: it was written by a later release")
+        raise ValueError(f"the row has schema {schema} of a later release; this release reads schemas up to {SCHEMA}")
     removed = {name for version, names in REMOVED.items() if version > schema for name in names}
     unknown = sorted(record.keys() - set(COLUMNS) - removed)
     if unknown:

@@ -89,7 +89,7 @@ def test_from_a_run_to_a_leaderboard_and_back(tiny: Path, bench: Bench) -> None:
     code, out, _ = bench("verify", str(folder), "--methods", "magnitude", "--sample", "5", "--workers", "1", "--seed", "3")
     assert code == 1
     assert re.search(r"DIFFERS  magnitude · breast_cancer/mlp · sparsity 0\.5", out)
-    assert re.search(r"accuracy: expected 0\.5, got 0\.9.*though nll is the same to the last bit", out)
+    assert re.search(r"accuracy: expected 0\.5, got 0\.9.*although nll is bit-identical", out)
     assert "equal    magnitude · breast_cancer/mlp · sparsity 0.9" in out
     assert "STALE" in out
     assert "leaderboard.csv does not follow from results/" in out
@@ -128,7 +128,7 @@ def test_controls_and_seeds_are_asked_for(tiny: Path, bench: Bench) -> None:
     assert err.endswith(f"{run} random_init\n"), "beside a method at initialisation"
     code, _, err = bench("publish", "--suite", "tiny.toml", "--methods", CONTROLS)
     assert code == 2
-    assert "2 seeds, at least 3 are published" in err
+    assert "2 seeds; a published suite needs 3" in err
     assert err.endswith("--seeds 0,1,2\n")
     assert not (tiny / "leaderboards").exists()
 
@@ -138,10 +138,10 @@ def test_controls_and_seeds_are_asked_for(tiny: Path, bench: Bench) -> None:
     [
         (["publish", "--suite", "digit"], "did you mean 'digits'"),
         (["publish", "--methods", "magnitud"], "did you mean 'magnitude'"),
-        (["publish", "--merge", "nowhere.csv"], "there is no leaderboard 'leaderboards/digits' to merge into"),
+        (["publish", "--merge", "nowhere.csv"], "the leaderboard folder 'leaderboards/digits' does not exist"),
         (["publish", "--merge", "x.csv", "--methods", "all"], "--methods cannot be given with it"),
         (["publish", "--device", "gpu"], "unknown device 'gpu'"),
-        (["verify", "nowhere"], "'nowhere' is no leaderboard"),
+        (["verify", "nowhere"], "'nowhere' is not a leaderboard folder"),
         (["verify", "nowhere", "--sample", "0"], "--sample must be at least 1, got 0"),
         (["verify"], "Missing argument"),
         (["verify", str(ROOT / "leaderboards" / "spam"), "--methods", "spamm"], "did you mean 'spam'"),
@@ -189,7 +189,7 @@ def test_a_board_with_long_names_is_read_back(tmp_path: Path) -> None:
     found = sorted((tmp_path / "results").iterdir())
     assert sorted(board_folder.method_of(path) for path in found) == sorted(row.method for row in board.rows)
     found[0].write_bytes(found[1].read_bytes())
-    with pytest.raises(UserError, match="each file has the rows of the method that it is named after"):
+    with pytest.raises(UserError, match="a file may only contain rows of the method in its name"):
         board_folder.read(tmp_path)
     found[0].write_text(",".join(COLUMNS) + "\n")
     with pytest.raises(ValueError, match="there are no rows"):

@@ -365,7 +365,7 @@ def test_what_cannot_be_is_said_in_one_line(tiny: Path, bench: Callable[..., tup
         2,
         "error: trials: must be greater than or equal to 0, got -1\n",
     )
-    with pytest.raises(UserError, match="tuning_seed 1000 is one of the seeds"):
+    with pytest.raises(UserError, match="tuning_seed: tuning uses seed 1000, which is one of `seeds`"):
         narrowed(suite, seeds=[0, 1000])
 
 
