@@ -65,8 +65,8 @@ class Row:
     parameters: int | None = column("all parameters of the dense network", Role.COUNT, "parameters", default=None, least=1)
     parameters_kept: int | None = column("kept parameters, with biases and normalisation", Role.COUNT, "parameters", default=None, least=0)
     flops: int | None = column(
-        "floating-point operations of the dense network for one input; multiplication and addition count as two", Role.COUNT, "FLOP", default=None,
-        least=0,
+        "floating-point operations of the dense network for one input; multiplication and addition count as two", Role.COUNT, "FLOP",
+        default=None, least=0,
     )  # fmt: skip
     flops_kept: int | None = _metric(
         "floating-point operations of the pruned network for one input; those of a layer are proportional to its kept weights", "FLOP",
