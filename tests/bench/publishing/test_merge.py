@@ -114,14 +114,14 @@ FAULTS: list[tuple[Callable[[list[Row]], list[Row]], str]] = [
     (changed(training="map"), "training 'map', the method 'spam' has 'spam'"),
     (changed(criterion="magnitude"), "criterion 'magnitude', the method 'spam' has 'opd'"),
     (changed(method="dense@spam(lr=0.2)", criterion="", stage="", sparsity=0.0, kept_weights=1000, sparsity_reached=0.0,
-             parameters_kept=1010, flops_kept=2000), "the dense reference of this training is 'dense@spam'"),
+             parameters_kept=1010, flops_kept=2000), "the dense network of this training must be called 'dense@spam'"),
     (changed(method="opd@spam", sparsity=0.5), "method 'opd@spam', the method 'opd@spam' has 'spam'"),
     (changed(stage="init"), "stage 'init', the method 'spam' has 'after'"),
     (changed(hyperparameters="{}"), "hyperparameters: not a JSON object"),
     (changed(hyperparameters="[1]"), "hyperparameters: not a JSON object"),
     (changed(tuning="tuned"), "tuned row without the entry `tuning`"),
     (lambda rows: [*rows[:2], rows[1], *rows[2:]], "has the same key (method, data set, sparsity, seed, ...) as row 3"),
-    (lambda rows: [*rows[:2], replace(cells("random")[0], accuracy=0.2), *rows[2:]], "is published: accuracy: expected 0.9, got 0.2"),
+    (lambda rows: [*rows[:2], replace(cells("random")[0], accuracy=0.2), *rows[2:]], "the published row: accuracy: expected 0.9, got 0.2"),
 ]  # fmt: skip
 
 

@@ -121,7 +121,7 @@ def test_controls_and_seeds_are_asked_for(tiny: Path, bench: Bench) -> None:
     run = "python -m bench run --suite tiny.toml --seeds 0,1,2 --methods"
     assert (code, out) == (2, "")
     assert err == (
-        "error: the controls magnitude, magnitude_layer are missing (protocol, rule 8); this computes them, name them too: "
+        "error: the controls magnitude, magnitude_layer are missing (protocol, rule 8). Add them to --methods. Run this to compute them: "
         f"{run} magnitude,magnitude_layer\n"
     )
     code, _, err = bench("publish", *options, "--methods", f"{CONTROLS},snip")
@@ -326,5 +326,5 @@ def test_every_column_is_described() -> None:
 
 def test_a_file_named_after_another_method_is_refused(tmp_path: Path) -> None:
     results_csv.write_rows(made_up()[:3], tmp_path / "results" / "magnitude.csv")
-    with pytest.raises(UserError, match="has a row of 'dense'"):
+    with pytest.raises(UserError, match="contains a row of 'dense'"):
         board_folder.read(tmp_path)

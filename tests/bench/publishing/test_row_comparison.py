@@ -402,7 +402,7 @@ def test_at_chance_an_equal_likelihood_says_nothing() -> None:
     assert verdict.differences == []
     rows = [replace(r, nll=math.log(10)) for r in rows]
     assert judge(rows[0], elsewhere(rows[0], rows[0].accuracy, nll=math.log(10)), Noise(rows)).differences == []
-    assert "last bit" in judge(rows[0], elsewhere(rows[0], 0.115, nll=math.log(10)), Noise(rows)).differences[0]
+    assert "bit-identical" in judge(rows[0], elsewhere(rows[0], 0.115, nll=math.log(10)), Noise(rows)).differences[0]
 
 
 # --- the rest of what is judged, and words
