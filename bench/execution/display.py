@@ -46,7 +46,7 @@ class Display:
         if console.is_jupyter:
             from IPython.display import display  # type: ignore[import-not-found, unused-ignore]
 
-            self._handle = display({"text/plain": "starting"}, raw=True, display_id=True)
+            self._handle = display({"text/plain": "starting"}, raw=True, display_id=True)  # type: ignore[no-untyped-call, unused-ignore]
         elif console.is_terminal:
             self._live = Live(console=console, transient=True, refresh_per_second=4)
             self._live.start()

@@ -43,7 +43,7 @@ def run(request: Request, store: Store, pool: Pool, watch: Watch, say: Say = lam
     """
     rows = list(_rows(request, store, pool, watch, say))
     if found is None and request.suite.trials:
-        say(f"tuning: {request.suite.trials} trials for each method and block, on validation data")
+        say(f"tuning: {request.suite.trials} trials per method and block (data set and architecture), on validation data")
         with watch() as show:
             studies = pipeline.pools(request, store, pool, show)
         with watch() as show:

@@ -35,20 +35,20 @@ def load_plugins(files: Iterable[str]) -> list[str]:
 
 
 def select_methods(names: str) -> tuple[methods.Method, ...]:
-    """The methods of a comma-separated list, each once.
+    """The methods in a comma-separated list, each once.
 
     Args:
         names: method names; `all` means all registered methods except the costly ones.
 
     Raises:
-        UserError: a name is unknown, or there is none.
+        UserError: a name is unknown, or the list is empty.
     """
     chosen: dict[str, methods.Method] = {}
     for name in filter(None, (part.strip() for part in re.split(r",(?![^()]*\))", names))):  # commas inside brackets separate options
         found = [methods.get(n) for n in methods.names()] if name == "all" else [get_method(name)]
         chosen |= {m.name: m for m in found if not (name == "all" and m.costly)}
     if not chosen:
-        raise UserError(f"there is no method in '{names}'; available: all, {', '.join(methods.names())}")
+        raise UserError(f"no method name in '{names}'; available: all, {', '.join(methods.names())}")
     return tuple(chosen.values())
 
 

@@ -100,7 +100,7 @@ def cells(request: Request, seeds: Iterable[int], notes: list[str]) -> Iterator[
         loaded = workbench.load_data(dataset, protocol, dataclasses.replace(request.environment, device="cpu"))
         if not build.accepts(architecture, loaded.input_shape):
             shape = "x".join(map(str, loaded.input_shape))
-            notes.append(f"{architecture} does not take {dataset} (inputs of shape {shape}): left out")
+            notes.append(f"{architecture} does not support {dataset} (inputs of shape {shape}); skipped")
             continue
         if protocol.pretrained:  # raises before anything runs if there are no pretrained weights
             build.create(architecture, loaded.input_shape, loaded.classes, pretrained=True)

@@ -157,14 +157,14 @@ def _row(cells: list[str]) -> tuple[Row | None, list[str]]:
 
 
 def _of_suite(row: Row, board: Board) -> Iterator[str]:
-    """What is not in the suite of the board, or of another protocol."""
+    """Values of a row that are not in the suite, or a different protocol."""
     suite = board.suite
     if row.suite != suite.name:
         yield f"suite '{row.suite}', this leaderboard has suite '{suite.name}'"
     if row.protocol != PROTOCOL_VERSION:
         yield f"protocol {row.protocol}, this release has protocol {PROTOCOL_VERSION}"
     if row.architecture not in {a for b in suite.blocks if b.dataset == row.dataset for a in b.architectures}:
-        yield f"{row.dataset}/{row.architecture} is not a block of the suite"
+        yield f"the suite does not contain {row.dataset}/{row.architecture}"
     if row.sparsity not in (suite.sparsities if row.criterion else (0.0,)):
         yield f"sparsity {row.sparsity!r} is not one of {', '.join(map(str, suite.sparsities if row.criterion else (0.0,)))}"
     if row.seed not in suite.seeds:

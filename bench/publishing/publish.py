@@ -93,12 +93,16 @@ def publish(suite: str, narrowing: Narrowing, resources: Resources, to: Path, op
     return _publication(board, folder, notes)
 
 
+def _rows_in_words(count: int) -> str:
+    return f"{count} row{'s' * (count != 1)}"
+
+
 class Refused(UserError):
     """A file that was not merged. `reasons`: (row number, reason)."""
 
     def __init__(self, file: Path, reasons: list[tuple[int, str]]) -> None:
         refused = len({number for number, _ in reasons})
-        super().__init__(f"'{file}': {refused} {'row' if refused == 1 else 'rows'} refused; nothing was merged")
+        super().__init__(f"'{file}': {_rows_in_words(refused)} refused; nothing was merged")
         self.reasons = reasons
 
 
@@ -122,10 +126,10 @@ def merge_file(file: Path, suite: str, to: Path) -> Publication:
     if checked.refused:
         raise Refused(file, checked.refused)
     names = ", ".join(dict.fromkeys(row.method for row in checked.new)) or "nothing new"
-    repeated = f"; {checked.repeated} rows are already published" if checked.repeated else ""
+    repeated = f"; {_rows_in_words(checked.repeated)} already published" if checked.repeated else ""
     merged = Board(board.suite, tuple(results_csv.ordered([*board.rows, *checked.new])))
     _check_controls(merged.suite, {r.method for r in merged.rows}, {r.stage for r in merged.rows}, ["--suite", suite])
-    return _publication(merged, folder, [f"{file}: {len(checked.new)} rows to merge ({names}){repeated}"])
+    return _publication(merged, folder, [f"{file}: {_rows_in_words(len(checked.new))} to merge ({names}){repeated}"])
 
 
 def _check_controls(suite: Suite, methods: set[str], stages: Iterable[str], options: list[str]) -> None:
@@ -160,14 +164,14 @@ def _collect(request: Request, store: Store, options: list[str], notes: list[str
         if len(found) == wanted:
             rows += found
         elif found:
-            notes.append(f"note: {len(found)} of {wanted} rows of ablation {name} are in the store: left out")
+            notes.append(f"note: {len(found)} of {wanted} rows of ablation {name} are in the store; this ablation is not published")
     return rows + (_tuned(request, store, options, notes) if request.suite.trials else [])
 
 
 def _tuned(request: Request, store: Store, options: list[str], notes: list[str]) -> list[Row]:
     found, left = pipeline.searched(request, store)
     if left:
-        raise UserError(f"{left} of {left + len(found)} searches are not finished. Run this to finish them: {shlex.join([*RUN, *options])}")
+        raise UserError(f"{left} of {left + len(found)} searches are incomplete. Run this to finish them: {shlex.join([*RUN, *options])}")
     return _rows(plan(dataclasses.replace(request, tuned=found), store), store, options, notes)
 
 

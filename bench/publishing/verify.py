@@ -148,8 +148,8 @@ def _drawn(board: Board, methods: str | None, size: int, seed: int) -> list[Row]
         raise UserError("there are no rows to verify")
     others = {row.protocol for row in rows} - {PROTOCOL_VERSION}
     if others:
-        names = ", ".join(sorted(others))
-        raise UserError(f"rows of protocol {names}, this release has protocol {PROTOCOL_VERSION}; use the release in column `version`")
+        found = ", ".join(sorted(others))
+        raise UserError(f"rows of protocol {found}, this release has protocol {PROTOCOL_VERSION}; use the release in column `version`")
     chosen = random.Random(seed).sample(range(len(rows)), min(size, len(rows)))
     return [rows[k] for k in sorted(chosen)]
 

@@ -136,7 +136,7 @@ def _denominators(part: pd.DataFrame, dense: pd.DataFrame) -> dict[str, pd.Serie
         own = _block_means(rows, "dense_accuracy").drop(untrained, errors="ignore")
         own.update(common)
         for dataset, architecture in own.index[~(own > 0)]:
-            raise ValueError(f"'{method}' has rows on {dataset}/{architecture} and no dense accuracy to divide its area by")
+            raise ValueError(f"'{method}' has rows on {dataset}/{architecture} but no dense accuracy to divide its area by")
         found[str(method)] = own
     return found
 

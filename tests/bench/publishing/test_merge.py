@@ -61,7 +61,7 @@ def test_a_good_file_joins_and_a_repeated_row_changes_nothing(board: Board, benc
     before = Path("leaderboards/tiny/results/magnitude.csv").read_bytes()
     code, out, _ = bench("publish", "--suite", "tiny", "--merge", "theirs.csv", "--dry-run")
     assert code == 0
-    assert "theirs.csv: 6 rows to merge (spam); 9 rows are already published" in out
+    assert "theirs.csv: 6 rows to merge (spam); 9 rows already published" in out
     assert not Path("leaderboards/tiny/results/spam.csv").exists()
     code, out, _ = bench("publish", "--suite", "tiny", "--merge", "theirs.csv")
     assert code == 0
@@ -94,7 +94,7 @@ def changed(**values: object) -> Callable[[list[Row]], list[Row]]:
 FAULTS: list[tuple[Callable[[list[Row]], list[Row]], str]] = [
     (changed(suite="digits"), "suite 'digits', this leaderboard has suite 'tiny'"),
     (changed(protocol="0"), f"protocol: should be '{PROTOCOL_VERSION}', got '0'"),
-    (changed(dataset="digits"), "digits/mlp is not a block of the suite"),
+    (changed(dataset="digits"), "the suite does not contain digits/mlp"),
     (changed(seed=7), "seed 7 is not one of 0, 1, 2"),
     (changed(sparsity=0.7), "sparsity 0.7 is not one of 0.5, 0.9"),
     (changed(epochs=30), "epochs 30, but the suite has 3"),

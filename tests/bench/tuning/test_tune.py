@@ -332,7 +332,7 @@ def test_default_and_tuned_are_separate_rows_and_a_second_run_finds_all(tiny: Pa
     command = ("run", "--suite", "tiny.toml", "--methods", "magnitude,snip", "--trials", "3", "--output", "out", "--workers", "1")
     code, out, err = bench(*command)
     assert (code, err) == (0, "")
-    assert "tuning: 3 trials for each method and block, on validation data" in out
+    assert "tuning: 3 trials per method and block (data set and architecture), on validation data" in out
     rows = read_rows(tiny / "out" / "results.csv")
     assert {r.status for r in rows} <= {"ok", "collapsed"}
     keys = [r.identity for r in rows]
