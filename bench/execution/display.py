@@ -21,7 +21,12 @@ def duration(seconds: float) -> str:
 
 
 def text(progress: Progress, elapsed: float) -> str:
-    """The progress in one line: bar, jobs, elapsed and remaining time, failures. `elapsed`: seconds since the start."""
+    """The progress in one line: bar, jobs, elapsed and remaining time, failures.
+
+    Args:
+        progress: the progress.
+        elapsed: seconds since the start.
+    """
     share = progress.share
     bar = "█" * round(BAR * share) + "░" * (BAR - round(BAR * share))
     left = f"about {duration(elapsed * (1 - share) / share)} left" if share > 0.02 else "estimating"

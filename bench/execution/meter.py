@@ -55,7 +55,12 @@ class Speed:
     point: dict[tuple[str, str, str], float] = field(default_factory=dict)
 
     def learn(self, work: Job | Study, seconds: float) -> None:
-        """Learn from a finished job: the seconds per epoch if it does not prune, else those per measurement. `seconds`: its duration."""
+        """Learn from a finished job: the seconds per epoch if it does not prune, otherwise the seconds per measurement.
+
+        Args:
+            work: the job or study.
+            seconds: its duration.
+        """
         job = work.job if isinstance(work, Study) else work
         points = points_of(work)
         if not job.criterion and work.epochs:
@@ -118,7 +123,12 @@ class Meter:
         self.show(Progress(len(self.finished), len(self.work), min(1.0, done / total), labels, self.failed))
 
     def finish(self, work: Job | Study, failed: int) -> None:
-        """Count a finished job. `failed`: its number of failed rows. Jobs that another run has done do not change the durations."""
+        """Count a finished job. Its duration is learnt unless rows failed or another run did the job.
+
+        Args:
+            work: the job or study.
+            failed: its number of failed rows.
+        """
         start = self.started.pop(id(work), None)
         if start is not None and not failed:
             self.speed.learn(work, time.monotonic() - start)

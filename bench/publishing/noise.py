@@ -47,7 +47,15 @@ class Measure:
     positive: bool = False
 
     def value(self, row: Row, column: str = "") -> float | None:
-        """The value of a row on the scale of the test; None if it is missing. `column`: another column than this one."""
+        """The value of a row on the scale of the test.
+
+        Args:
+            row: the row.
+            column: another column than this one.
+
+        Returns:
+            The value, or its logarithm if the measure is positive; None if it is missing.
+        """
         value = getattr(row, column or self.column)
         if value is None:
             return None

@@ -75,7 +75,15 @@ class Shift:
 
 
 def same_environment(first: Row, second: Row) -> bool:
-    """Whether two rows have the same torch release, device and environment; then their measurements must be equal."""
+    """Whether two rows were computed in the same environment, so that their measurements must be equal.
+
+    Args:
+        first: a row.
+        second: the other row.
+
+    Returns:
+        Whether the torch release, the device, the number of threads and the versions of packages are equal.
+    """
     return all(getattr(first, name) == getattr(second, name) for name in WHERE)
 
 

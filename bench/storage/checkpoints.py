@@ -57,7 +57,12 @@ class Networks:
         self.remove({file.stem for pattern in ("*.safetensors", "*.failed") for file in self.folder.glob(pattern)})
 
     def fail(self, key: str, error: str) -> None:
-        """Record that a network cannot be trained, with the error message."""
+        """Record that a network cannot be trained.
+
+        Args:
+            key: its key.
+            error: the error message.
+        """
         files.write(self.folder / f"{key}.failed", error.encode())
 
     def failed(self, key: str) -> str:

@@ -22,7 +22,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write one file; an existing one is replaced."""
+    """Write one file; an existing one is replaced.
+
+    Args:
+        path: path of the file.
+        content: its content.
+    """
     with replacing(path) as part:
         part.write_bytes(content)
 

@@ -23,7 +23,12 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # also with apostrophes in front, so th
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:
-    """Write a results.csv: the header, and the rows sorted by their key. The file is written completely or not at all."""
+    """Write a results.csv, completely or not at all.
+
+    Args:
+        rows: the rows, in any order; they are sorted by their key.
+        path: path of the file.
+    """
     text = rows_text(rows)
     files.write(path, text.encode())
 
@@ -62,13 +67,23 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def write_table(table: "pd.DataFrame", path: Path) -> None:
-    """Write a table as CSV, with a header and without an index; floats read back exactly."""
+    """Write a table as CSV, with a header and without an index; floats read back exactly.
+
+    Args:
+        table: the table.
+        path: path of the file.
+    """
     text = table_text(table)
     files.write(path, text.encode())
 
 
 def table_text(table: "pd.DataFrame", float_format: str | None = None) -> str:
-    """A table as CSV. `float_format`: format of floats; None: so that they read back exactly."""
+    """A table as CSV, with a header and without an index.
+
+    Args:
+        table: the table.
+        float_format: format of floats, such as "%.10g"; None: floats read back exactly.
+    """
     safe = table.map(lambda value: neutralised(value) if isinstance(value, str) else value)
     return str(safe.to_csv(index=False, lineterminator="\n", float_format=float_format))
 
@@ -94,7 +109,18 @@ def _text(value: Any) -> str:
 
 
 def value_of(text: str, column: Column) -> Any:
-    """The value of a cell. Raises ValueError if its type is not that of the column."""
+    """The value of a cell.
+
+    Args:
+        text: the cell.
+        column: its column.
+
+    Returns:
+        A text, a number, or None for an empty cell.
+
+    Raises:
+        ValueError: the cell is not of the type of the column.
+    """
     if column.type == "string":
         return restored(text)
     if text == "" and column.empty:

@@ -81,7 +81,12 @@ class Study:
         return next((member for member in self.pool if member.draw == values["training"]), None)
 
     def setting(self, values: dict[str, Any], training: dict[str, Any]) -> Setting:
-        """The hyperparameters of a candidate. `training`: those of its training."""
+        """The hyperparameters of a candidate.
+
+        Args:
+            values: the values of the candidate.
+            training: the hyperparameters of its training.
+        """
         own = {name.removeprefix("criterion."): value for name, value in values.items() if name.startswith("criterion.")}
         job = self.job.setting
         return Setting(training, {**(job.criterion or {}), **own}, job.schedule, values.get("finetune_lr_scale"))
@@ -97,7 +102,12 @@ class Study:
         return dataclasses.replace(self.jobs[seed], network=member.networks[seed], setting=self.setting(values, member.training))
 
     def network_job(self, member: Member, seed: int) -> Job:
-        """The job that trains the dense network of a member. `seed`: number of the tuning seed, from 0."""
+        """The job that trains the dense network of a member.
+
+        Args:
+            member: the training configuration.
+            seed: number of the tuning seed, from 0.
+        """
         job = self.jobs[seed]
         return dataclasses.replace(
             job, method=f"{DENSE}@{job.training}", criterion="", stage=None, points=(), split="test",

@@ -41,7 +41,12 @@ class Trials:
         return [t for k in range(count) if (t := self.candidate(k)) is not None]
 
     def measured(self, values: dict[str, Any], seed: int) -> "optuna.trial.FrozenTrial | None":
-        """The complete trial of a candidate on a seed, or None. `seed`: its number from 0."""
+        """The complete trial of a candidate on a seed, or None.
+
+        Args:
+            values: the values of the candidate.
+            seed: number of the tuning seed, from 0.
+        """
         return next((t for t in self._all if is_complete(t) and t.params == values and t.user_attrs["seed"] == seed), None)
 
     def finalists(self) -> list[dict[str, Any]]:
