@@ -44,7 +44,11 @@ def environment_of(resources: Resources) -> Environment:
 
 
 def open_store(resources: Resources) -> Store:
-    """The store of results. Raises UserError if it cannot be opened."""
+    """The store of results.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
     return Store(resources.store or DEFAULT_URL)
 
 

@@ -53,7 +53,11 @@ def select_methods(names: str) -> tuple[methods.Method, ...]:
 
 
 def get_method(name: str) -> methods.Method:
-    """The method of this name. Raises UserError if it is unknown."""
+    """The method of this name.
+
+    Raises:
+        UserError: it is unknown.
+    """
     try:
         return methods.get(name)
     except ValueError as error:

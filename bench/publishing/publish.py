@@ -54,7 +54,11 @@ class Publication:
         return self.folder.resolve().parent.parent / "README.md"
 
     def write(self) -> None:
-        """Write all changes. Raises UserError if a file cannot be written; then no file is changed."""
+        """Write all changes.
+
+        Raises:
+            UserError: a file cannot be written; then no file is changed.
+        """
         try:
             files.write_files(self.folder, self.changes)
             if self.readme is not None:

@@ -53,7 +53,11 @@ class Setting:
 
 
 def decoded(text: str) -> Setting:
-    """The setting in a cell of the column `hyperparameters`. Raises ValueError if the cell is invalid."""
+    """The setting in a cell of the column `hyperparameters`.
+
+    Raises:
+        ValueError: the cell is invalid.
+    """
     try:
         said = json.loads(text)
         parts = {name: said[name] for name in ("training", "criterion", "schedule") if name in said}

@@ -96,7 +96,11 @@ class Networks:
             save_file(tensors, temporary, metadata=metadata)
 
     def load(self, key: str) -> "tuple[dict[str, Tensor], Posterior, dict[str, Any]]":
-        """State dict, posterior and facts of a network, on the CPU. Raises FileNotFoundError if it is not stored."""
+        """State dict, posterior and facts of a network, on the CPU.
+
+        Raises:
+            FileNotFoundError: it is not stored.
+        """
         from safetensors import safe_open
 
         from methods import Posterior

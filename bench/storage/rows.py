@@ -65,7 +65,11 @@ class Store:
             raise UserError(f"cannot open the store '{url}': {reason} (expected a database URL such as {DEFAULT_URL})") from None
 
     def get(self, keys: Iterable[str]) -> dict[str, Row]:
-        """key -> row, for those of the keys that are stored. Raises UserError for a row of a later release."""
+        """key -> row, for those of the keys that are stored.
+
+        Raises:
+            UserError: a row was written by a later release.
+        """
         wanted, found = list(keys), {}
         with self._engine.connect() as connection:
             for i in range(0, len(wanted), 500):
