@@ -100,7 +100,7 @@ def test_channels_are_tuned_and_compared(tiny: Path, bench: Bench) -> None:
         (["--granularity", "4:2"], "n must be below m"),
         (["--granularity", "channel(ranking=layers)"], "ranking='layers' is not one of global, layer"),
         (["--granularity", "2:4", "--sparsities", "0.9"], "--sparsities does not apply: granularity '2:4' has the fixed sparsity 0.5"),
-        (["--match", "flops"], "--match flops needs networks that become smaller"),
+        (["--match", "flops"], "--match flops needs --granularity channel"),
         (["--match", "flop", "--granularity", "channel"], "unknown --match 'flop' (did you mean 'flops'?)"),
         (["--granularity", "channel", "--ablate", "shuffle"], "--ablate shuffle permutes single weights"),
     ],
