@@ -49,13 +49,6 @@ def run(made: Plan, store: Store, pool: Pool, show: Show = lambda _: None) -> No
             leases.give(_lease(job))
             meter.finish(job, sum(row.status == "failed" for row in rows.values()))
 
-        def left(job: Job) -> Job | None:
-            """The part of a job that other runs have not done since it was planned; None if nothing is left."""
-            done = store.done(point.key for point in job.points)
-            points = tuple(point for point in job.points if point.key not in done)
-            needed = not job.criterion and not networks.has(job.network)
-            return dataclasses.replace(job, points=points) if points or needed else None
-
         def follow(job: Job, result: Any) -> list[Job]:
             """The jobs that waited for this dense network. If its training failed, they fail as well."""
             waiting = made.blocked.pop(job.network, []) if not job.criterion else []
@@ -66,10 +59,18 @@ def run(made: Plan, store: Store, pool: Pool, show: Show = lambda _: None) -> No
                 finish(other, executors.JobFailure(f"its dense network failed: {why}"))
             return []
 
-        queue = _Shared(made.ready, leases, folder, left, lambda job: follow(job, None), meter)
+        queue = _Shared(made.ready, leases, folder, lambda job: _left(job, store, networks), lambda job: follow(job, None), meter)
         for job, result in pool.run(trial.execute, queue, follow=follow, tick=meter.tick):
             finish(job, result)
         meter.tick([])
+
+
+def _left(job: Job, store: Store, networks: Networks) -> Job | None:
+    """The part of a job that other runs have not done since it was planned; None if nothing is left."""
+    done = store.done(point.key for point in job.points)
+    points = tuple(point for point in job.points if point.key not in done)
+    needed = not job.criterion and not networks.has(job.network)
+    return dataclasses.replace(job, points=points) if points or needed else None
 
 
 def pools(request: Request, store: Store, pool: Pool, show: Show = lambda _: None) -> list[Study]:

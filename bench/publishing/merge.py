@@ -71,12 +71,17 @@ def check(path: Path, board: Board) -> Checked:
     contradictions = list(_contradictions(repeated, board))
     checked.refused += contradictions
     checked.repeated = len(repeated) - len(contradictions)
-    complete = {row.identity: row for row in (*board.rows, *checked.new)}.values()
     if not checked.refused:
-        new = {(row.method, row.tuning, row.ablation): numbers[id(row)] for row in reversed(checked.new)}
-        checked.refused += [(new[key], reason) for key, reason in incomplete(complete, board.suite) if key in new]
+        checked.refused += _gaps(checked.new, numbers, board)
     checked.refused.sort(key=lambda fault: fault[0])
     return checked
+
+
+def _gaps(new: list[Row], numbers: dict[int, int], board: Board) -> Iterator[tuple[int, str]]:
+    """(row number, what is missing) of each new method that is incomplete. `numbers`: id of a row -> row number."""
+    complete = {row.identity: row for row in (*board.rows, *new)}.values()
+    first = {(row.method, row.tuning, row.ablation): numbers[id(row)] for row in reversed(new)}
+    yield from ((first[key], reason) for key, reason in incomplete(complete, board.suite) if key in first)
 
 
 def _contradictions(repeated: list[tuple[int, row_comparison.Pair]], board: Board) -> Iterator[tuple[int, str]]:
