@@ -1,1 +1,1 @@
-"""Running jobs: where they run, in which order, and what is stored of them."""
+"""Run jobs: executors, progress, and storing results."""

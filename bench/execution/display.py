@@ -1,6 +1,6 @@
-"""The progress of a run: a moving line in a terminal or a notebook, a line now and then in a log.
+"""Show the progress of a run: a line that is updated in a terminal or notebook, or a new line every 15 seconds in a log.
 
-It stands here and not in `bench.cli` since `bench.run` draws it in notebooks, too.
+It is not in `bench.cli`, because `bench.run` uses it in notebooks.
 """
 
 import importlib
@@ -15,14 +15,19 @@ QUIET_SECONDS = 15.0  # between two lines in a log
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: "42 s", "3 min 05 s", "2 h 10 min"."""
+    """A duration in words: "42 s", "3 min 05 s", "2 h 10 min"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def text(progress: Progress, elapsed: float) -> str:
-    """One line: a bar, jobs, elapsed and remaining time, failures."""
+    """The progress in one line: bar, jobs, elapsed and remaining time, failures.
+
+    Args:
+        progress: the progress.
+        elapsed: seconds since the start.
+    """
     share = progress.share
     bar = "█" * round(BAR * share) + "░" * (BAR - round(BAR * share))
     left = f"about {duration(elapsed * (1 - share) / share)} left" if share > 0.02 else "estimating"
@@ -31,7 +36,7 @@ def text(progress: Progress, elapsed: float) -> str:
 
 
 class Display:
-    """Shows the looks at a run that it is given: `with Display(workers) as show: ... show(progress)`."""
+    """Shows the progress: `with Display(workers) as show: ... show(progress)`. `workers`: largest number of jobs to list."""
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
@@ -47,7 +52,7 @@ class Display:
         if console.is_jupyter:
             display = importlib.import_module("IPython.display").display
 
-            self._handle = display({"text/plain": "starting"}, raw=True, display_id=True)
+            self._handle = display({"text/plain": "starting"}, raw=True, display_id=True)  # type: ignore[no-untyped-call, unused-ignore]
         elif console.is_terminal:
             self._live = Live(console=console, transient=True, refresh_per_second=4)
             self._live.start()
@@ -58,7 +63,7 @@ class Display:
             self._live.stop()
 
     def __call__(self, progress: Progress) -> None:
-        """One look at the run."""
+        """Update the display."""
         if progress.jobs == 0:
             return
         line = text(progress, time.monotonic() - self._start)

@@ -1,4 +1,4 @@
-"""Where jobs run, and where their results are kept: what a user says of it, checked and opened."""
+"""Check the user's choice of machines and folders, and open store and executor."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,11 @@ CACHE = Path(".bench")
 
 
 def check(resources: Resources) -> None:
-    """Raise UserError for what cannot be, as far as that can be said without torch."""
+    """Check everything that can be checked without importing torch.
+
+    Raises:
+        UserError: a name is unknown, or a value is invalid.
+    """
     if resources.executor not in executors.EXECUTORS:
         raise unknown("executor", resources.executor, executors.EXECUTORS)
     if resources.device not in DEVICES:
@@ -25,27 +29,51 @@ def check(resources: Resources) -> None:
 
 
 def environment_of(resources: Resources) -> Environment:
-    """What the jobs run with. Raises UserError for a GPU or a folder that is not there."""
+    """The environment of jobs: device, folders, plug-ins.
+
+    Raises:
+        UserError: an option is invalid, or there is no GPU.
+    """
     import torch
 
     check(resources)
     if resources.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no GPU on this machine; use --device cpu or auto")
+        raise UserError("--device cuda: torch finds no GPU on this machine; use --device cpu or auto")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if resources.device == "auto" else resources.device
     return Environment(device, resources.data_root, CACHE.resolve(), tuple(str(Path(file).resolve()) for file in resources.plugin))
 
 
 def open_store(resources: Resources) -> Store:
-    """The store of results. Raises UserError where it cannot be opened."""
+    """The store of results.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
     return Store(resources.store or DEFAULT_URL)
 
 
 def open_executor(resources: Resources, device: str) -> "executors.Local | executors.Ray":
-    """The executor for jobs on a device, "cpu" or "cuda"."""
+    """The executor of the jobs.
+
+    Args:
+        resources: the user's choice.
+        device: "cpu" or "cuda".
+
+    Raises:
+        UserError: Ray is not installed, or its cluster cannot be reached.
+    """
     workers = worker_count(resources, device) if resources.executor == "local" else resources.workers
     return executors.make(resources.executor, workers, gpus=device == "cuda", address=resources.ray_address)
 
 
 def worker_count(resources: Resources, device: str) -> int:
-    """The number of jobs at a time on this machine: one on a GPU, unless more are asked for."""
+    """The number of jobs at a time on this machine.
+
+    Args:
+        resources: the user's choice.
+        device: "cpu" or "cuda".
+
+    Returns:
+        The chosen number, or by default 1 on a GPU and the number of cores on a CPU.
+    """
     return resources.workers or (1 if device == "cuda" else os.cpu_count() or 1)

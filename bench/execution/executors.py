@@ -1,9 +1,9 @@
-"""Work on many processes: jobs that may bring further jobs, results as they come.
+"""Executors: run jobs in several processes, and yield their results as they finish. A result may add further jobs.
 
     for job, result in executor.run(function, Queue(jobs), follow=..., tick=...): ...
 
-What the function raises, and a worker that dies, is handed out as a `JobFailure`: one job never takes the others with it. With how
-many threads a job computes is said by the job: on small networks two workers of one thread have twice the throughput of one of two.
+If the function raises an exception, or a worker process dies, the result is a `JobFailure`, and the other jobs go on. The number of threads
+is set by the job: for small networks, two workers with one thread have twice the throughput of one worker with two threads.
 """
 
 import multiprocessing
@@ -22,7 +22,7 @@ from bench.spec.errors import UserError, unknown
 
 EXECUTORS = ("local", "ray")
 FORKING = "forkserver" in multiprocessing.get_all_start_methods()
-TICK = 0.5  # seconds between two looks at what is running
+TICK = 0.5  # seconds between two updates of the progress
 
 Job = Any
 Follow = Callable[[Job, Any], Iterable[Job]]
@@ -31,7 +31,7 @@ Tick = Callable[[list[Job]], None]
 
 @dataclass(frozen=True)
 class JobFailure:
-    """A job without a result: its worker died, or something outside the method broke."""
+    """The result of a job whose worker process died, or whose function raised an exception."""
 
     error: str
 
@@ -40,7 +40,7 @@ _BROKEN = JobFailure("the worker process died")
 
 
 class Queue:
-    """Jobs that wait, in order. `take` is asked for the next one; None where there is none at this moment."""
+    """Waiting jobs, first in, first out."""
 
     def __init__(self, jobs: Iterable[Job] = ()) -> None:
         self._waiting = deque(jobs)
@@ -49,16 +49,26 @@ class Queue:
         return len(self._waiting)
 
     def add(self, jobs: Iterable[Job]) -> None:
-        """More jobs, behind the others."""
+        """Append jobs."""
         self._waiting.extend(jobs)
 
     def take(self) -> Job | None:
-        """The next job to do."""
+        """Remove and return the next job; None if there is none at the moment."""
         return self._waiting.popleft() if self._waiting else None
 
 
 def make(name: str, workers: int | None = None, *, gpus: bool = False, address: str | None = None) -> "Local | Ray":
-    """The executor of that name; as many workers as cores where None. UserError for an unknown name, or without Ray."""
+    """Make an executor.
+
+    Args:
+        name: one of `EXECUTORS`.
+        workers: number of worker processes; None: the number of cores, or the resources of the Ray cluster.
+        gpus: whether each job needs a GPU.
+        address: address of the Ray cluster; None: this machine.
+
+    Raises:
+        UserError: the name is unknown, Ray is not installed, or its cluster cannot be reached.
+    """
     if name == "local":
         return Local(workers or os.cpu_count() or 1)
     if name == "ray":
@@ -67,14 +77,14 @@ def make(name: str, workers: int | None = None, *, gpus: bool = False, address: 
 
 
 def preload() -> None:
-    """Let the server that local workers are forked from begin its seconds of imports, while the caller goes on."""
+    """Start the server process from which local workers are forked. Its imports take seconds; the caller does not wait for them."""
     if FORKING:
         multiprocessing.get_context("forkserver").set_forkserver_preload(["bench.trial.trial", "torchmetrics.functional.classification"])
         forkserver.ensure_running()
 
 
 class Local:
-    """Processes on this machine, forked from one server that has imported the heavy packages once."""
+    """Worker processes on this machine, forked from a server process that has already imported torch and other large packages."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
@@ -85,21 +95,28 @@ class Local:
         return ProcessPoolExecutor(workers, self._context, initializer=_prepare_worker)
 
     def run(self, function: Callable[[Job], Any], queue: Queue, *, follow: Follow, tick: Tick) -> Iterator[tuple[Job, Any]]:
-        """Yield (job, result) as they end. `follow` names the jobs a result makes possible, `tick` is told what is running."""
+        """Run jobs, and yield (job, result) as they finish.
+
+        Args:
+            function: computes the result of a job; it must be picklable.
+            queue: the jobs.
+            follow: (job, result) -> further jobs, which are added to the queue.
+            tick: called regularly with the running jobs.
+        """
         running: dict[Future[Any], Job] = {}
         while queue or running:
             self._pool = self._pool or self._start(self.workers)
-            # One more than can run, so that no worker waits for us.
+            # One more than the workers, so that a worker can start the next job at once.
             while len(running) <= self.workers and (job := queue.take()) is not None:
                 running[self._pool.submit(function, job)] = job
             tick(list(running.values())[: self.workers])
             done, _ = wait(running, timeout=TICK, return_when=FIRST_COMPLETED)
             if not running:
-                time.sleep(TICK)  # all that is left is done elsewhere
+                time.sleep(TICK)  # other runs do all remaining jobs
             ended = [(running.pop(f), _outcome(f)) for f in done]
             casualties = [job for job, result in ended if result is _BROKEN]
             if casualties:
-                # A death breaks the whole pool. Who died is not said, so each that was in flight is run again by itself.
+                # A dead worker breaks the whole pool, and it is unknown which job killed it: run each running job again, alone.
                 casualties += running.values()
                 running.clear()
                 self._pool = None
@@ -110,7 +127,7 @@ class Local:
             yield from ended
 
     def _alone(self, function: Callable[[Job], Any], job: Job) -> Any:
-        # Twice: in the shared pool it may have been hit by another's death before it began.
+        # Twice, because a worker may also die for a reason outside the job.
         for _ in range(2):
             with self._start(1) as pool:
                 result = _outcome(pool.submit(function, job))
@@ -119,7 +136,7 @@ class Local:
         return JobFailure("the worker process died twice on this job (killed, or out of memory)")
 
     def close(self) -> None:
-        """End the workers at once; what they were doing is not recorded and will be done again."""
+        """Kill the workers. Their current jobs are not recorded, and the next run does them again."""
         if self._pool is not None:
             for process in list((self._pool._processes or {}).values()):
                 process.kill()
@@ -137,7 +154,7 @@ def _outcome(future: "Future[Any]") -> Any:
 
 
 def _prepare_worker() -> None:
-    """No Ctrl-C of its own, and no life after the parent's death (also by SIGKILL)."""
+    """Let a worker ignore Ctrl-C, and end when its parent process ends, also after SIGKILL."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -152,12 +169,12 @@ def _die_with(parent: Any) -> None:
 
 
 class Inline:
-    """Jobs one after the other in this process: for debuggers, benchmarks and tests."""
+    """Run jobs one after the other in this process, for debuggers, benchmarks and tests."""
 
     workers = 1
 
     def run(self, function: Callable[[Job], Any], queue: Queue, *, follow: Follow, tick: Tick) -> Iterator[tuple[Job, Any]]:
-        """See `Local.run`; what the function raises is raised."""
+        """See `Local.run`. Exceptions of the function are not caught."""
         while queue:
             job = queue.take()
             if job is None:
@@ -170,7 +187,16 @@ class Inline:
 
 
 class Ray:
-    """Tasks on a Ray cluster; the store's folder of networks and the data must be on storage that all its machines share."""
+    """Run jobs as tasks on a Ray cluster. All machines need access to the data and to the folder with the networks.
+
+    Args:
+        workers: largest number of jobs at a time; None: the number of CPUs or GPUs of the cluster.
+        gpus: whether each job needs a GPU.
+        address: address of the cluster; None: this machine.
+
+    Raises:
+        UserError: Ray is not installed, or the cluster cannot be reached.
+    """
 
     def __init__(self, workers: int | None, gpus: bool, address: str | None) -> None:
         try:
@@ -181,13 +207,13 @@ class Ray:
         try:
             ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, configure_logging=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(f"cannot reach a Ray cluster at '{address}': {str(error).splitlines()[0]}") from None
+            raise UserError(f"cannot reach the Ray cluster at '{address}': {str(error).splitlines()[0]}") from None
         resources = ray.cluster_resources()
         self.workers = workers or int(resources.get("GPU" if gpus else "CPU", 1)) or 1
         self._resources = {"num_gpus": 1} if gpus else {"num_cpus": 1}
 
     def run(self, function: Callable[[Job], Any], queue: Queue, *, follow: Follow, tick: Tick) -> Iterator[tuple[Job, Any]]:
-        """See `Local.run`; Ray itself runs a task again whose worker died."""
+        """See `Local.run`. Ray itself retries a task whose worker died."""
         task = self._ray.remote(**self._resources)(function)
         running: dict[Any, Job] = {}
         while queue or running:
@@ -195,7 +221,7 @@ class Ray:
                 running[task.remote(job)] = job
             tick(list(running.values()))
             if not running:
-                time.sleep(TICK)  # all that is left is done elsewhere
+                time.sleep(TICK)  # other runs do all remaining jobs
                 continue
             done, _ = self._ray.wait(list(running), num_returns=1, timeout=TICK)
             ended = [(running.pop(ref), self._outcome(ref)) for ref in done]
@@ -210,5 +236,5 @@ class Ray:
             return JobFailure(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
 
     def close(self) -> None:
-        """Leave the cluster."""
+        """Disconnect from the cluster."""
         self._ray.shutdown()

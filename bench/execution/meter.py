@@ -1,4 +1,4 @@
-"""How far a run is, in seconds of work: training, and everything else (scoring, pruning, evaluation), learnt from the jobs that ended."""
+"""Estimate the progress of a run, in seconds of training and of measurements, from the durations of finished jobs."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +12,11 @@ from bench.tuning.study import Study
 
 @dataclass(frozen=True)
 class Progress:
-    """What a caller may show. `share`: of the work, in [0, 1]; `running`: labels of the jobs that run; `failed`: rows."""
+    """The progress of a run.
+
+    `done`: number of finished jobs. `jobs`: number of all jobs. `share`: finished fraction of the work, in [0, 1]. `running`: labels of the
+    running jobs. `failed`: number of failed rows.
+    """
 
     done: int
     jobs: int
@@ -25,7 +29,7 @@ Show = Callable[[Progress], None]
 
 
 def points_of(work: Job | Study) -> int:
-    """The number of measurements in a piece of work."""
+    """The number of measurements of a job or study."""
     return len(work.job.points) * work.rounds.trials if isinstance(work, Study) else len(work.points)
 
 
@@ -41,16 +45,22 @@ def _method(work: Job | Study) -> tuple[str, str, str]:
 
 @dataclass
 class Speed:
-    """Seconds per epoch of training, by block, and per further point, by block and method. What is unknown is taken from the others.
+    """Estimated durations in seconds.
 
-    Before any job has ended, a point is taken to be as long as an epoch.
+    `epoch`: (data set, architecture) -> seconds per training epoch. `point`: (data set, architecture, method) -> seconds per measurement. A
+    missing value is replaced by the mean of the others. Before any job has finished, a measurement counts as long as an epoch.
     """
 
     epoch: dict[tuple[str, str], float] = field(default_factory=dict)
     point: dict[tuple[str, str, str], float] = field(default_factory=dict)
 
     def learn(self, work: Job | Study, seconds: float) -> None:
-        """Take in a job that ended: one without pruning tells the length of an epoch, another that of its points."""
+        """Learn from a finished job: the seconds per epoch if it does not prune, otherwise the seconds per measurement.
+
+        Args:
+            work: the job or study.
+            seconds: its duration.
+        """
         job = work.job if isinstance(work, Study) else work
         points = points_of(work)
         if not job.criterion and work.epochs:
@@ -59,11 +69,17 @@ class Speed:
             self.point[_method(work)] = max(0.0, seconds - self.per_epoch(work) * work.epochs) / points
 
     def per_epoch(self, work: Job | Study) -> float:
-        """Seconds of an epoch."""
+        """Seconds per training epoch."""
         return self.epoch.get(_block(work), _mean(self.epoch.values(), 1.0))
 
     def seconds(self, work: Job | Study, epochs: int | None = None, points: int | None = None) -> float:
-        """The expected seconds of a piece of work, or of so much of it."""
+        """The expected duration of a job or study, in seconds.
+
+        Args:
+            work: the job or study.
+            epochs: number of training epochs; None: all.
+            points: number of measurements; None: all.
+        """
         job = work.job if isinstance(work, Study) else work
         epochs, points = work.epochs if epochs is None else epochs, points_of(work) if points is None else points
         each = self.point.get(_method(work), _mean(self.point.values(), self.per_epoch(work))) if job.criterion else 0.0
@@ -76,13 +92,13 @@ def _mean(values: Iterable[float], default: float) -> float:
 
 
 class Meter:
-    """Counts what is done and shows it.
+    """Counts finished jobs, and shows the progress.
 
     Args:
-        work: all there is to do.
-        folder: where workers write how far they are.
-        show: takes in each look at the run.
-        speed: what is known of the speed beforehand.
+        work: all jobs or studies.
+        folder: the folder to which workers write their progress.
+        show: receives the progress.
+        speed: durations known before the run.
     """
 
     def __init__(self, work: Sequence[Job | Study], folder: Path, show: Show, speed: Speed | None = None) -> None:
@@ -92,13 +108,13 @@ class Meter:
         self.failed = 0
 
     def tick(self, running: Sequence[Job | Study]) -> None:
-        """Show how far it is. `running`: what workers do now."""
+        """Show the progress. `running`: the jobs that workers do now."""
         now = time.monotonic()
         for work in running:
             self.started.setdefault(id(work), now)
         done = sum(map(self.speed.seconds, self.finished))
         epochs, points = heartbeat.running(self.folder)
-        if running:  # of these it is known together how far they are
+        if running:  # their progress is only known in total
             whole = [self.speed.seconds(work) for work in running]
             share = sum(self.speed.seconds(w, epochs, points) for w in running) / len(running)
             done += min(share, 0.99 * sum(whole))
@@ -107,7 +123,12 @@ class Meter:
         self.show(Progress(len(self.finished), len(self.work), min(1.0, done / total), labels, self.failed))
 
     def finish(self, work: Job | Study, failed: int) -> None:
-        """One piece of work is over, with so many failed rows. What another run has done tells nothing of the speed."""
+        """Count a finished job. Its duration is learnt unless rows failed or another run did the job.
+
+        Args:
+            work: the job or study.
+            failed: its number of failed rows.
+        """
         start = self.started.pop(id(work), None)
         if start is not None and not failed:
             self.speed.learn(work, time.monotonic() - start)

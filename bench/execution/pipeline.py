@@ -1,6 +1,6 @@
-"""From a plan to rows: do the jobs, write what they measure, hand back every row; tuning on the way where it is asked for.
+"""Run the jobs of a plan or the studies of tuning, store their results, and collect rows.
 
-Failed rows are kept to be shown, and tried again by the next run.
+Failed rows are stored, so that they are shown; the next run tries them again.
 """
 
 import dataclasses
@@ -29,9 +29,15 @@ Pool = executors.Local | executors.Inline | executors.Ray
 
 
 def run(made: Plan, store: Store, pool: Pool, show: Show = lambda _: None) -> None:
-    """Do the jobs of a plan; every finished job's rows are in the store before the next is looked at.
+    """Run the jobs of a plan. The rows of a finished job are stored at once.
 
-    Any number of runs may do this at once on one store and cache: each job is done by one of them, the others take up its results.
+    Several runs may use the same store and cache at the same time: each job is done by one of them, and the others use its results.
+
+    Args:
+        made: the plan.
+        store: receives the rows.
+        pool: runs the jobs.
+        show: receives the progress.
     """
     networks = Networks(made.environment.cache / "networks")
     with store.leases() as leases, heartbeat.shown(made.environment.cache) as folder:
@@ -43,15 +49,8 @@ def run(made: Plan, store: Store, pool: Pool, show: Show = lambda _: None) -> No
             leases.give(_lease(job))
             meter.finish(job, sum(row.status == "failed" for row in rows.values()))
 
-        def left(job: Job) -> Job | None:
-            """What is still to be done of a job; None for nothing. Others may have done some of it since it was planned."""
-            done = store.done(point.key for point in job.points)
-            points = tuple(point for point in job.points if point.key not in done)
-            needed = not job.criterion and not networks.has(job.network)
-            return dataclasses.replace(job, points=points) if points or needed else None
-
         def follow(job: Job, result: Any) -> list[Job]:
-            """What waited for a dense network can start, or has failed with it."""
+            """The jobs that waited for this dense network. If its training failed, they fail as well."""
             waiting = made.blocked.pop(job.network, []) if not job.criterion else []
             if networks.has(job.network):
                 return waiting
@@ -60,14 +59,32 @@ def run(made: Plan, store: Store, pool: Pool, show: Show = lambda _: None) -> No
                 finish(other, executors.JobFailure(f"its dense network failed: {why}"))
             return []
 
-        queue = _Shared(made.ready, leases, folder, left, lambda job: follow(job, None), meter)
+        queue = _Shared(made.ready, leases, folder, lambda job: _left(job, store, networks), lambda job: follow(job, None), meter)
         for job, result in pool.run(trial.execute, queue, follow=follow, tick=meter.tick):
             finish(job, result)
         meter.tick([])
 
 
+def _left(job: Job, store: Store, networks: Networks) -> Job | None:
+    """The part of a job that other runs have not done since it was planned; None if nothing is left."""
+    done = store.done(point.key for point in job.points)
+    points = tuple(point for point in job.points if point.key not in done)
+    needed = not job.criterion and not networks.has(job.network)
+    return dataclasses.replace(job, points=points) if points or needed else None
+
+
 def pools(request: Request, store: Store, pool: Pool, show: Show = lambda _: None) -> list[Study]:
-    """The studies of a request, the pools they choose from trained. UserError where a worker died on a network."""
+    """Train the networks of all pools, and return the final studies.
+
+    Args:
+        request: what to tune.
+        store: the store, which also contains the studies.
+        pool: runs the jobs.
+        show: receives the progress.
+
+    Raises:
+        UserError: a worker died while training a network.
+    """
     tried: set[str] = set()
     while True:
         networks, studies = searches.searches(request, store.url)
@@ -76,7 +93,7 @@ def pools(request: Request, store: Store, pool: Pool, show: Show = lambda _: Non
             return studies
         if left & tried:
             job = next(job for job in networks.ready if job.network in tried)
-            raise UserError(f"training {job.label} broke: the worker process died; what was finished is kept")
+            raise UserError(f"training {job.label} failed: the worker process died; finished work is kept")
         tried |= left
         run(networks, store, pool, show)
 
@@ -84,30 +101,52 @@ def pools(request: Request, store: Store, pool: Pool, show: Show = lambda _: Non
 def search(
     studies: list[Study], store: Store, cache: Path, pool: Pool, show: Show = lambda _: None
 ) -> Found:  # fmt: skip
-    """Do what is left of the studies; (data set, architecture, method) -> what was found. UserError where a search broke."""
+    """Complete the studies.
+
+    Args:
+        studies: the searches.
+        store: divides the work between runs.
+        cache: the cache folder, for the progress of workers.
+        pool: runs the searches.
+        show: receives the progress.
+
+    Returns:
+        (data set, architecture, method) -> tuned hyperparameters.
+
+    Raises:
+        UserError: a search failed.
+    """
     left = [study for study in studies if tune.found(study) is None]
-    left.sort(key=lambda study: -study.epochs)  # so that no long one is left running alone at the end
+    left.sort(key=lambda study: -study.epochs)  # longest first, so that workers finish at about the same time
     with store.leases() as leases, heartbeat.shown(cache) as folder:
         meter = Meter(left, folder, show)
         queue = _Shared(left, leases, folder, lambda study: None if tune.found(study) else study, lambda study: [], meter)
         for study, result in pool.run(tune.search, queue, follow=lambda study, result: [], tick=meter.tick):
             leases.give(_lease(study))
             if isinstance(result, executors.JobFailure):
-                raise UserError(f"{study.label} broke: {result.error}; what was finished is kept")
+                raise UserError(f"{study.label} failed: {result.error}; finished work is kept")
             meter.finish(study, 0)
         meter.tick([])
     return {study.cell: found for study in studies if (found := tune.found(study)) is not None}
 
 
 def searched(request: Request, store: Store) -> tuple[Found, int]:
-    """What the finished searches of a request have found, as `search` has it, and how many are not finished. Runs nothing."""
+    """The results of the complete searches of a request. Nothing is run.
+
+    Args:
+        request: what was tuned.
+        store: the store with the studies.
+
+    Returns:
+        (tuned hyperparameters as `search` returns them, number of incomplete searches).
+    """
     studies = searches.searches(request, store.url)[1]
     found = {study.cell: end for study in studies if (end := tune.found(study)) is not None}
     return found, len(studies) - len(found)
 
 
 def _lease(work: Job | Study) -> str:
-    """Under which name a piece of work is leased: the same for jobs that do the same thing up to other points."""
+    """The name of the lease of a job or study. Jobs that differ only in their points have the same lease."""
     if isinstance(work, Study):
         return digest(["study", work.key])
     if not work.criterion:
@@ -117,9 +156,9 @@ def _lease(work: Job | Study) -> str:
 
 
 class _Shared(executors.Queue):
-    """Work that other runs may be doing too: what they hold goes to the back, until they have done it or are dead.
+    """Jobs or studies that are shared with other runs: those that another run is doing go to the end of the queue.
 
-    `left`: what is still to be done of a piece, None for nothing. `done`: the jobs that such a one makes possible.
+    `left`: returns the part that is left to do, None for nothing. `done`: returns the jobs that may start if nothing was left to do.
     """
 
     def __init__(
@@ -130,13 +169,13 @@ class _Shared(executors.Queue):
         self._leases, self._folder, self._left, self._done, self._meter = leases, folder, left, done, meter
 
     def take(self) -> Any:
-        """The next piece that no other run is doing; None where they do all there is."""
+        """The next job that no other run is doing, or None."""
         for _ in range(len(self)):
             work: Any = super().take()
             if not self._leases.take(_lease(work)):
                 self.add([work])
                 continue
-            remaining = self._left(work)  # looked at under the lease, so that nobody finishes it meanwhile
+            remaining = self._left(work)  # checked while holding the lease, so that no other run can finish it meanwhile
             if remaining is not None:
                 return _shown(remaining, self._folder)
             self._leases.give(_lease(work))
@@ -146,24 +185,28 @@ class _Shared(executors.Queue):
 
 
 def _shown(work: Any, folder: Path) -> Any:
-    """The same piece of work, its progress shown in this run's folder."""
+    """The same job or study, with the folder for its progress."""
     if isinstance(work, Study):
         return dataclasses.replace(work, jobs=tuple(_shown(job, folder) for job in work.jobs))
     return dataclasses.replace(work, environment=dataclasses.replace(work.environment, progress=folder))
 
 
 def _rows(made: Plan, job: Job, result: Any) -> dict[str, Row]:
-    """The job's rows by key; a job that was lost has failed at all its points."""
+    """The rows of a job by key; if it failed, all its rows failed."""
     if isinstance(result, executors.JobFailure):
         result = {point.key: {"status": "failed", "error": result.error} for point in job.points}
     return {key: dataclasses.replace(made.expected[key], **measurement) for key, measurement in result.items()}
 
 
 def collect(made: Plan, store: Store) -> list[Row]:
-    """Every row there is of a plan, in the plan's order, each with the accuracy of its own dense network beside it.
+    """The stored rows of a plan, in the order of the plan, with the accuracy of their own dense networks.
 
-    Rows are shared between suites, between defaults and what tuning chose, and dense ones between granularities: these names are
-    those of the plan.
+    A stored row can belong to several suites, to default and tuned hyperparameters if they are equal, and a dense row to several
+    granularities. Therefore suite, method, tuning, granularity, match and hyperparameters are set to those of the plan.
+
+    Args:
+        made: the plan.
+        store: the stored rows.
     """
     found = store.get(made.expected)
     named = ("suite", "method", "tuning", "granularity", "match", "hyperparameters")

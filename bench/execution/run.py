@@ -1,4 +1,4 @@
-"""A request from beginning to end: rows at the defaults, then tuning and the tuned rows if they are asked for."""
+"""Run a request: rows with default hyperparameters, then tuning and tuned rows if the suite has trials."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -25,19 +25,25 @@ Say = Callable[[str], None]
 
 
 def run(request: Request, store: Store, pool: Pool, watch: Watch, say: Say = lambda _: None, found: Found | None = None) -> list[Row]:
-    """All rows of a request, computed where they are not in the store.
+    """All rows of a request; rows that are not in the store are computed.
 
     Args:
-        request: what to run; with `suite.trials` the methods are tuned, too.
-        store: where rows are kept.
-        pool: what does the jobs.
-        watch: opens a display of one stage.
-        say: takes in what a user should know, a line each.
-        found: tuned hyperparameters from elsewhere; nothing is searched then.
+        request: what to run; if `suite.trials` is not 0, the methods are tuned, too.
+        store: the stored rows.
+        pool: runs the jobs.
+        watch: opens a display for each stage.
+        say: receives messages for the user, one line each.
+        found: tuned hyperparameters, instead of a search.
+
+    Returns:
+        Rows with default hyperparameters, then tuned rows.
+
+    Raises:
+        UserError: nothing can be run, or tuning failed.
     """
     rows = list(_rows(request, store, pool, watch, say))
     if found is None and request.suite.trials:
-        say(f"tuning: {request.suite.trials} trials for each method and block, on validation data")
+        say(f"tuning: {request.suite.trials} trials per method and block (data set and architecture), on validation data")
         with watch() as show:
             studies = pipeline.pools(request, store, pool, show)
         with watch() as show:
@@ -57,7 +63,13 @@ def _rows(request: Request, store: Store, pool: Pool, watch: Watch, say: Say) ->
 
 
 def forget(request: Request, store: Store, found: Found | None = None) -> None:
-    """Remove what the store has of a request: rows, dense networks and searches. `found`: tuned hyperparameters from elsewhere."""
+    """Remove everything that is stored of a request: rows, dense networks and searches.
+
+    Args:
+        request: what to remove.
+        store: the stored rows.
+        found: tuned hyperparameters of its tuned rows, instead of those of its own searches.
+    """
     networks = Networks(request.environment.cache / "networks")
     studies: list[Study] = []
     if found is None and request.suite.trials:
@@ -72,9 +84,14 @@ def forget(request: Request, store: Store, found: Found | None = None) -> None:
 
 
 def tuned_of(request: Request, folder: Path) -> Found:
-    """What a published leaderboard, or the output of a run, has chosen.
+    """The tuned hyperparameters in a published leaderboard, or in the output of a run.
 
-    Raises UserError where it has no tuned rows of a method on a block of the request.
+    Args:
+        request: the methods, data sets and architectures that need them.
+        folder: folder of the leaderboard, or the output folder.
+
+    Raises:
+        UserError: the folder has no results, or none for a method of the request.
     """
     files = [*sorted((folder / "results").glob("*.csv")), *folder.glob("results.csv")]
     if not files:
@@ -84,7 +101,7 @@ def tuned_of(request: Request, folder: Path) -> Found:
     except (OSError, ValueError) as error:
         raise UserError(f"--tuned '{folder}': {error}") from None
     wanted = [(b.dataset, a, m.name) for b in request.suite.blocks for a in b.architectures for m in request.methods]
-    blocks = {cell[:2] for cell in found}  # an architecture that does not take a data set has rows of nobody
+    blocks = {cell[:2] for cell in found}  # no rows at all: the architecture does not support the data set
     missing = [cell for cell in wanted if cell not in found and (cell[:2] in blocks or not blocks & {w[:2] for w in wanted})]
     if missing:
         dataset, architecture, method = missing[0]

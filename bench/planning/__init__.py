@@ -1,1 +1,1 @@
-"""From a suite and a request to the list of jobs."""
+"""Plan a run: from a suite and the user's options to jobs."""

@@ -1,4 +1,4 @@
-"""What is registered: lists with a line each, the contract over entries, a template to start from."""
+"""Lists of everything that is registered, contract checks, and the template of a new method."""
 
 import keyword
 import re
@@ -17,7 +17,14 @@ WHEN = {Stage.INIT: "at initialisation", Stage.DURING: "while training", Stage.A
 
 
 def load_plugins(files: Iterable[str]) -> list[str]:
-    """Load plug-in files; the names they registered. UserError where one cannot be loaded."""
+    """Load plug-in files.
+
+    Returns:
+        The names that they registered.
+
+    Raises:
+        UserError: a file cannot be loaded.
+    """
     added = []
     for file in files:
         try:
@@ -28,18 +35,29 @@ def load_plugins(files: Iterable[str]) -> list[str]:
 
 
 def select_methods(names: str) -> tuple[methods.Method, ...]:
-    """The methods of a comma-separated list, each once; `all` is every registered one that is not costly. UserError for a wrong name."""
+    """The methods in a comma-separated list, each once.
+
+    Args:
+        names: method names; `all` means all registered methods except the costly ones.
+
+    Raises:
+        UserError: a name is unknown, or the list is empty.
+    """
     chosen: dict[str, methods.Method] = {}
-    for name in filter(None, (part.strip() for part in re.split(r",(?![^()]*\))", names))):  # commas in brackets divide options
+    for name in filter(None, (part.strip() for part in re.split(r",(?![^()]*\))", names))):  # commas inside brackets separate options
         found = [methods.get(n) for n in methods.names()] if name == "all" else [get_method(name)]
         chosen |= {m.name: m for m in found if not (name == "all" and m.costly)}
     if not chosen:
-        raise UserError(f"no method named in '{names}'; available: all, {', '.join(methods.names())}")
+        raise UserError(f"no method name in '{names}'; available: all, {', '.join(methods.names())}")
     return tuple(chosen.values())
 
 
 def get_method(name: str) -> methods.Method:
-    """The method of that name. UserError where there is none."""
+    """The method of this name.
+
+    Raises:
+        UserError: it is unknown.
+    """
     try:
         return methods.get(name)
     except ValueError as error:
@@ -47,7 +65,19 @@ def get_method(name: str) -> methods.Method:
 
 
 def entries(what: str, plugins: Iterable[str] = (), method: str | None = None) -> Iterator[tuple[str, str]]:
-    """(name, what it is) of everything of one kind."""
+    """Everything of one kind, for `list`.
+
+    Args:
+        what: "methods", "criteria", "trainings", "granularities", "architectures", "datasets", "suites" or "hyperparameters".
+        plugins: plug-in files to load before.
+        method: the method, for "hyperparameters".
+
+    Yields:
+        (name, description).
+
+    Raises:
+        UserError: the method is unknown, or a plug-in cannot be loaded.
+    """
     load_plugins(plugins)
     if what == "hyperparameters":
         yield from _hyperparameters(get_method(method or ""))
@@ -89,7 +119,18 @@ def _first_sentence(cls: type) -> str:
 
 
 def checked(entry: str | None, plugins: Iterable[str] = ()) -> Iterator[tuple[str, list[Finding]]]:
-    """(title, findings) of the contract, over one entry, a file's entries, or all. UserError for an unknown name."""
+    """Check the contract of registered classes.
+
+    Args:
+        entry: a method, criterion, training or granularity, or the path of a .py file; None checks everything.
+        plugins: plug-in files to load before.
+
+    Yields:
+        (title, findings) of each class.
+
+    Raises:
+        UserError: the name is unknown, or a file cannot be loaded.
+    """
     load_plugins(plugins)
     if entry is None:
         chosen = list(dict.fromkeys(name for kind in KINDS for name in methods.names(kind)))
@@ -104,7 +145,7 @@ def checked(entry: str | None, plugins: Iterable[str] = ()) -> Iterator[tuple[st
         yield f"{kind.__name__.lower()} {cls.name}", methods.check(cls)
 
 
-TEMPLATE = '''"""{title}: say in one line what is kept."""
+TEMPLATE = '''"""{title}: describe in one line which weights are kept."""
 
 from dataclasses import dataclass
 from itertools import islice
@@ -121,22 +162,22 @@ from methods import Criterion, Int, Problem, Scores, Stage
 class {title}(Criterion):
     """s_k = (w_k g_k)^2, g = dL/dw: the squared first-order change of the loss when w_k is removed.
 
-    Replace formula and code by your own; say the paper, the equation and every departure from it.
-    Larger scores are kept. Randomness comes from `problem.generator("purpose")`, data from `problem.batches`.
+    Replace formula and code by your own. Cite the paper and the equation, and describe every deviation from it.
+    Weights with larger scores are kept. Randomness comes from `problem.generator("purpose")`, data from `problem.batches`.
 
     Reference: Molchanov et al., "Importance estimation for neural network pruning", CVPR 2019, equation 8, for single weights.
     """
 
-    # Where it may be applied, the default first: AFTER training, at INIT, DURING training.
+    # When it may be applied, the default first: AFTER training, at initialisation (INIT), DURING training.
     stages: ClassVar = (Stage.AFTER, Stage.INIT, Stage.DURING)
-    # True: the scores depend on neither mask nor target sparsity, and are computed once for all sparsities.
+    # True: the scores do not depend on mask or target sparsity. They are computed once for all sparsities.
     nested: ClassVar = True
 
     # A hyperparameter: its default, and the range that tuning may choose from.
     n_batches: int = Int(10, 1, 100, log=True)
 
     def score(self, problem: Problem) -> Scores:
-        """(w * g)^2 with g the gradient summed over the first batches; a tensor of the weight's shape for each prunable weight."""
+        """(w * g)^2, where g is the gradient summed over the first batches; one score per weight, in the shape of the weight tensor."""
         weights = problem.weights
         total = {{name: torch.zeros_like(w) for name, w in weights.items()}}
         for x, y in islice(problem.batches, self.n_batches):
@@ -148,21 +189,32 @@ class {title}(Criterion):
 
 
 def write_template(name: str, directory: Path) -> Path:
-    """Write a method file that passes the contract. UserError where the name is taken or no name, or the file is there."""
+    """Write a new criterion that passes the contract.
+
+    Args:
+        name: name of the criterion.
+        directory: folder of the file; it is created if necessary.
+
+    Returns:
+        The path of the file, `name`.py.
+
+    Raises:
+        UserError: the name is invalid or already registered, or the file exists or cannot be written.
+    """
     if not name.isidentifier() or name != name.lower() or name.startswith("_") or keyword.iskeyword(name):
-        raise UserError(f"'{name}' is no method name: lower-case letters, digits and underscores, beginning with a letter")
+        raise UserError(f"'{name}' is not a valid method name: use lower-case letters, digits and underscores, starting with a letter")
     taken = [*methods.names(), *(n for kind in KINDS for n in methods.names(kind))]
     if name in RESERVED:
-        raise UserError(f"'{name}' is reserved for {RESERVED[name]}; choose another")
+        raise UserError(f"'{name}' is reserved for {RESERVED[name]}; choose another name")
     if name in taken:
-        raise UserError(f"'{name}' is a registered name; choose another")
+        raise UserError(f"'{name}' is already registered; choose another name")
     path = directory / f"{name}.py"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
             file.write(TEMPLATE.format(name=name, title="".join(part.capitalize() for part in name.split("_"))))
     except FileExistsError:
-        raise UserError(f"'{path}' is there already; nothing was written") from None
+        raise UserError(f"'{path}' already exists; nothing was written") from None
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror}") from None
     return path

@@ -1,8 +1,8 @@
-"""The cells of a request, one for each block and seed, and the keys of what is computed in them.
+"""The cells of a request (one per data set, architecture and seed), and the keys of their results.
 
-A key is the digest of all that decides a result: data, splits, protocol, hyperparameters, seed, the network's tensors, the code that a job
-executes and that of the method's files, versions of packages, kind of device, threads. So a run that was killed continues, a repeated
-run costs nothing, and edited code is computed anew.
+A key is the digest of everything that determines a result: data, splits, protocol, hyperparameters, seed, tensors of the network, source
+code of the trial and of the method, versions of packages, kind of device, number of threads. So an interrupted run continues where it
+stopped, a repeated run computes nothing, and edited code is never mixed with old results.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from methods import Method
 
 @dataclass(frozen=True)
 class Cell:
-    """A block and seed of a request. `common`: what decides every result in it, whatever the method."""
+    """A data set, architecture and seed of a request. `common`: what determines the results of all methods in this cell."""
 
     request: Request
     dataset: str
@@ -36,12 +36,17 @@ class Cell:
     common: dict[str, Any]
 
     def network(self, training: str, hyperparameters: dict[str, Any]) -> str:
-        """The key of the dense network of one training configuration."""
+        """The key of a dense network.
+
+        Args:
+            training: name of the training.
+            hyperparameters: all its hyperparameters.
+        """
         source = methods.source_hash(trial, methods.lookup("trainings", training))
         return digest({**self.common, "training": training, "hyperparameters": hyperparameters, "source": source})
 
     def setting(self, method: Method) -> Setting | None:
-        """All hyperparameters of a method here: its defaults, or what tuning has found. None where tuning has found nothing."""
+        """All hyperparameters of a method in this cell: default or tuned. None if the request is tuned but has none for this method."""
         found: Setting | None = Setting({}, {})
         if self.request.tuned is not None:
             found = self.request.tuned.get((self.dataset, self.architecture, method.name))
@@ -56,7 +61,12 @@ class Cell:
         )
 
     def decided(self, method: Method, criterion: dict[str, Any]) -> dict[str, Any]:
-        """What decides a method's results besides its dense network."""
+        """What determines a method's results in addition to its dense network.
+
+        Args:
+            method: the method.
+            criterion: all hyperparameters of its criterion.
+        """
         suite = self.request.suite
         classes = methods.lookup("criteria", method.criterion), type(methods.get_granularity(suite.granularity))
         decided = {
@@ -67,20 +77,32 @@ class Cell:
 
 
 def point_key(decided: dict[str, Any], finetune_epochs: int, lr_scale: float | None) -> str:
-    """The key of one row, given what decides it before fine-tuning."""
+    """The key of one row.
+
+    Args:
+        decided: what determines the row before fine-tuning.
+        finetune_epochs: number of fine-tuning epochs.
+        lr_scale: learning rate of fine-tuning, as a fraction of the training's.
+    """
     return digest({**decided, "finetune_epochs": finetune_epochs, "finetune_lr_scale": lr_scale if finetune_epochs else None})
 
 
 def cells(request: Request, seeds: Iterable[int], notes: list[str]) -> Iterator[Cell]:
-    """Every block and seed. `notes` takes in the blocks that are left out. Loads each data set once, for its fingerprint."""
+    """The cells of a request. Each data set is loaded once, for its fingerprint.
+
+    Args:
+        request: what to run.
+        seeds: seeds of the cells.
+        notes: a message is added for each data set that an architecture does not support.
+    """
     for dataset, architecture in ((b.dataset, a) for b in request.suite.blocks for a in b.architectures):
         protocol = request.suite.protocol(architecture)
         loaded = workbench.load_data(dataset, protocol, dataclasses.replace(request.environment, device="cpu"))
         if not build.accepts(architecture, loaded.input_shape):
             shape = "x".join(map(str, loaded.input_shape))
-            notes.append(f"{architecture} does not take {dataset} (inputs of shape {shape}): left out")
+            notes.append(f"{architecture} does not support {dataset} (inputs of shape {shape}); skipped")
             continue
-        if protocol.pretrained:  # weights that cannot be had are said before anything runs
+        if protocol.pretrained:  # raises before anything runs if there are no pretrained weights
             build.create(architecture, loaded.input_shape, loaded.classes, pretrained=True)
         common = _common(request, protocol, loaded.fingerprint, architecture)
         common["tensors"] = workbench.tensors(architecture, loaded.input_shape, loaded.classes)
@@ -90,7 +112,7 @@ def cells(request: Request, seeds: Iterable[int], notes: list[str]) -> Iterator[
 
 def _common(request: Request, protocol: Protocol, fingerprint: str, architecture: str) -> dict[str, Any]:
     decides = dataclasses.asdict(protocol)
-    del decides["finetune_lr_scale"]  # does not decide a dense network: see `point_key`
+    del decides["finetune_lr_scale"]  # has no effect on a dense network: see `point_key`
     return {
         "protocol": decides,
         "version": PROTOCOL_VERSION,
@@ -104,5 +126,5 @@ def _common(request: Request, protocol: Protocol, fingerprint: str, architecture
 
 
 def hyperparameters_of(configuration: methods.Configuration) -> dict[str, Any]:
-    """All hyperparameters with their values, defaults included: what a row records."""
+    """Hyperparameter -> value, for all hyperparameters, as recorded in a row."""
     return {name: getattr(configuration, name) for name in methods.ranges(configuration)}

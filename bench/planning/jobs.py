@@ -1,4 +1,4 @@
-"""From a row to the job that measures it: the one way, for `run`, `verify`, `export` and tuning."""
+"""The job that measures a row. `run`, `verify`, `export` and tuning all use it."""
 
 from bench.planning.cells import hyperparameters_of
 from bench.spec.row import DENSE, Row
@@ -11,18 +11,18 @@ from methods import Stage, make
 def job_of(
     row: Row, protocol: Protocol, environment: Environment, *, network: str, points: tuple[Point, ...], split: str = "test"
 ) -> Job:  # fmt: skip
-    """The job that makes a row, from what the row says of itself.
+    """The job that computes a row, from the configuration and hyperparameters in the row.
 
     Args:
-        row: its configuration and hyperparameters; measurements are not looked at.
-        protocol: of its architecture.
-        environment: what the job runs with.
-        network: the key of its dense network.
-        points: where to measure, with the key of each.
-        split: the data to measure on, "test" or "validation".
+        row: the row; its measurements are ignored.
+        protocol: the protocol for its architecture.
+        environment: device, folders and plug-ins of the job.
+        network: key of its dense network.
+        points: sparsities and fine-tuning epochs to measure, with the key of each result.
+        split: data to measure on, "test" or "validation".
 
     Raises:
-        ValueError: the row does not say how it was made.
+        ValueError: the row does not contain its hyperparameters.
     """
     return Job(
         method=row.method, dataset=row.dataset, architecture=row.architecture, protocol=protocol, seed=row.seed, training=row.training,
@@ -33,7 +33,15 @@ def job_of(
 
 
 def dense_name(training: str, hyperparameters: dict[str, object]) -> str:
-    """The method name of a dense network's rows: `dense`, or `dense@training(what is not at its default)`."""
+    """The method name in the rows of a dense network.
+
+    Args:
+        training: name of the training.
+        hyperparameters: all its hyperparameters.
+
+    Returns:
+        `dense` for the default training `map`, otherwise `dense@training(values other than the default)`.
+    """
     plain = hyperparameters_of(make("trainings", training, {}))
     options = ",".join(f"{k}={v}" for k, v in hyperparameters.items() if v != plain[k])
     variant = f"{training}({options})" if options else training

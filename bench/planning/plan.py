@@ -1,4 +1,4 @@
-"""From a request to jobs: expand the cells into rows, group the rows into jobs, skip rows already stored."""
+"""The jobs of a request: expand its cells into rows, group the rows into jobs, skip rows already stored."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from methods import Method, Stage
 
 @dataclass(frozen=True)
 class Planned:
-    """A job, and the rows that it measures, by key and without measurements: one for each of its points."""
+    """A job and its rows: key -> row without measurements, one per point of the job."""
 
     job: Job
     rows: dict[str, Row]
@@ -28,10 +28,10 @@ class Planned:
 
 @dataclass
 class Plan:
-    """The rows a request is for, in order, and the jobs that are left to do.
+    """The rows of a request, in order, and the jobs to compute the missing ones.
 
-    `environment`: what its jobs run with. `expected`: key -> row without measurements. `ready`: jobs that can start. `blocked`: network
-    key -> jobs that wait for that dense network. `notes`: what the request named but cannot be run.
+    `environment`: device, folders and plug-ins of the jobs. `expected`: key -> row without measurements. `ready`: jobs that can start.
+    `blocked`: network key -> jobs that wait for this dense network. `notes`: messages about what cannot be run.
     """
 
     environment: Environment
@@ -42,12 +42,20 @@ class Plan:
 
     @property
     def jobs(self) -> list[Job]:
-        """All jobs left."""
+        """All jobs to do."""
         return [*self.ready, *(job for jobs in self.blocked.values() for job in jobs)]
 
 
 def plan(request: Request, store: Store) -> Plan:
-    """Expand the request and skip rows already stored. Loads each data set once, for its fingerprint."""
+    """Plan a request: all its rows, and jobs for those that are not stored. Each data set is loaded once, for its fingerprint.
+
+    Args:
+        request: what to run.
+        store: the stored results.
+
+    Raises:
+        UserError: nothing of the request can be run.
+    """
     made = Plan(request.environment)
     every = expanded(request, made.notes)
     for planned in every:
@@ -57,9 +65,14 @@ def plan(request: Request, store: Store) -> Plan:
 
 
 def expanded(request: Request, notes: list[str] | None = None) -> list[Planned]:
-    """All jobs of a request with their rows, dense networks before what prunes them, whatever the store has.
+    """All jobs of a request with their rows, stored or not; dense networks before the jobs that prune them.
 
-    `notes` takes in what cannot be run. Raises UserError if that is everything.
+    Args:
+        request: what to run.
+        notes: a message is added for everything that cannot be run.
+
+    Raises:
+        UserError: nothing of the request can be run.
     """
     notes = notes if notes is not None else []
     made = [planned for cell in cells(request, request.suite.seeds, notes) for planned in _of_cell(cell)]
@@ -69,7 +82,7 @@ def expanded(request: Request, notes: list[str] | None = None) -> list[Planned]:
 
 
 def _of_cell(cell: Cell) -> list[Planned]:
-    """All jobs of one block and seed: dense networks, then each method with its controls."""
+    """All jobs of a cell: dense networks, then each method with its ablations."""
     found: list[Planned] = []
     dense: dict[str, Planned] = {}
     for method in cell.request.methods:
@@ -84,7 +97,7 @@ def _of_cell(cell: Cell) -> list[Planned]:
 
 
 def _dense(cell: Cell, method: Method, setting: Setting) -> Planned:
-    """The dense network of a method's training, with the same lengths of fine-tuning."""
+    """The dense network of a method's training, with the same numbers of fine-tuning epochs."""
     own = Setting(setting.training, finetune_lr_scale=cell.protocol.finetune_lr_scale)
     named = {"method": dense_name(method.training, setting.training), "training": method.training, "criterion": "", "stage": ""}
     network = cell.network(method.training, setting.training)
@@ -95,7 +108,7 @@ def _dense(cell: Cell, method: Method, setting: Setting) -> Planned:
 
 
 def _pruned(cell: Cell, method: Method, setting: Setting, ablation: str) -> Iterator[Planned]:
-    """The jobs of one method on one block and seed: one for all sparsities, or one for each if each is trained separately."""
+    """The jobs of a method in a cell: one for all sparsities, or one per sparsity if each trains its own network."""
     suite = cell.request.suite
     named = {
         "method": method.name, "training": method.training, "criterion": method.criterion, "stage": str(method.stage), "ablation": ablation,
@@ -114,7 +127,16 @@ def _pruned(cell: Cell, method: Method, setting: Setting, ablation: str) -> Iter
 def planned(
     cell: Cell, named: dict[str, str], setting: Setting, network: str, points: tuple[Point, ...], split: str = "test"
 ) -> Planned:  # fmt: skip
-    """The job of some points in a cell, made from its rows. `named`: method, training, criterion, stage and ablation."""
+    """The job for points of a cell, with its rows.
+
+    Args:
+        cell: data set, architecture and seed.
+        named: method, training, criterion, stage and, if there is one, ablation.
+        setting: all hyperparameters.
+        network: key of the dense network.
+        points: sparsities and fine-tuning epochs, with the key of each row.
+        split: data to measure on, "test" or "validation".
+    """
     suite, where = cell.request.suite, provenance(cell.request.environment.device, cell.request.environment.threads)
     common: dict[str, Any] = {
         "suite": suite.name, "dataset": cell.dataset, "architecture": cell.architecture, "granularity": suite.granularity,
@@ -123,7 +145,7 @@ def planned(
     }  # fmt: skip
     one = Row(**common, sparsity=0.0, epochs=cell.protocol.epochs, finetune_epochs=0, hyperparameters=setting.encoded())
     job = job_of(one, cell.protocol, cell.request.environment, network=network, points=points, split=split)
-    unfinished = dataclasses.replace(setting, finetune_lr_scale=None).encoded()  # rows without fine-tuning do not say its learning rate
+    unfinished = dataclasses.replace(setting, finetune_lr_scale=None).encoded()  # only for rows with fine-tuning
     rows = {
         point.key: dataclasses.replace(
             one, sparsity=point.sparsity, finetune_epochs=point.finetune_epochs, epochs=job.training_epochs(point.sparsity),
@@ -135,7 +157,7 @@ def planned(
 
 
 def _skip_stored(made: Plan, jobs: list[Job], store: Store) -> None:
-    """Leave the jobs whose rows are not in the store, each with its missing points only."""
+    """Add the jobs to the plan, with only the points that are not stored."""
     have = {key for key, row in store.get(made.expected).items() if row.status != "failed"}
     networks = Networks(made.environment.cache / "networks")
     left = [dataclasses.replace(j, points=tuple(p for p in j.points if p.key not in have)) for j in jobs]
@@ -148,7 +170,7 @@ def _skip_stored(made: Plan, jobs: list[Job], store: Store) -> None:
                 made.ready.append(job)
         elif job.points and not (_prunes_dense(job) and job.network in made.blocked):
             made.ready.append(job)
-    # Dense networks first, for others wait for them; then the longest, so that none is left running alone at the end.
+    # Dense networks first, because other jobs wait for them; then the longest jobs, so that workers finish at about the same time.
     made.ready.sort(key=lambda job: (bool(job.criterion), -job.epochs))
 
 

@@ -1,4 +1,4 @@
-"""What to run: a suite, what the user wants instead of the suite's own values, and the methods."""
+"""A request: what to run, from a suite, values that replace the suite's, and methods."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -18,14 +18,15 @@ from bench.spec.suite import Suite, first_fault, load_suite
 from bench.trial.job import Environment
 from methods import Method
 
-Found = Mapping[tuple[str, str, str], Setting]  # (data set, architecture, method) -> what its search has chosen
+Found = Mapping[tuple[str, str, str], Setting]  # (data set, architecture, method) -> tuned hyperparameters
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to run: a suite (already narrowed), the methods, their controls, and where.
+    """What to run.
 
-    `tuned`: what tuning has found; with it, the rows are those of the tuned methods.
+    `suite`: the suite, with the user's values already inserted. `environment`: device, folders and plug-ins. `ablations`: to run for each
+    method, see `bench.spec.row.ABLATIONS`. `tuned`: tuned hyperparameters, for tuned rows; None: default hyperparameters.
     """
 
     suite: Suite
@@ -36,7 +37,17 @@ class Request:
 
 
 def make_request(suite: str, narrowing: Narrowing, environment: Environment, ablations: Iterable[str] = ()) -> Request:
-    """The request for a suite by name or file. Raises UserError for names and values that cannot be."""
+    """Make the request for a suite.
+
+    Args:
+        suite: name or .toml file of the suite.
+        narrowing: values to use instead of the suite's.
+        environment: device, folders and plug-ins.
+        ablations: ablations to run for each method.
+
+    Raises:
+        UserError: a name is unknown or a value is invalid.
+    """
     ablations = tuple(dict.fromkeys(ablations))
     for name in ablations:
         if name not in ABLATIONS:
@@ -47,10 +58,17 @@ def make_request(suite: str, narrowing: Narrowing, environment: Environment, abl
 
 
 def narrowed(suite: Suite, narrowing: Narrowing) -> Suite:
-    """The suite with these values instead of its own.
+    """The suite with the user's values.
 
-    Data sets or architectures given replace the suite's and are crossed with the others; a data set that is new to the suite
-    gets all its architectures. Raises UserError for unknown names and for values the suite would refuse.
+    Given data sets or architectures replace the suite's. Given architectures are run on every data set. Without them, a data set keeps
+    its architectures in the suite, and a data set that is not in the suite gets all architectures of the suite.
+
+    Args:
+        suite: the suite.
+        narrowing: values to use instead of the suite's.
+
+    Raises:
+        UserError: a name is unknown or a value is invalid in a suite.
     """
     datasets, chosen = (list(dict.fromkeys(names or ())) for names in (narrowing.datasets, narrowing.architectures))
     own = {b.dataset: b.architectures for b in suite.blocks}
@@ -65,13 +83,22 @@ def narrowed(suite: Suite, narrowing: Narrowing) -> Suite:
     try:
         return Suite.model_validate(suite.model_dump() | {"blocks": blocks} | {k: v for k, v in changes.items() if v is not None})
     except ValidationError as error:
-        raise UserError(first_fault(error, Suite)) from None
+        raise UserError(first_fault(error)) from None
 
 
 def of_granularity(suite: Suite, ablations: Iterable[str] = (), sparsities: Iterable[float] | None = None) -> Suite:
-    """The suite at the one sparsity of its granularity, if that has only one (2:4); otherwise as it is.
+    """Check the granularity of a suite. A granularity with a fixed sparsity, such as 2:4, replaces the suite's sparsities.
 
-    Raises UserError where there is no such granularity, or its match, the controls or the `sparsities` asked for do not go with it.
+    Args:
+        suite: the suite.
+        ablations: ablations to run.
+        sparsities: sparsities that the user asked for, or None.
+
+    Returns:
+        The suite, with the fixed sparsity if there is one.
+
+    Raises:
+        UserError: the granularity is unknown, or `match`, the ablations or the sparsities do not fit to it.
     """
     try:
         found = methods.get_granularity(suite.granularity)
@@ -80,12 +107,12 @@ def of_granularity(suite: Suite, ablations: Iterable[str] = (), sparsities: Iter
     if suite.match not in MATCHES:
         raise unknown("--match", suite.match, MATCHES)
     if suite.match != "weights" and not found.compacts:
-        raise UserError(f"--match {suite.match} needs networks that become smaller: --granularity channel, not '{suite.granularity}'")
+        raise UserError(f"--match {suite.match} needs --granularity channel, which makes networks smaller, not '{suite.granularity}'")
     only = found.fixed_sparsity
     if "shuffle" in ablations and (found.compacts or only is not None):
-        raise UserError(f"--ablate shuffle permutes single weights: it goes with --granularity weight, not '{suite.granularity}'")
+        raise UserError(f"--ablate shuffle permutes single weights: it works only with --granularity weight, not '{suite.granularity}'")
     if only is None:
         return suite
     if sparsities is not None and list(sparsities) != [only]:
-        raise UserError(f"--sparsities does not apply: granularity '{suite.granularity}' has the sparsity {only:g}")
+        raise UserError(f"--sparsities does not apply: granularity '{suite.granularity}' has the fixed sparsity {only:g}")
     return suite.model_copy(update={"sparsities": (only,)})

@@ -1,4 +1,4 @@
-"""From a request to the searches of tuning, and to the networks that they choose from."""
+"""The searches of a request, and the networks of their pools."""
 
 import importlib.metadata
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ from methods import Method
 
 
 def searches(request: Request, storage: str) -> tuple[Plan, list[Study]]:
-    """The pool networks to train on the first tuning seed, and the study of each method on each block.
+    """The pool networks to train on the first tuning seed, and the study of each method on each data set and architecture.
 
-    Members of a pool are chosen by the dense accuracy of their networks: once those of the plan are trained, ask again. With nothing
-    left to train the studies are final.
+    The members of a pool depend on the dense accuracy of their networks. After training the networks of the plan, call this function
+    again; when the plan is empty, the studies are final.
 
     Args:
-        request: what to tune; `request.tuned` is not looked at.
-        storage: URL of the database that keeps the studies.
+        request: what to tune; `request.tuned` is ignored.
+        storage: URL of the database with the studies.
     """
     made, studies = Plan(request.environment), []
     networks = Networks(request.environment.cache / "networks")
@@ -46,13 +46,13 @@ def searches(request: Request, storage: str) -> tuple[Plan, list[Study]]:
 
 
 def _dense_job(cell: Cell, method: Method, member: Member) -> Job:
-    """The job that trains the network of a member of a pool, and measures nothing."""
+    """The job that trains the network of a pool member; it has no points to measure."""
     named = {"method": f"{DENSE}@{method.training}", "training": method.training, "criterion": "", "stage": ""}
     return planned(cell, named, Setting(member.training), member.networks[0], ()).job
 
 
 def _pool(block: Sequence[Cell], method: Method, networks: Networks) -> tuple[Member, ...]:
-    """The training configurations that a method may choose from on a block. `block`: a cell for each tuning seed."""
+    """The training configurations that a method may choose from. `block`: the cells of a data set and architecture, one per tuning seed."""
     suite = block[0].request.suite
 
     def accuracy(hyperparameters: dict[str, Any]) -> float | None:
@@ -68,7 +68,7 @@ def _pool(block: Sequence[Cell], method: Method, networks: Networks) -> tuple[Me
 
 
 def _study(block: Sequence[Cell], method: Method, members: tuple[Member, ...], storage: str) -> Study:
-    """Its key says what decides it before anything is trained: which members a pool has follows from that."""
+    """The study of a method. Its key contains what is known before training; the members of the pool follow from it."""
     cell, suite = block[0], block[0].request.suite
     criterion = hyperparameters_of(method.make_criterion())
     space = pools.tunable(methods.lookup("criteria", method.criterion), dict(method.options))
@@ -91,7 +91,7 @@ def _study(block: Sequence[Cell], method: Method, members: tuple[Member, ...], s
 def _jobs(
     block: Sequence[Cell], method: Method, first: Member, criterion: dict[str, Any], points: tuple[Point, ...]
 ) -> tuple[Job, ...]:  # fmt: skip
-    """The method at its defaults, measured on validation data: a job for each tuning seed."""
+    """The method with default hyperparameters, measured on validation data: one job per tuning seed."""
     named = {"method": method.name, "training": method.training, "criterion": method.criterion, "stage": str(method.stage)}
     schedule = None if method.schedule is None else method.schedule.as_dict()
     setting = Setting(first.training, criterion, schedule, block[0].protocol.finetune_lr_scale)

@@ -1,1 +1,1 @@
-"""Leaderboards as folders: writing, merging and verifying them."""
+"""Write, merge and verify leaderboards, which are folders of files."""

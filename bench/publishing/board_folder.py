@@ -1,20 +1,21 @@
-"""A leaderboard's folder: evidence in it, and all the rest derived from the evidence.
+"""The folder of a leaderboard: suite and results (the evidence), and files derived from them.
 
     suite.toml            the suite as it was run
-    results/<method>.csv  rows, a file for each method, so that contributions never collide
-    index.html, leaderboard.csv, tuned.csv, datapackage.json, schemas/, plots/    derived: byte for byte the same when rebuilt
+    results/<method>.csv  rows of results, one file per method, so that contributions do not conflict
+    index.html, leaderboard.csv, tuned.csv, datapackage.json, schemas/, plots/    derived; rebuilding gives the same bytes
 
-Numbers of derived tables have ten significant digits: what differs between processors and libraries lies beyond them.
+Numbers in derived tables have ten significant digits. Differences between processors and libraries are smaller.
 """
 
 import dataclasses
-import json
+import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, unquote
 
 import pandas as pd
+import tomli_w
 
 from bench.publishing import datapackage
 from bench.publishing.page import page
@@ -28,7 +29,9 @@ from bench.storage import results_csv
 SUITE = "suite.toml"
 DERIVED = ("index.html", "leaderboard.csv", "tuned.csv", "datapackage.json", "schemas/*.json", "plots/*.svg", "plots/*.png")
 DIGITS = "%.10g"
-SHOWN = {  # plots on the page, and their titles there; the others are beside it
+LONGEST = 80  # characters of a file's name without .csv
+_CUT = re.compile("~[0-9a-f]{12}$")
+SHOWN = {  # plots on the page, with their titles; the other plots are files only
     "accuracy": "Accuracy against sparsity", "ranks": "Ranks and intervals", "flops": "Accuracy against FLOPs",
     "latency": "Accuracy against latency",
 }  # fmt: skip
@@ -36,35 +39,57 @@ SHOWN = {  # plots on the page, and their titles there; the others are beside it
 
 @dataclass(frozen=True)
 class Board:
-    """The evidence of one leaderboard."""
+    """The evidence of one leaderboard: suite and rows."""
 
     suite: Suite
     rows: tuple[Row, ...]
 
 
 def file_name(method: str) -> str:
-    """The file of a method's rows: percent-encoded but for letters, digits and _ . - ~ @ = , so that `method_of` takes it back."""
-    return quote(method, safe="@=,") + ".csv"
+    """The name of the file with a method's rows.
+
+    Characters other than letters, digits and `_ . - @ = ,` are percent-encoded. A name longer than `LONGEST` is cut, and ends in `~` and
+    12 hex digits of the method's SHA-256.
+    """
+    quoted = quote(method, safe="@=,").replace("~", "%7E")
+    if len(quoted) > LONGEST:
+        digest = hashlib.sha256(method.encode()).hexdigest()[:12]
+        start = re.sub("%.?$", "", quoted[: LONGEST - len(digest) - 1])  # an escape is never cut in two
+        quoted = f"{start}~{digest}"
+    return quoted + ".csv"
 
 
 def method_of(path: Path) -> str:
-    """The method whose rows a file has."""
-    return unquote(path.stem)
+    """The method whose rows are in a file: from the name of the file or, if that was cut, from its first row.
+
+    Raises:
+        ValueError: the name was cut, and the file has no rows.
+    """
+    if not _CUT.search(path.stem):
+        return unquote(path.stem)
+    rows = results_csv.read_rows(path)
+    if not rows:
+        raise ValueError(f"{path}: there are no rows")
+    return rows[0].method
 
 
 def evidence(board: Board) -> dict[str, bytes]:
-    """The files that all others derive from, by path below the folder."""
+    """The files with the evidence: path relative to the folder -> content.
+
+    Raises:
+        UserError: the names of two methods differ only in upper and lower case.
+    """
     by_method: dict[str, list[Row]] = {}
     for row in board.rows:
         by_method.setdefault(row.method, []).append(row)
     files = {f"results/{file_name(method)}": results_csv.rows_text(rows).encode() for method, rows in by_method.items()}
     if len({name.lower() for name in files}) < len(files):
-        raise UserError("two methods differ in the case of their letters only: their files would be one on some machines")
+        raise UserError("the names of two methods differ only in upper and lower case; some file systems cannot store both files")
     return files | {SUITE: suite_toml(board.suite).encode()}
 
 
 def derived(board: Board) -> dict[str, bytes]:
-    """The files that follow from the evidence, by path below the folder. A pure function: equal boards, equal bytes."""
+    """The derived files: path relative to the folder -> content. Equal boards give equal bytes."""
     rows = results_csv.ordered(board.rows)
     table = leaderboard.leaderboard(rows)
     files = {"leaderboard.csv": results_csv.table_text(table, DIGITS).encode()}
@@ -82,34 +107,43 @@ def derived(board: Board) -> dict[str, bytes]:
 
 
 def _title(picture: str) -> str:
-    """What a picture shows, and of which track: "ranks-fine-tuned-2-epochs.svg" -> "Ranks and intervals: fine tuned 2 epochs"."""
+    """The title of a plot: "ranks-fine-tuned-2-epochs.svg" -> "Ranks and intervals: fine tuned 2 epochs"."""
     kind, _, track = picture.removesuffix(".svg").partition("-")
     return f"{SHOWN[kind]}: {track.replace('-', ' ')}"
 
 
 def read(folder: Path) -> Board:
-    """The evidence in a folder. UserError in one line where it is not a leaderboard's, or a file of it cannot be read.
+    """Read the evidence of a leaderboard. Without a suite.toml, the package's suite with the name of the folder is used.
 
-    Where there is no suite.toml the suite that comes with the package under the folder's name is taken.
+    Raises:
+        UserError: it is not a leaderboard folder, or a file cannot be read.
     """
     if not (folder / "results").is_dir():
-        raise UserError(f"'{folder}' is no leaderboard: it has no folder results")
+        raise UserError(f"'{folder}' is not a leaderboard folder: it contains no results/ directory")
     rows: list[Row] = []
     for path in sorted((folder / "results").glob("*.csv")):
         try:
             found = results_csv.read_rows(path)
         except (ValueError, OSError) as error:
             raise UserError(str(error)) from None
-        wrong = next((row.method for row in found if row.method != method_of(path)), None)
+        wrong = next((row.method for row in found if path.name != file_name(row.method) and unquote(path.stem) != row.method), None)
         if wrong is not None:
-            raise UserError(f"'{path}' has a row of '{wrong}': each file has the rows of the method that it is named after")
+            raise UserError(f"'{path}' contains a row of '{wrong}'; a file may only contain rows of the method in its name")
         rows += found
     own = folder / SUITE
     return Board(load_suite(str(own) if own.is_file() else folder.resolve().name), tuple(rows))
 
 
 def changes(folder: Path, files: dict[str, bytes]) -> dict[str, bytes | None]:
-    """What writing these files would change in a folder: path below it -> contents, None for a file of ours that goes."""
+    """What must change in a folder so that it contains exactly these files.
+
+    Args:
+        folder: folder of a leaderboard.
+        files: path relative to the folder -> content.
+
+    Returns:
+        Path -> new content, or None for a file of a leaderboard to remove. Other files in the folder are ignored.
+    """
     ours = ("results/*.csv", *DERIVED)
     there = {path.relative_to(folder).as_posix() for pattern in ours for path in folder.glob(pattern)}
     new = {name: content for name, content in files.items() if _bytes(folder / name) != content}
@@ -117,9 +151,16 @@ def changes(folder: Path, files: dict[str, bytes]) -> dict[str, bytes | None]:
 
 
 def stale(folder: Path, board: Board) -> dict[str, str]:
-    """Derived files that are not what the evidence gives, with why: path below the folder -> reason.
+    """The files of a folder that differ from those derived from the evidence.
 
-    Pictures are compared where matplotlib is the release that has drawn them: others place text a little differently.
+    Plots are compared only if they were drawn with the installed release of matplotlib, because other releases place text differently.
+
+    Args:
+        folder: folder of a leaderboard.
+        board: its evidence.
+
+    Returns:
+        Path relative to the folder -> reason.
     """
     wanted, found = derived(board), {}
     for name, content in changes(folder, {**evidence(board), **wanted}).items():
@@ -137,19 +178,7 @@ def _bytes(path: Path) -> bytes | None:
 
 
 def suite_toml(suite: Suite) -> str:
-    """The suite as a TOML file that `load_suite` reads back to the same."""
-    said = {key: value for key, value in suite.model_dump(mode="json").items() if value is not None}
-    tables = said.pop("architecture")
-    lines = [f"{key} = {_toml(value)}" for key, value in said.items()]
-    for name, settings in sorted(tables.items()):
-        lines += ["", f"[architecture.{json.dumps(name)}]", *(f"{k} = {_toml(v)}" for k, v in settings.items() if v is not None)]
-    return "\n".join(lines) + "\n"
-
-
-def _toml(value: Any) -> str:
-    """A TOML value: JSON's but for objects, which are inline tables, and for lists of them, which are told apart by lines."""
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_toml(v)}" for key, v in value.items()) + " }"
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return "[\n" + "".join(f"    {_toml(v)},\n" for v in value) + "]"
-    return "[" + ", ".join(map(_toml, value)) + "]" if isinstance(value, list) else json.dumps(value, ensure_ascii=False)
+    """The suite as a TOML file that `load_suite` reads back to an equal suite. Keys without a value are left out."""
+    values = suite.model_dump(mode="json", exclude_none=True)
+    architectures = values.pop("architecture")
+    return tomli_w.dumps(values | ({"architecture": dict(sorted(architectures.items()))} if architectures else {}))

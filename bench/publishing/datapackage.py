@@ -1,7 +1,7 @@
-"""What the published CSVs mean: a Frictionless Data Package (v1) with a table schema for each of them.
+"""The description of the published CSV files: a Frictionless Data Package (v1) with a table schema for each file.
 
-`SCHEMAS` says type, unit, meaning and allowed values of every column once: for datapackage.json, and for the check of somebody
-else's rows (`bench.merge`).
+`SCHEMAS` contains type, unit, meaning and allowed values of every column. They come from the declarations in `bench.spec.row` and
+`bench.ranking.columns`; those of tuned.csv are declared here.
 """
 
 import hashlib
@@ -62,9 +62,13 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 
 
 def package(suite: Suite, files: Mapping[str, bytes]) -> str:
-    """datapackage.json for the CSVs among these files (path below the folder -> contents): nothing in it but what follows from them.
+    """The datapackage.json of a leaderboard, computed from these files only.
 
-    The schema of results/*.csv is a file of its own, beside: there is one of it, and many of them.
+    The schemas are files in schemas/, because all results/*.csv share one schema.
+
+    Args:
+        suite: the suite.
+        files: path relative to the folder -> content; other files than CSVs are ignored.
     """
     resources = [_resource(path, content) for path, content in sorted(files.items()) if path.endswith(".csv")]
     return dumps({
@@ -93,17 +97,17 @@ def _resource(path: str, content: bytes) -> dict[str, Any]:
 
 
 def _slug(stem: str) -> str:
-    """A resource's name: lower case, digits, - . _ and / alone; what loses by that is told apart by a digest."""
+    """The name of a resource: only lower-case letters, digits, - . _ and /. A changed name ends in a digest, so that it is unique."""
     plain = re.sub(r"[^a-z0-9._/]+", "-", stem)
     return plain if plain == stem else f"{plain.strip('-')}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
 
 
 def schema_files(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The schemas that these CSVs need, by path below the folder."""
+    """The schemas that these CSVs need: path relative to the folder -> content."""
     used = {"results"} | {path.removesuffix(".csv") for path in files if path.endswith(".csv") and "/" not in path}
     return {f"schemas/{name}.json": dumps(SCHEMAS[name]).encode() for name in sorted(used)}
 
 
 def dumps(content: Any) -> str:
-    """JSON as a person reads it, ending in a line break."""
+    """Indented JSON with a line break at the end."""
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -1,8 +1,8 @@
-"""Somebody else's results.csv: checked to the last cell before a row of it joins a leaderboard.
+"""Check every cell of a contributed results.csv before its rows are added to a leaderboard.
 
-A row is refused, with its number as a spreadsheet counts (the header is row 1) and the reason, where it is not of the schema,
-not of this suite and protocol, not exact, not what its method's name says, or not the only one of its kind. All rows of a
-method come for all blocks, sparsities and seeds of the board, or none. Rows that repeat what is published are left out.
+A row is refused if it violates the schema, belongs to another suite or protocol, has impossible counts, does not match the name of its
+method, or occurs twice. Refusals contain the row number as a spreadsheet counts (the header is row 1) and the reason. The rows of a method
+must cover all blocks (data set and architecture), sparsities and seeds of the suite. Rows that are already published are not added again.
 """
 
 import csv
@@ -24,12 +24,12 @@ from bench.spec.suite import Suite
 from bench.storage.row_check import row_of
 from methods import Stage
 
-SHAPE = ("prunable_weights", "parameters", "flops")  # of a network: the same for all rows of a block
+SHAPE = ("prunable_weights", "parameters", "flops")  # of the network: equal in all rows of a block
 
 
 @dataclass
 class Checked:
-    """What a file holds: new rows, how many repeat what is published, and refusals as (row number, reason)."""
+    """The content of a checked file: new rows, number of already published rows, refusals as (row number, reason)."""
 
     new: list[Row] = field(default_factory=list)
     repeated: int = 0
@@ -37,7 +37,15 @@ class Checked:
 
 
 def check(path: Path, board: Board) -> Checked:
-    """Check every row of a file against a board. UserError where the file cannot be read as a results.csv at all."""
+    """Check every row of a file.
+
+    Args:
+        path: a results.csv.
+        board: the leaderboard that the rows are for.
+
+    Raises:
+        UserError: the file is not a results.csv.
+    """
     checked = Checked()
     published = {row.identity: row for row in board.rows}
     seen: dict[tuple[Any, ...], int] = {}
@@ -50,7 +58,7 @@ def check(path: Path, board: Board) -> Checked:
             faults = [*_of_suite(row, board), *_exact(row, shapes.get((row.dataset, row.architecture), {})), *_configured(row, board.suite)]
             first = seen.setdefault(row.identity, number)
             if first != number:
-                faults.append(f"the same cell and seed as row {first}")
+                faults.append(f"has the same key (method, data set, sparsity, seed, ...) as row {first}")
         checked.refused += [(number, fault) for fault in faults]
         if faults or row is None:
             continue
@@ -63,25 +71,38 @@ def check(path: Path, board: Board) -> Checked:
     contradictions = list(_contradictions(repeated, board))
     checked.refused += contradictions
     checked.repeated = len(repeated) - len(contradictions)
-    complete = {row.identity: row for row in (*board.rows, *checked.new)}.values()
     if not checked.refused:
-        new = {(row.method, row.tuning, row.ablation): numbers[id(row)] for row in reversed(checked.new)}
-        checked.refused += [(new[key], reason) for key, reason in incomplete(complete, board.suite) if key in new]
+        checked.refused += _gaps(checked.new, numbers, board)
     checked.refused.sort(key=lambda fault: fault[0])
     return checked
 
 
+def _gaps(new: list[Row], numbers: dict[int, int], board: Board) -> Iterator[tuple[int, str]]:
+    """(row number, what is missing) of each new method that is incomplete. `numbers`: id of a row -> row number."""
+    complete = {row.identity: row for row in (*board.rows, *new)}.values()
+    first = {(row.method, row.tuning, row.ablation): numbers[id(row)] for row in reversed(new)}
+    yield from ((first[key], reason) for key, reason in incomplete(complete, board.suite) if key in first)
+
+
 def _contradictions(repeated: list[tuple[int, row_comparison.Pair]], board: Board) -> Iterator[tuple[int, str]]:
-    """(row number, reason) for rows that are not what is published of the same cell and seed, judged as `verify` does."""
+    """(row number, reason) for rows that differ from the published row with the same key, compared as `verify` does."""
     verdicts = row_comparison.compare([pair for _, pair in repeated], Noise(board.rows))
     for (number, pair), verdict in zip(repeated, verdicts, strict=True):
         different = [*verdict.differences, *_configuration(*pair)]
         if different:
-            yield number, f"differs from what is published: {'; '.join(different)}"
+            yield number, f"differs from the published row: {'; '.join(different)}"
 
 
 def incomplete(rows: Iterable[Row], suite: Suite) -> Iterator[tuple[tuple[str, str, str], str]]:
-    """((method, tuning, ablation), what is missing) for all that lack a cell or a seed of the suite."""
+    """Find methods without rows for some block, sparsity, fine-tuning epochs or seed of the suite.
+
+    Args:
+        rows: all rows of a leaderboard.
+        suite: its suite.
+
+    Yields:
+        ((method, tuning, ablation), what is missing), one per incomplete method.
+    """
     found: dict[tuple[str, str, str], dict[tuple[Any, ...], set[int]]] = {}
     pruned: set[tuple[str, str, str]] = set()
     for row in rows:
@@ -89,11 +110,11 @@ def incomplete(rows: Iterable[Row], suite: Suite) -> Iterator[tuple[tuple[str, s
             pruned.add((row.method, row.tuning, row.ablation))
         seeds = found.setdefault((row.method, row.tuning, row.ablation), {})
         seeds.setdefault((row.dataset, row.architecture, row.sparsity, row.finetune_epochs), set()).add(row.seed)
-    # Architectures that do not take a data set have rows of nobody.
+    # Blocks without any row are not required: the architecture does not support the data set.
     blocks = {cell[:2] for cells in found.values() for cell in cells}
     for key, cells in found.items():
         if key not in pruned:
-            own = {cell[:2] for cell in cells}  # a training's reference is there where a method has chosen it
+            own = {cell[:2] for cell in cells}  # a dense network is only required where a method uses it
             wanted = {(*block, 0.0, f) for block in own for f in suite.finetune_epochs}
         else:
             wanted = {(*block, s, f) for block in blocks for s in suite.sparsities for f in suite.finetune_epochs}
@@ -108,7 +129,7 @@ def incomplete(rows: Iterable[Row], suite: Suite) -> Iterator[tuple[tuple[str, s
 
 
 def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(row number, cells) of the file below its header; UserError where it is no CSV with the contract's columns."""
+    """(row number, cells) of each line below the header. UserError if the file is not a CSV with the columns of results.csv."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             lines = list(csv.reader(file, strict=True))
@@ -134,21 +155,21 @@ def _header_fault(header: list[str]) -> str:
 
 
 def _row(cells: list[str]) -> tuple[Row | None, list[str]]:
-    """The row of these cells, or None and what is wrong with them."""
+    """The row of these cells, or None and the errors."""
     if len(cells) != len(COLUMNS):
         return None, [f"{len(cells)} cells, expected {len(COLUMNS)}"]
     return row_of(dict(zip(COLUMNS, cells, strict=True)))
 
 
 def _of_suite(row: Row, board: Board) -> Iterator[str]:
-    """What does not belong to the board's suite and protocol."""
+    """Values of a row that are not in the suite, or a different protocol."""
     suite = board.suite
     if row.suite != suite.name:
-        yield f"suite '{row.suite}', this leaderboard is of '{suite.name}'"
+        yield f"suite '{row.suite}', this leaderboard has suite '{suite.name}'"
     if row.protocol != PROTOCOL_VERSION:
-        yield f"protocol {row.protocol}, this is protocol {PROTOCOL_VERSION}"
+        yield f"protocol {row.protocol}, this release has protocol {PROTOCOL_VERSION}"
     if row.architecture not in {a for b in suite.blocks if b.dataset == row.dataset for a in b.architectures}:
-        yield f"{row.dataset}/{row.architecture} is not a block of the suite"
+        yield f"the suite does not contain {row.dataset}/{row.architecture}"
     if row.sparsity not in (suite.sparsities if row.criterion else (0.0,)):
         yield f"sparsity {row.sparsity!r} is not one of {', '.join(map(str, suite.sparsities if row.criterion else (0.0,)))}"
     if row.seed not in suite.seeds:
@@ -156,44 +177,44 @@ def _of_suite(row: Row, board: Board) -> Iterator[str]:
     if row.finetune_epochs not in suite.finetune_epochs:
         yield f"finetune_epochs {row.finetune_epochs} is not one of {', '.join(map(str, suite.finetune_epochs))}"
     if row.epochs < suite.epochs or (row.epochs > suite.epochs and row.ablation == "none" and row.stage != Stage.DURING):
-        yield f"epochs {row.epochs}, the suite has {suite.epochs}"
+        yield f"epochs {row.epochs}, but the suite has {suite.epochs}"
     for name in ("granularity", "match"):
         if getattr(row, name) != getattr(suite, name):
             yield f"{name} '{getattr(row, name)}', this leaderboard has '{getattr(suite, name)}'"
 
 
 def _exact(row: Row, shape: dict[str, int]) -> Iterator[str]:
-    """Measurements that cannot be: counts, the exact sparsity, what a status must have."""
+    """Impossible measurements: counts, sparsity, and columns that do not fit to the status."""
     if row.status in ("failed", "unsupported"):
         if not row.error:
-            yield f"status '{row.status}' without an error that says why"
+            yield f"status is '{row.status}' but the column `error` is empty"
         if row.accuracy is not None:
-            yield f"status '{row.status}' with an accuracy"
+            yield f"status is '{row.status}' but the column `accuracy` is not empty"
         return
     needed = [n for n in ("accuracy", "nll", "brier", "ece", "sparsity_reached", "kept_weights", *SHAPE) if getattr(row, n) is None]
     if needed:
-        yield f"status '{row.status}' without {', '.join(needed)}"
+        yield f"status is '{row.status}' but these columns are empty: {', '.join(needed)}"
         return
     assert row.prunable_weights is not None
     assert row.kept_weights is not None
     assert row.sparsity_reached is not None
     for name, value in shape.items():
         if getattr(row, name) != value:
-            yield f"{name} {getattr(row, name)}, this network has {value}"
+            yield f"{name} is {getattr(row, name)}, but this network has {value}"
     if row.granularity == "weight":
         wanted = row.prunable_weights - methods.count_masked(row.sparsity, row.prunable_weights)
         if row.kept_weights != wanted:
-            yield f"kept_weights {row.kept_weights}, exactly {wanted} of {row.prunable_weights} are kept at sparsity {row.sparsity!r}"
+            yield (f"kept_weights is {row.kept_weights}, but sparsity {row.sparsity!r} requires exactly {wanted} of {row.prunable_weights}")
     if abs(row.sparsity_reached - (1 - row.kept_weights / row.prunable_weights)) > 1e-12:
-        yield f"sparsity_reached {row.sparsity_reached!r} is not what kept_weights and prunable_weights give"
+        yield f"sparsity_reached {row.sparsity_reached!r} is not 1 - kept_weights / prunable_weights"
     for part, whole in (("parameters_kept", "parameters"), ("flops_kept", "flops"), ("accuracy", "top5")):
         a, b = getattr(row, part), getattr(row, whole)
         if a is not None and b is not None and a > b:
-            yield f"{part} {a} is more than {whole} {b}"
+            yield f"{part} {a} is larger than {whole} {b}"
 
 
 def _configured(row: Row, suite: Suite) -> Iterator[str]:
-    """Where criterion, training, stage, schedule and hyperparameters are not those that the method's name stands for."""
+    """Differences between the name of the method and the row's criterion, training, stage, schedule and hyperparameters."""
     try:
         said = json.loads(row.hyperparameters)
         training, criterion = said["training"], said["criterion"] if row.criterion else {}
@@ -204,7 +225,7 @@ def _configured(row: Row, suite: Suite) -> Iterator[str]:
         yield "hyperparameters: not a JSON object with the values of training, criterion and fine-tuning"
         return
     if scale is not None and scale != suite.finetune_lr_scale and row.tuning == "default":
-        yield f"hyperparameters: lr_scale {scale!r} of fine-tuning, the suite has {suite.finetune_lr_scale!r}"
+        yield f"hyperparameters: lr_scale {scale!r} of fine-tuning, but the suite has {suite.finetune_lr_scale!r}"
     try:
         yield from _dense(row, training) if not row.criterion else _named(row, said, training, criterion)
     except (ValueError, TypeError) as error:
@@ -212,14 +233,14 @@ def _configured(row: Row, suite: Suite) -> Iterator[str]:
 
 
 def _dense(row: Row, training: dict[str, Any]) -> Iterator[str]:
-    """Where a row without a criterion is not called what its training is."""
+    """A wrong method name of a dense network."""
     name = dense_name(row.training, hyperparameters_of(methods.make("trainings", row.training, training)))
     if row.method != name:
-        yield f"method '{row.method}' without a criterion: the dense reference of this training is '{name}'"
+        yield f"method '{row.method}' has no criterion; the dense network of this training must be called '{name}'"
 
 
 def _named(row: Row, said: dict[str, Any], training: dict[str, Any], criterion: dict[str, Any]) -> Iterator[str]:
-    """Where a row is not of the method of that name."""
+    """Differences between a pruned row and the registered method of this name."""
     method = methods.get(row.method)
     named = {"method": method.name, "criterion": method.criterion, "training": method.training, "stage": str(method.stage)}
     wrong = [f"{n} '{getattr(row, n)}', the method '{row.method}' has '{v}'" for n, v in named.items() if getattr(row, n) != v]
@@ -228,25 +249,25 @@ def _named(row: Row, said: dict[str, Any], training: dict[str, Any], criterion: 
         return
     schedule = None if method.schedule is None else json.loads(json.dumps(method.schedule.as_dict()))
     if said.get("schedule") != schedule:
-        yield f"hyperparameters: not the schedule of '{row.method}'"
+        yield f"hyperparameters: `schedule` is not that of '{row.method}'"
     given = {"training": training, "criterion": criterion}
     made = {
         "training": method.make_training(**training),
         "criterion": method.make_criterion(**criterion),
-    }  # what the name fixes, and ranges
+    }  # raises for values outside their ranges, or that differ from those in the name
     if row.tuning == "tuned":
         if not isinstance(said.get("tuning"), dict):
-            yield "hyperparameters: a tuned row says nothing of its tuning"
+            yield "hyperparameters: tuned row without the entry `tuning`"
         return
     defaults = {"training": method.make_training(), "criterion": method.make_criterion()}
     for kind, configuration in made.items():
         values = hyperparameters_of(defaults[kind])
         changed = sorted(k for k, v in hyperparameters_of(configuration).items() if k not in given[kind] or v != values[k])
         if changed:
-            yield f"hyperparameters: {', '.join(changed)} of the {kind} are not the defaults of '{row.method}'"
+            yield f"hyperparameters: {', '.join(changed)} of the {kind} differ from the defaults of '{row.method}'"
 
 
 def _configuration(there: Row, row: Row) -> list[str]:
-    """Hyperparameters that differ from those of the published row."""
+    """`hyperparameters` if it differs from the published row, otherwise nothing."""
     same = json.loads(there.hyperparameters) == json.loads(row.hyperparameters)
     return [] if same else ["hyperparameters"]

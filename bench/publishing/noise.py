@@ -1,21 +1,22 @@
-"""How much a number varies between the seeds of its cell, and so how far an honest re-run elsewhere may be from what is published.
+"""The variation of results between seeds: it limits how much a row computed on another machine may differ from the published row.
 
-A cell is all that is published of one configuration: rows that differ in their seed alone. Rounding differences grow while a network
-trains, so a re-run on another machine or release is at most as far from the published row as another seed would be.
+A cell is the set of published rows of one configuration, which differ only in their seed. Rounding differences grow during training, so
+a row computed on another machine or with another release differs from the published row at most as much as another seed would.
 
-The variance of a cell is pooled from two sources. Neither the judged row nor its re-run is in them, so neither can widen the limits:
+The variance of a cell is pooled from two sources. Neither the tested row nor the computed one is part of them, so that a wrong row cannot
+widen its own limits:
 
     s² = (w u + f v) / (w + f),    with w + f degrees of freedom
 
 v: variance over the published rows of the other seeds, f = their number - 1.
-u: mean variance of the `MATCHED` cells of the block whose means are nearest to the cell's. Noise depends on the height: networks near
-the dense accuracy are quiet, half-broken ones are not. The cell's mean is taken over all its runs, for without the judged row an
-honest outlier would be matched with cells that are quieter than its own.
-w: `WEIGHT` for each matched cell: less than its own degrees of freedom, for cells of one height still differ. With this weight the tests
-reject about as often as they should on published boards with another seed's row in place of the re-run (with 1 they rejected one
-call in five of ten rows of LeNet-5 on MNIST). In a sample of ten rows one point is then caught nearly always where seeds deviate by
-0.1 points, three times in four at 0.15. Five seeds without matched cells would say too little: the 0.1 % quantile of Student's t with
-three degrees of freedom is 12.9.
+u: mean variance of the `MATCHED` cells with the nearest mean, on the same data set and architecture. Reason: the noise depends on the
+mean; it is small near the dense accuracy and large for half-destroyed networks. The mean of the cell includes the tested row and the
+computed one: without them, an honest outlier would be matched with cells of smaller noise.
+w: `WEIGHT` times the number of matched cells. The weight is less than the cells' own degrees of freedom, because cells with the same mean
+differ in their variance. It was chosen so that the tests keep their level on published leaderboards, with the row of another seed instead
+of a computed row; with the weight 1, 20 % of samples of ten rows of LeNet-5 on MNIST were rejected. In a sample of ten rows, a change by
+one percentage point is then found almost always if the standard deviation over seeds is 0.1 points, and in 75 % of cases if it is 0.15.
+Without matched cells, five seeds are too few: the 0.1 % quantile of Student's t with three degrees of freedom is 12.9.
 """
 
 import itertools
@@ -26,18 +27,18 @@ from typing import Any
 
 from bench.spec.row import DECLARED, Row
 
-MATCHED = 10
+MATCHED = 10  # number of cells
 WEIGHT = 0.4  # degrees of freedom of a matched cell
-FLOOR = 1e-6  # of a number on a logarithmic scale: what is nearer is the same
+FLOOR = 1e-6  # smaller differences on a logarithmic scale count as equal
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A column that is judged by the noise of its cell.
+    """A column that is tested against the noise of its cell.
 
-    `level`: the probability that any of the honest rows of a call is rejected for it. `pool`: the column whose cells are matched, if not
-    its own. `positive`: compared on a logarithmic scale; otherwise it is a fraction, and values that differ by the smallest step there
-    is always agree.
+    `level`: probability that any row of an unchanged leaderboard is rejected because of this column. `pool`: the column that provides the
+    matched cells, if it is not this one. `positive`: compared on a logarithmic scale; otherwise it is a fraction, and values that differ by
+    one step (one test sample) always agree.
     """
 
     column: str
@@ -46,14 +47,22 @@ class Measure:
     positive: bool = False
 
     def value(self, row: Row, column: str = "") -> float | None:
-        """The number on the scale on which it is judged; None where it is missing."""
+        """The value of a row on the scale of the test.
+
+        Args:
+            row: the row.
+            column: another column than this one.
+
+        Returns:
+            The value, or its logarithm if the measure is positive; None if it is missing.
+        """
         value = getattr(row, column or self.column)
         if value is None:
             return None
         return math.log(max(value, 1e-12)) if self.positive else float(value)
 
 
-# The probability that an honest call is rejected for one of these columns; the other measures share what is left.
+# The level of each of these columns; the other columns share the level `OTHERS` equally.
 LEVELS = {"accuracy": 0.025, "accuracy_before_finetune": 0.003, "dense_accuracy": 0.003}
 OTHERS = 0.0105
 _JUDGED = {column.name: column.judged for column in DECLARED.values() if column.judged is not None}
@@ -65,10 +74,10 @@ MEASURES = tuple(  # accuracy first
 
 @dataclass(frozen=True)
 class Spread:
-    """What a cell shows beside the row that is judged.
+    """The noise of a cell, without the tested row.
 
-    `deviation`: of the other seeds alone. `mean` and `count`: of the other seeds and the re-run. `step`: values no further apart agree
-    whatever the variance.
+    `variance`, `df`: pooled variance and its degrees of freedom. `mean`, `count`: mean and number of the other seeds and the computed row.
+    `deviation`: standard deviation of the other seeds only. `step`: values whose difference is at most this always agree.
     """
 
     variance: float
@@ -82,12 +91,12 @@ class Spread:
 @dataclass(frozen=True)
 class _Cell:
     key: tuple[Any, ...]
-    height: float  # its mean, on the scale on which cells are matched
+    height: float  # mean, on the scale for matching cells
     variance: float
 
 
 class Noise:
-    """The noise of a board's cells; `rows`: all that is published."""
+    """The noise of all cells of a leaderboard. `rows`: its published rows."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self._blocks: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Row]]] = {}
@@ -96,7 +105,16 @@ class Noise:
             self._blocks.setdefault(_block(row), {}).setdefault(_cell(row), []).append(row)
 
     def spread(self, row: Row, got: Row, measure: Measure) -> Spread | None:
-        """The spread to judge a published row by; `got`: its re-run. None where nothing is known: one seed, no other cell."""
+        """The noise to test a published row against.
+
+        Args:
+            row: the published row.
+            got: the computed row.
+            measure: the column.
+
+        Returns:
+            None if a value is missing, or if there is neither another seed nor another cell.
+        """
         cells = self._blocks.get(_block(row), {})
         seeds = [v for v in (measure.value(r) for r in cells.get(_cell(row), []) if r.seed != row.seed) if v is not None]
         own, again = (measure.value(r) for r in (row, got))
@@ -114,7 +132,7 @@ class Noise:
         return Spread(variance, w + f, mean, len(seeds) + 1, math.sqrt(_variance(seeds)), step)
 
     def _pool(self, block: tuple[Any, ...], measure: Measure) -> tuple[list[_Cell], float]:
-        """The cells of a block with two seeds or more, in the column that this measure's are matched in, and the column's step."""
+        """(cells with at least two seeds, step) of a block, in the column that provides the matched cells of this measure."""
         column = measure.pool or measure.column
         if (block, column) not in self._pools:
             found = {
@@ -136,21 +154,21 @@ def _cell(row: Row) -> tuple[Any, ...]:
 
 
 def _height(values: list[float], measure: Measure) -> float:
-    """The mean, as log odds where it is a fraction."""
+    """The mean; of fractions its log odds."""
     mean = sum(values) / len(values)
     return mean if measure.positive else math.log((mean + 1e-4) / (1 - mean + 1e-4))
 
 
 def _variance(values: list[float], step: float = 0.0) -> float:
-    """Sample variance, with the step²/12 by which rounding to multiples of a step varies; of fewer than two values that alone."""
+    """Sample variance + step²/12, the variance of rounding to multiples of a step; for fewer than two values only step²/12."""
     mean = sum(values) / max(len(values), 1)
     return sum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1) + step**2 / 12
 
 
 def _step(values: Iterable[float]) -> float:
-    """The smallest step between two values that nearly all are multiples of: one test sample, of accuracies. 0 where all are the same.
+    """The smallest difference of two values such that at least 90 % of the values are multiples of it; 0 if all values are equal.
 
-    Nearly: a value that was changed by hand must not make the step smaller for all others.
+    For accuracies this is one test sample. Not all values must be multiples, so that one wrong value cannot change the step.
     """
     rounded = [round(v, 12) for v in values]
     gaps = sorted({b - a for a, b in itertools.pairwise(sorted(set(rounded)))})

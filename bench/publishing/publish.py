@@ -1,7 +1,7 @@
-"""`publish`: rows of the store, or of somebody else's file, to leaderboards/<suite>/.
+"""`publish`: write rows of the store, or of a contributed results.csv, to leaderboards/<suite>/.
 
-Everything is computed, and every check made, before the first file is written. What was published and is neither in the store's
-rows nor contradicted by them stays: a folder may hold what others have contributed.
+Everything is computed and checked before the first file is written. Published rows of methods that are not published again stay in the
+folder, because others may have contributed them.
 """
 
 import dataclasses
@@ -28,17 +28,18 @@ from methods import Stage
 CONTROLS = ("random", "magnitude", "magnitude_layer")  # protocol, rule 8
 CONTROLS_AT_INIT = ("random_init",)
 LEAST_SEEDS, ENOUGH_SEEDS = 3, 5  # protocol, rule 9
-SHOWN = "digits"  # the suite whose tables stand in the README
+SHOWN = "digits"  # the suite whose tables are in the README
 RUN = ["python", "-m", "bench", "run"]
-# What a suite may change without making the rows that are there rows of another comparison.
+# Keys of a suite that may change while the published rows remain comparable.
 EXTENT = {"description", "blocks", "sparsities", "seeds", "methods", "finetune_epochs", "trials"}
 
 
 @dataclass(frozen=True)
 class Publication:
-    """What a folder will hold. `changes`: path below the folder -> new content, None for a file that goes. `readme`: its new text, if any.
+    """A publication that is not yet written.
 
-    `notes`: what a user should know of it.
+    `folder`: folder of the leaderboard. `board`: its new evidence. `changes`: path relative to the folder -> new content, None for a file
+    to remove. `readme`: new text of the README, or None if it does not change. `notes`: messages for the user.
     """
 
     folder: Path
@@ -49,11 +50,15 @@ class Publication:
 
     @property
     def readme_file(self) -> Path:
-        """The README above the folder of leaderboards."""
+        """The README in the parent directory of leaderboards/."""
         return self.folder.resolve().parent.parent / "README.md"
 
     def write(self) -> None:
-        """Write all changes. Raises UserError where a file cannot be written; none is changed then."""
+        """Write all changes.
+
+        Raises:
+            UserError: a file cannot be written; then no file is changed.
+        """
         try:
             files.write_files(self.folder, self.changes)
             if self.readme is not None:
@@ -63,17 +68,17 @@ class Publication:
 
 
 def publish(suite: str, narrowing: Narrowing, resources: Resources, to: Path, options: list[str]) -> Publication:
-    """The suite's folder from the store, not yet written.
+    """Prepare the leaderboard of a suite from the rows in the store.
 
     Args:
-        suite: its name or file.
-        narrowing: what to take instead of the suite's own values.
-        resources: where the results are kept.
-        to: the folder of leaderboards.
-        options: those of the `run` command that computes the rows, for messages.
+        suite: name or .toml file of the suite.
+        narrowing: values to use instead of the suite's.
+        resources: the store, and further resources.
+        to: the parent folder of the leaderboard.
+        options: options of the `run` command that computes the rows, for error messages.
 
     Raises:
-        UserError: it names what is missing, and the command that computes it.
+        UserError: rows, methods or seeds are missing. The message contains the command that computes them.
     """
     environment = environment_of(resources)
     catalogue.load_plugins(environment.plugins)
@@ -88,55 +93,63 @@ def publish(suite: str, narrowing: Narrowing, resources: Resources, to: Path, op
     board = Board(request.suite, tuple(results_csv.ordered([*_kept(there, request.suite, rows), *rows])))
     gap = next(merge.incomplete(board.rows, request.suite), None)
     if gap is not None:
-        raise UserError(f"{gap[1]}; compute it, or remove its file from '{folder / 'results'}'")
+        raise UserError(f"{gap[1]}; compute these rows, or remove the file from '{folder / 'results'}'")
     return _publication(board, folder, notes)
 
 
+def _rows_in_words(count: int) -> str:
+    return f"{count} row{'s' * (count != 1)}"
+
+
 class Refused(UserError):
-    """A file that is not merged. `reasons`: (row number, why)."""
+    """A file that was not merged. `reasons`: (row number, reason)."""
 
     def __init__(self, file: Path, reasons: list[tuple[int, str]]) -> None:
         refused = len({number for number, _ in reasons})
-        super().__init__(f"'{file}': {refused} {'row' if refused == 1 else 'rows'} refused; nothing was merged")
+        super().__init__(f"'{file}': {_rows_in_words(refused)} refused; nothing was merged")
         self.reasons = reasons
 
 
 def merge_file(file: Path, suite: str, to: Path) -> Publication:
-    """The suite's folder with the rows of a results.csv added, not yet written: all of them, or `Refused`.
+    """Prepare a leaderboard with the rows of a results.csv added.
 
     Args:
         file: the results.csv.
-        suite: the name of the suite.
-        to: the folder of leaderboards.
+        suite: name of the suite.
+        to: the parent folder of the leaderboard.
+
+    Raises:
+        Refused: a row is invalid; then no row is merged.
+        UserError: the leaderboard does not exist, the file cannot be read, or methods or seeds are missing.
     """
     folder = to / suite
     if not folder.is_dir():
-        raise UserError(f"there is no leaderboard '{folder}' to merge into: publish the suite first")
+        raise UserError(f"the leaderboard folder '{folder}' does not exist; publish the suite before merging")
     board = board_folder.read(folder)
     checked = merge.check(file, board)
     if checked.refused:
         raise Refused(file, checked.refused)
     names = ", ".join(dict.fromkeys(row.method for row in checked.new)) or "nothing new"
-    repeated = f"; {checked.repeated} rows repeat what is published" if checked.repeated else ""
+    repeated = f"; {_rows_in_words(checked.repeated)} already published" if checked.repeated else ""
     merged = Board(board.suite, tuple(results_csv.ordered([*board.rows, *checked.new])))
     _check_controls(merged.suite, {r.method for r in merged.rows}, {r.stage for r in merged.rows}, ["--suite", suite])
-    return _publication(merged, folder, [f"{file}: {len(checked.new)} rows to merge ({names}){repeated}"])
+    return _publication(merged, folder, [f"{file}: {_rows_in_words(len(checked.new))} to merge ({names}){repeated}"])
 
 
 def _check_controls(suite: Suite, methods: set[str], stages: Iterable[str], options: list[str]) -> None:
-    """UserError where the controls or the seeds of the protocol are not there."""
+    """UserError if methods or seeds that the protocol requires are missing."""
     wanted = CONTROLS + (CONTROLS_AT_INIT if Stage.INIT in stages else ())
     missing = [name for name in wanted if name not in methods]
     if missing:
         command = shlex.join([*RUN, *_without(options, "--methods"), "--methods", ",".join(missing)])
         raise UserError(
-            f"the controls {', '.join(missing)} are missing (protocol, rule 8). Run this to compute them, and name them here too: {command}"
+            f"the controls {', '.join(missing)} are missing (protocol, rule 8). Add them to --methods. Run this to compute them: {command}"
         )
     if len(suite.seeds) < LEAST_SEEDS:
         seeds = [*suite.seeds, *(k for k in range(suite.tuning_seed) if k not in suite.seeds)][:LEAST_SEEDS]
         command = shlex.join([*RUN, *_without(options, "--seeds"), "--seeds", ",".join(map(str, sorted(seeds)))])
         raise UserError(
-            f"{len(suite.seeds)} seeds, at least {LEAST_SEEDS} are published (protocol, rule 9). Run this to compute them: {command}"
+            f"{len(suite.seeds)} seeds; a published suite needs {LEAST_SEEDS} (protocol, rule 9). Run this to compute them: {command}"
         )
 
 
@@ -146,7 +159,7 @@ def _without(options: list[str], name: str) -> list[str]:
 
 
 def _collect(request: Request, store: Store, options: list[str], notes: list[str]) -> list[Row]:
-    """All rows of a request: at the defaults, tuned where the suite tunes, and each ablation that is complete."""
+    """All rows of a request: with default hyperparameters, tuned if the suite has trials, and every complete ablation."""
     rows = _rows(plan(request, store), store, options, notes)
     for name in ABLATIONS:
         planned = plan(dataclasses.replace(request, ablations=(name,)), store)
@@ -155,19 +168,19 @@ def _collect(request: Request, store: Store, options: list[str], notes: list[str
         if len(found) == wanted:
             rows += found
         elif found:
-            notes.append(f"note: {len(found)} of {wanted} rows of ablation {name} are in the store: left out")
+            notes.append(f"note: {len(found)} of {wanted} rows of ablation {name} are in the store; this ablation is not published")
     return rows + (_tuned(request, store, options, notes) if request.suite.trials else [])
 
 
 def _tuned(request: Request, store: Store, options: list[str], notes: list[str]) -> list[Row]:
     found, left = pipeline.searched(request, store)
     if left:
-        raise UserError(f"{left} of {left + len(found)} searches are not finished. Run this to finish them: {shlex.join([*RUN, *options])}")
+        raise UserError(f"{left} of {left + len(found)} searches are incomplete. Run this to finish them: {shlex.join([*RUN, *options])}")
     return _rows(plan(dataclasses.replace(request, tuned=found), store), store, options, notes)
 
 
 def _rows(planned: Plan, store: Store, options: list[str], notes: list[str]) -> list[Row]:
-    """Every row of a plan. Raises UserError where one is missing."""
+    """Every row of a plan. UserError if one is missing."""
     rows = pipeline.collect(planned, store)
     if len(rows) < len(planned.expected):
         missing, wanted = len(planned.expected) - len(rows), len(planned.expected)
@@ -177,7 +190,7 @@ def _rows(planned: Plan, store: Store, options: list[str], notes: list[str]) -> 
 
 
 def _kept(there: Board | None, suite: Suite, rows: list[Row]) -> list[Row]:
-    """The published rows that stay beside new ones. UserError where they are of other settings, and would not compare."""
+    """The published rows to keep. UserError if the suite has changed so that they cannot be compared with the new rows."""
     if there is None:
         return []
     new = {row.identity for row in rows}
@@ -192,7 +205,7 @@ def _kept(there: Board | None, suite: Suite, rows: list[Row]) -> list[Row]:
 
 
 def _publication(board: Board, folder: Path, notes: list[str]) -> Publication:
-    """What changes in the folder, and in the README's tables."""
+    """The changes in the folder and in the tables of the README."""
     made = board_folder.evidence(board) | board_folder.derived(board)
     readme_file, text = folder.resolve().parent.parent / "README.md", None
     if board.suite.name == SHOWN and readme_file.is_file():
@@ -201,7 +214,7 @@ def _publication(board: Board, folder: Path, notes: list[str]) -> Publication:
         text = None if text == old else text
     failed = sum(row.status == "failed" for row in board.rows)
     if failed:
-        notes.append(f"{failed} of {len(board.rows)} rows failed: they count as accuracy 0")
+        notes.append(f"{failed} of {len(board.rows)} rows failed; they count as accuracy 0")
     if len(board.suite.seeds) < ENOUGH_SEEDS:
         notes.append(f"warning: {len(board.suite.seeds)} seeds; a published suite should have {ENOUGH_SEEDS} (protocol, rule 9)")
     return Publication(folder, board, board_folder.changes(folder, made), text, tuple(notes))

@@ -1,21 +1,24 @@
-"""Whether what was computed again agrees with what is published: row by row, and for all rows together.
+"""Compare published rows with computed ones: each row, and all rows together.
 
-Everything but costs and provenance is compared. In the same environment a computation repeats itself bit for bit, and the rows must
-be equal. Elsewhere sums are rounded differently and training carries that on. Then counts must be equal, and the numbers of
-`noise.MEASURES` are judged by the noise of their cell. H0: an honest re-run differs from its row at most as another seed would.
-With s², df and the mean m of k values (the other seeds and the re-run) from `noise.Spread`, a row y with the re-run y' is rejected if
+Costs and provenance are not compared. In the same environment, a computation is bit-identical and the rows must be equal. In another
+environment sums are rounded differently, and the differences grow during training. Then counts must be equal, and the numbers of
+`bench.publishing.noise.MEASURES` are tested against the noise of their cell (the rows that differ only in their seed). H0: a computed row
+differs from its published row at most as much as another seed would. `bench.publishing.noise.Spread` provides s², df and the mean m of k
+values (the other seeds and the computed row). A published row y with the computed row y' is rejected if
 
-    |y' - y| > q s √2    or    |y - m| > q s √(1 + 1/k), where |y' - y| is too large at 5 % for a single row as well,
+    |y' - y| > q s √2, or
+    |y - m| > q s √(1 + 1/k) and |y' - y| is too large at the level 5 % for a single row.
 
-q: the quantile of Student's t at (level of the column) / (rows of the call) / 2 for each of the two tests (Bonferroni). The second
-test is the sharper one where a single row was changed, the first where all seeds of its cell were. Then one test for all rows: the
-signs of honest differences are coin tosses, see `shifts`. All levels together are 5 %: an honest call passes with 95 % at least.
+q: quantile of Student's t with df degrees of freedom at the level (level of the column) / (number of rows) / 2 for each of the two tests
+(Bonferroni). The second test has more power if a single row was changed, the first one if all seeds of its cell were changed. A third test
+uses all rows: without a systematic shift, each difference is positive or negative with equal probability, see `shifts`. All levels add up
+to 5 %: an unchanged leaderboard passes with a probability of at least 95 %.
 
-Where a likelihood repeats itself to the last bit, so has the computation: its accuracy must be equal, whatever the devices are called.
-Where one of its witnesses does but for rounding (`NEAR`), the network is the same: its accuracy may differ by one test sample, its other
-scores by a hundredth, however noisy the cell. Of 390 rows of small networks computed with the plainest instructions, or with AVX2, in
-place of AVX-512, more than eight in ten do, all with the same accuracy and scores within 0.0003 of themselves. The others, and all that
-were trained on MNIST, differ by up to one deviation of their cell.
+If a likelihood is bit-identical, the computation was too: the accuracy must be equal, in any environment. If a likelihood or Brier score
+(the `witnesses` of a column) is equal up to rounding (`NEAR`), the network is the same: then the accuracy may differ by one test sample and
+the other scores by 1 %, however large the noise of the cell is. Measured on 390 rows of small networks, computed with the basic
+instruction set or with AVX2 instead of AVX-512: more than 80 % were equal up to rounding, with the same accuracy and scores within
+0.0003. The other rows, and all rows trained on MNIST, differed by up to one standard deviation of their cell.
 """
 
 import math
@@ -34,20 +37,20 @@ WHERE = columns_of(Role.WHERE)
 MEASURED = tuple(name for name in columns_of(Role.COUNT, Role.MEASURE) if name != "status")
 COUNTED = tuple(name for name in columns_of(Role.COUNT) if name != "status")
 ACCURACIES = ("accuracy", "accuracy_before_finetune", "dense_accuracy")
-REPEATED = {"accuracy": "nll", "dense_accuracy": "dense_nll"}  # accuracy -> the likelihood of the same network
-SAME = 0.01  # of a score of the same network, relative
+REPEATED = {"accuracy": "nll", "dense_accuracy": "dense_nll"}  # accuracy -> likelihood of the same network
+SAME = 0.01  # largest relative difference of a score of the same network
 SHIFT_LEVEL = {"accuracy": 0.004, "nll": 0.004}
 UNLIKELY = 0.05
-NEAR = (1e-5, 1e-4)  # of a likelihood: relative, and in deviations over seeds, for networks at chance all have the same
-EXACT = 1e-9  # below this, a relative difference of two distances is rounding
-FLIPS = 9999
+NEAR = (1e-5, 1e-4)  # equal up to rounding: relative difference, and in standard deviations over seeds (small at chance accuracy)
+EXACT = 1e-9  # smaller relative differences of two distances are rounding errors
+FLIPS = 9999  # number of random signs
 
 Pair = tuple[Row, Row]  # published, computed
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What differs in a row, as 'column: expected ..., got ...', and how far its accuracy was allowed to differ."""
+    """The differences of a row, as 'column: expected ..., got ...', and the allowed difference of its accuracy, in words."""
 
     differences: list[str] = field(default_factory=list)
     allowed: str = ""
@@ -55,7 +58,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Shift:
-    """The mean of (computed - published) over the independent networks of a sample, in deviations of such a difference."""
+    """The test of one column for a shift that all rows share.
+
+    `mean`: mean of (computed - published) over `networks` independent networks, in standard deviations. `p`: p-value.
+    """
 
     column: str
     mean: float
@@ -64,17 +70,34 @@ class Shift:
 
     @property
     def significant(self) -> bool:
-        """Whether honest rows would show so large a shift too rarely."""
+        """Whether the shift is significant at the level of its column."""
         return self.p < SHIFT_LEVEL[self.column]
 
 
 def same_environment(first: Row, second: Row) -> bool:
-    """Whether both rows are of one release of torch, one device and, where rows say it, one environment: they must be equal."""
+    """Whether two rows were computed in the same environment, so that their measurements must be equal.
+
+    Args:
+        first: a row.
+        second: the other row.
+
+    Returns:
+        Whether the torch release, the device, the number of threads and the versions of packages are equal.
+    """
     return all(getattr(first, name) == getattr(second, name) for name in WHERE)
 
 
 def compare(pairs: Sequence[Pair], noise: Noise, tolerance: float | None = None) -> list[Verdict]:
-    """The verdict on each (published, computed). `noise`: of the board. `tolerance`: of accuracies, in place of every other rule."""
+    """Compare published with computed rows.
+
+    Args:
+        pairs: (published row, computed row).
+        noise: the noise of the leaderboard.
+        tolerance: largest allowed difference of accuracies, a fraction, instead of the tests; None: use the tests.
+
+    Returns:
+        One verdict per pair.
+    """
     elsewhere = sum(not same_environment(*pair) for pair in pairs)
     verdicts = []
     for expected, got in pairs:
@@ -88,18 +111,25 @@ def compare(pairs: Sequence[Pair], noise: Noise, tolerance: float | None = None)
 
 
 def judge(expected: Row, got: Row, noise: Noise, rows: int = 1) -> Verdict:
-    """The verdict by what the row's cell shows over seeds, as one of so many rows that are judged together."""
+    """Compare two rows with the tests above.
+
+    Args:
+        expected: the published row.
+        got: the computed row.
+        noise: the noise of the leaderboard.
+        rows: number of rows that are tested together.
+    """
     found, allowed = _miscounted(expected, got), ""
     for measure in MEASURES:
         a, b = getattr(expected, measure.column), getattr(got, measure.column)
         if a is None or b is None or _repeated(expected, got, measure.column):
             found += unequal(expected, got, (measure.column,))
             continue
-        if a == b and measure is not MEASURES[0]:  # of accuracy it is said what was allowed
+        if a == b and measure is not MEASURES[0]:  # the allowed difference is reported for accuracy even if it is equal
             continue
         spread = noise.spread(expected, got, measure)
         if spread is None:
-            fault, allows = "no other seed or cell shows how much to allow (--tolerance does)" * (a != b), ""
+            fault, allows = "no other seed or cell shows how much noise to allow (use --tolerance)" * (a != b), ""
         elif witness := _witness(expected, got, noise, measure):
             fault, allows = _by_rounding(expected, got, spread, measure, witness)
         else:
@@ -110,7 +140,7 @@ def judge(expected: Row, got: Row, noise: Noise, rows: int = 1) -> Verdict:
 
 
 def _by_seeds(expected: Row, got: Row, spread: Spread, measure: Measure, rows: int) -> tuple[str, str]:
-    """(what is wrong with a value, '' where nothing is; what its cell allows), by the two tests above."""
+    """(error message or '', allowed difference), by the two tests above."""
     from scipy import stats  # late: a second of import
 
     apart, off = _apart(expected, got, measure), abs((measure.value(expected) or 0.0) - spread.mean)
@@ -128,14 +158,14 @@ def _by_seeds(expected: Row, got: Row, spread: Spread, measure: Measure, rows: i
 
 
 def _by_rounding(expected: Row, got: Row, spread: Spread, measure: Measure, witness: str) -> tuple[str, str]:
-    """As `_by_seeds`, where the witness says that the network is the same."""
+    """The same as `_by_seeds`, if a witness shows that the network is the same."""
     apart, limit = _apart(expected, got, measure), SAME if measure.positive else spread.step
-    allows = f"{_distance(limit, measure)} allowed, for {witness} is the same but for rounding"
+    allows = f"{_distance(limit, measure)} allowed, because {witness} is equal up to rounding"
     return (f"differs by {_distance(apart, measure)}, {allows}" if apart > limit * (1 + EXACT) else ""), allows
 
 
 def _witness(expected: Row, got: Row, noise: Noise, measure: Measure) -> str:
-    """The first score beside this one that is the same but for rounding; '' where there is none."""
+    """The first witness of a column that is equal up to rounding; '' if there is none."""
     judged = DECLARED[measure.column].judged
     for likelihood in MEASURES:
         if judged is not None and likelihood.column in judged.witnesses:
@@ -147,7 +177,7 @@ def _witness(expected: Row, got: Row, noise: Noise, measure: Measure) -> str:
 
 
 def _apart(expected: Row, got: Row, measure: Measure) -> float:
-    """The distance of two values that are there, on the scale on which they are judged."""
+    """The absolute difference of two values on the scale of the test; both values must exist."""
     a, b = measure.value(expected), measure.value(got)
     assert a is not None
     assert b is not None
@@ -155,11 +185,18 @@ def _apart(expected: Row, got: Row, measure: Measure) -> float:
 
 
 def shifts(pairs: Sequence[Pair], noise: Noise) -> list[Shift]:
-    """Tests of a shift that all rows share, for each column of `SHIFT_LEVEL`; rows of the same environment are left out.
+    """Test for a shift that all rows share, for each column of `SHIFT_LEVEL` (Fisher's randomisation test).
 
-    If published and computed values are honest they are exchangeable: each sign of their difference is a coin toss, whatever the
-    distribution (Fisher's randomisation test). Rows that prune the same dense network share its toss. p: how often random signs give
-    a sum of standardised differences at least as large, among `FLIPS` draws and the signs that there are.
+    Under H0 published and computed values are exchangeable: each sign of their difference has probability 1/2, for any distribution. Rows
+    that prune the same dense network have one common sign. p: fraction of sign vectors with a sum of standardised differences at least as
+    large in absolute value, among `FLIPS` random ones and the observed one. Rows of the same environment are left out.
+
+    Args:
+        pairs: (published row, computed row).
+        noise: the noise of the leaderboard.
+
+    Returns:
+        One shift per column with differences to test.
     """
     judged = [pair for pair in pairs if not same_environment(*pair)]
     found = []
@@ -183,9 +220,9 @@ def _sign_flips(values: np.ndarray) -> float:
 
 
 def _standardised(expected: Row, got: Row, noise: Noise, measure: Measure) -> float | None:
-    """(computed - published) in deviations of such a difference; None where there is nothing to compare.
+    """(computed - published) / standard deviation of such a difference; None if a value is missing.
 
-    At most 3, so that no row decides alone; 0 below 0.001, for the rounding of two releases may well lean to one side.
+    Limited to ±3, so that no single row decides. Values below 0.001 count as 0, because rounding may be biased to one side.
     """
     y, again = measure.value(expected), measure.value(got)
     if y is None or again is None:
@@ -199,14 +236,14 @@ def _standardised(expected: Row, got: Row, noise: Noise, measure: Measure) -> fl
 
 
 def _network(row: Row) -> tuple[Any, ...]:
-    """What rows share whose re-runs are no independent ones: the dense network, or their own where each is trained apart."""
+    """Rows with the same value are not independent: they prune the same dense network, or are the same trained network."""
     training = Setting(decoded(row.hyperparameters).training).encoded()
     own = (row.method, row.tuning, row.ablation, row.sparsity) if row.stage not in ("", "after") else ()
     return row.dataset, row.architecture, row.seed, row.training, training, *own
 
 
 def _within(expected: Row, got: Row, tolerance: float) -> Verdict:
-    """The verdict where accuracies may differ by a tolerance."""
+    """The verdict if accuracies may differ by a tolerance."""
     found = _miscounted(expected, got)
     for name in ACCURACIES:
         a, b = getattr(expected, name), getattr(got, name)
@@ -216,24 +253,33 @@ def _within(expected: Row, got: Row, tolerance: float) -> Verdict:
 
 
 def _miscounted(expected: Row, got: Row) -> list[str]:
-    """What must be equal everywhere and is not. Whether a layer keeps a last weight may hang on rounding."""
+    """Differences in status and counts. ok and collapsed may be exchanged: rounding can decide whether a layer keeps a last weight."""
     found = unequal(expected, got, ("status", *COUNTED))
     return found[1:] if {expected.status, got.status} == {"ok", "collapsed"} else found
 
 
 def unequal(expected: Row, got: Row, names: Sequence[str] = ("status", *MEASURED)) -> list[str]:
-    """The columns that are not equal; a measurement that `expected` lacks is not asked for."""
+    """The columns that are not equal; columns that are empty in `expected` are ignored.
+
+    Args:
+        expected: the published row.
+        got: the computed row.
+        names: columns to compare.
+
+    Returns:
+        'column: expected ..., got ...' of each difference.
+    """
     found = []
     for name in names:
         a, b = getattr(expected, name), getattr(got, name)
         if a is not None and a != b:
-            though = f", though {REPEATED[name]} is the same to the last bit" if _repeated(expected, got, name) else ""
+            though = f", although {REPEATED[name]} is bit-identical" if _repeated(expected, got, name) else ""
             found.append(f"{name}: expected {_text(a)}, got {_text(b)}{though}")
     return found
 
 
 def _repeated(expected: Row, got: Row, name: str) -> bool:
-    """Whether the likelihood beside an accuracy is the same to the last bit."""
+    """Whether the likelihood of the same network is bit-identical."""
     likelihood = REPEATED.get(name)
     return (
         likelihood is not None and getattr(expected, likelihood) is not None and getattr(expected, likelihood) == getattr(got, likelihood)
@@ -241,7 +287,7 @@ def _repeated(expected: Row, got: Row, name: str) -> bool:
 
 
 def _distance(value: float, measure: Measure) -> str:
-    """A distance in words: points of a fraction, a factor of a number on a logarithmic scale."""
+    """A distance in words: percentage points of a fraction, or a factor on a logarithmic scale."""
     return f"a factor of {math.exp(value):.3g}" if measure.positive else f"{100 * value:.3g} points"
 
 

@@ -1,4 +1,4 @@
-"""A leaderboard as Markdown or LaTeX: a pure function of leaderboard.csv as a table."""
+"""The leaderboard as Markdown or LaTeX, computed from the table of leaderboard.csv only."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ ESCAPES = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "~": r
 
 
 def table_of(part: pd.DataFrame) -> list[tuple[str, list[str]]]:
-    """(heading, cells) of each column of one track's table."""
+    """(heading, cells) of each column. `part`: the lines of one track."""
     lines, most = [line for _, line in part.iterrows()], part["blocks"].max()
     named = [(str(line["method"]), cells.lacking(line["blocks"], most)) for line in lines]
     area = ("relative_area", "relative_area_low", "relative_area_high")
@@ -28,7 +28,7 @@ def table_of(part: pd.DataFrame) -> list[tuple[str, list[str]]]:
 
 
 def markdown(board: pd.DataFrame) -> str:
-    """A Markdown table for each track and tuning."""
+    """Markdown tables, one per track and tuning."""
     parts = []
     for title, part in _tracks(board):
         columns = table_of(part)
@@ -43,7 +43,7 @@ def markdown(board: pd.DataFrame) -> str:
 
 
 def latex(board: pd.DataFrame) -> str:
-    """A LaTeX table (booktabs) for each track and tuning."""
+    """LaTeX tables (booktabs), one per track and tuning."""
     parts = []
     for title, part in _tracks(board):
         columns = table_of(part)

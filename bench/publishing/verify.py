@@ -1,7 +1,7 @@
-"""`verify`: published rows computed anew from what they say of themselves, and derived files rebuilt from the rows.
+"""`verify`: compute published rows again and compare, and check the files derived from them.
 
-A row has its hyperparameters and seed, the folder its suite: no tuning is repeated and no store is read. Dense networks are trained
-in a folder that is thrown away, each once for all rows of the sample that need it.
+A row contains its hyperparameters and seed, and the folder contains the suite, so neither tuning nor the store is needed. Each dense
+network is trained once, in a temporary folder, for all rows of the sample that need it.
 """
 
 import dataclasses
@@ -40,7 +40,11 @@ SAMPLE = 3
 
 @dataclass(frozen=True)
 class Sample:
-    """Published rows drawn for a comparison. `notes`: what keeps some from being repeated bit for bit here."""
+    """Published rows drawn for a comparison.
+
+    `folder`, `board`: the leaderboard. `notes`: why some rows cannot be bit-identical on this machine. `environment`: device, folders and
+    plug-ins for computing them again.
+    """
 
     folder: Path
     board: Board
@@ -51,10 +55,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Verification:
-    """The comparison of a sample: (published, computed) with a verdict each, tests of all rows together, and stale derived files.
+    """The result of a comparison.
 
-    `near`: how many differing rows lie within what another seed of the same cell shows. `stale`: file -> reason; None if the folder has no
-    derived files.
+    `pairs`: (published row, computed row). `verdicts`: one per pair. `shifts`: tests of all rows together. `near`: number of differing
+    rows that differ less than another seed would. `stale`: outdated file -> reason; None if the folder has no derived files.
     """
 
     pairs: list[row_comparison.Pair]
@@ -70,14 +74,22 @@ class Verification:
 
     @property
     def agrees(self) -> bool:
-        """Whether everything is as published."""
+        """Whether rows and derived files agree with what is published."""
         return not (self.differing or self.stale or any(shift.significant for shift in self.shifts))
 
 
 def draw(folder: Path, resources: Resources, *, methods: str | None = None, size: int = SAMPLE, seed: int = 0) -> Sample:
-    """Draw rows of a leaderboard's folder without replacement, in the order of its files.
+    """Draw rows of a leaderboard without replacement, in the order of its files.
 
-    Raises UserError where there are none, for an unknown method, and for rows of another protocol.
+    Args:
+        folder: folder of the leaderboard.
+        resources: where to compute.
+        methods: comma-separated names of methods to draw from; None: all.
+        size: number of rows.
+        seed: seed of the draw.
+
+    Raises:
+        UserError: there are no rows, a method is unknown, or rows have another protocol.
     """
     environment = environment_of(resources)
     catalogue.load_plugins(environment.plugins)
@@ -88,7 +100,14 @@ def draw(folder: Path, resources: Resources, *, methods: str | None = None, size
 
 
 def recompute(sample: Sample, pool: pipeline.Pool, show: Show, tolerance: float | None = None) -> Verification:
-    """Compute the rows of a sample again in a temporary folder, and compare. `tolerance`: of accuracies, instead of every test."""
+    """Compute the rows of a sample again, in a temporary folder, and compare.
+
+    Args:
+        sample: the rows.
+        pool: runs the jobs.
+        show: receives the progress.
+        tolerance: largest allowed difference of accuracies, a fraction, instead of the statistical tests; None: use the tests.
+    """
     with tempfile.TemporaryDirectory(prefix="razorbench-") as scratch:
         environment, board = dataclasses.replace(sample.environment, cache=Path(scratch)), sample.board
         computed = _compute(sample.rows, board, environment, pool, show)
@@ -106,20 +125,20 @@ def recompute(sample: Sample, pool: pipeline.Pool, show: Show, tolerance: float 
 
 
 def _with_whole_samples(row: Row, got: Row, verdict: Verdict, board: Board, environment: Environment) -> Verdict:
-    """The verdict with accuracies that no number of the test samples gives; what repeats itself is not looked at."""
+    """Add published accuracies that are not a whole number of test samples to the differences; equal values are not checked."""
     suspects = [name for name in (*row_comparison.ACCURACIES, "top5") if row_comparison.unequal(row, got, (name,))]
     if not suspects:
         return verdict
     data = workbench.load_data(row.dataset, board.suite.protocol(row.architecture), dataclasses.replace(environment, device="cpu"))
     samples = len(data.held_out)
     counts = {name: getattr(row, name) * samples for name in suspects}
-    broken = [f"{name}: {getattr(row, name)!r} is not a whole number of the {samples} test samples"
+    broken = [f"{name}: {getattr(row, name)!r} is not a multiple of 1/{samples} ({samples} test samples)"
               for name, count in counts.items() if abs(count - round(count)) > 1e-6]  # fmt: skip
     return dataclasses.replace(verdict, differences=[*verdict.differences, *broken])
 
 
 def _drawn(board: Board, methods: str | None, size: int, seed: int) -> list[Row]:
-    """Rows drawn without replacement, in the order of the files. UserError for a method that is not there."""
+    """Rows drawn without replacement, in the order of the files. UserError for an unknown method."""
     rows = list(board.rows)
     if methods is not None:
         there = {row.method for row in rows}
@@ -129,13 +148,14 @@ def _drawn(board: Board, methods: str | None, size: int, seed: int) -> list[Row]
         raise UserError("there are no rows to verify")
     others = {row.protocol for row in rows} - {PROTOCOL_VERSION}
     if others:
-        raise UserError(f"rows of protocol {', '.join(sorted(others))}: this is protocol {PROTOCOL_VERSION}; take the release they name")
+        found = ", ".join(sorted(others))
+        raise UserError(f"rows of protocol {found}, this release has protocol {PROTOCOL_VERSION}; use the release in column `version`")
     chosen = random.Random(seed).sample(range(len(rows)), min(size, len(rows)))
     return [rows[k] for k in sorted(chosen)]
 
 
 def _spelled(name: str, there: set[str]) -> str:
-    """A method of the leaderboard as it is spelled there; UserError where there is none of that name."""
+    """The name of a method as the leaderboard writes it. UserError if it has no such method."""
     if name in there:
         return name
     try:
@@ -148,16 +168,16 @@ def _spelled(name: str, there: set[str]) -> str:
 
 
 def _caveat(row: Row, environment: Environment) -> str:
-    """What keeps a row from being repeated bit for bit here; '' where nothing is known to."""
+    """Why a row may not be bit-identical on this machine; '' if there is no known reason."""
     here = provenance(environment.device, environment.threads)
     names = [name for name in row_comparison.WHERE if name in here and getattr(row, name) != here[name]]
-    differ = [f"{name} {getattr(row, name) or '?'} there, {here[name]} here" for name in names if name != "environment"]
-    differ += ["other packages or threads"] * ("environment" in names)
-    return f"{'; '.join(differ)}: numbers may differ by what their cells show over seeds" if differ else ""
+    differ = [f"{name} {getattr(row, name) or '?'} (published) and {here[name]} (here)" for name in names if name != "environment"]
+    differ += ["other packages or number of threads"] * ("environment" in names)
+    return f"different environment: {'; '.join(differ)}. Numbers may differ as much as between seeds." if differ else ""
 
 
 def _compute(rows: Sequence[Row], board: Board, environment: Environment, pool: pipeline.Pool, show: Show) -> list[Row]:
-    """The same rows, measured here."""
+    """The same rows, computed on this machine."""
     plan = Plan(environment)
     dense: dict[str, Job] = {}
     references: list[str] = []
@@ -184,14 +204,14 @@ def _compute(rows: Sequence[Row], board: Board, environment: Environment, pool: 
 
 
 def _blank(row: Row, environment: Environment) -> Row:
-    """The row without what is measured, and with where it is measured now."""
+    """The row without measurements, with the environment of this machine."""
     empty: dict[str, Any] = dict.fromkeys((*row_comparison.MEASURED, *columns_of(Role.COST)))
     where = dict.fromkeys(row_comparison.WHERE, "") | provenance(environment.device, environment.threads)
     return dataclasses.replace(row, **empty, error="", status="missing", **where)
 
 
 def _job(row: Row, board: Board, environment: Environment, key: str) -> Job:
-    """The job that measures a row. Raises UserError where the row does not say how it was made."""
+    """The job that computes a row. UserError if the row does not contain what is needed."""
     protocol = board.suite.protocol(row.architecture)
     try:
         network = digest([row.dataset, row.architecture, row.seed, row.training, decoded(row.hyperparameters).training])
@@ -209,7 +229,7 @@ def _job(row: Row, board: Board, environment: Environment, key: str) -> Job:
 
 
 def _reference(row: Row, job: Job, key: str) -> Job:
-    """The job of a row's own dense network, fine-tuned as the suite says: for a dense row, the row's own job."""
+    """The job of a row's dense network with the same fine-tuning; for a dense row, its own job."""
     if not job.criterion:
         return job
     return dataclasses.replace(
@@ -219,6 +239,7 @@ def _reference(row: Row, job: Job, key: str) -> Job:
 
 
 def label(row: Row) -> str:
+    """A short description of a row, for messages."""
     which = [row.tuning] * (row.tuning != "default") + [row.ablation] * (row.ablation != "none")
     name = " ".join([row.method, *which])
     return f"{name} · {row.dataset}/{row.architecture} · sparsity {row.sparsity:g} · seed {row.seed} · fine-tuned {row.finetune_epochs}"

@@ -1,6 +1,6 @@
-"""The columns of leaderboard.csv: name, meaning, value and format of each, declared once.
+"""The columns of leaderboard.csv, each declared once: name, meaning, value and format.
 
-leaderboard.csv, its schema, the tables in the terminal, in Markdown and on the page, and the documentation derive from `BOARD`.
+leaderboard.csv, its schema, the tables in the terminal, in Markdown and on the page, and the documentation are derived from `BOARD`.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,14 @@ from bench.ranking.tracks import BLOCK, Track, accuracy, areas, difference
 from bench.spec.row import COLLAPSED
 
 BASELINE = "magnitude"
-AT = (0.9, 0.95, 0.99)  # sparsities with a column of accuracy
+AT = (0.9, 0.95, 0.99)  # sparsities whose accuracy is a column
 CALIBRATION_AT = 0.95
 MARGIN = 0.01  # "within one point of dense"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One method in one track. `rows`: all its rows; `ran`: those that are supported, with their accuracy as `value`."""
+    """One method in one track, with all its rows in this track."""
 
     method: str
     rows: pd.DataFrame
@@ -31,12 +31,12 @@ class Entry:
 
     @cached_property
     def ran(self) -> pd.DataFrame:
-        """The rows that the method supports; a failed one has accuracy 0."""
+        """The rows without the unsupported ones; their column `value` is the accuracy, 0 for failed rows."""
         return self.rows[self.rows["status"] != "unsupported"].assign(value=accuracy)
 
     @property
     def curves(self) -> pd.DataFrame:
-        """Accuracies over dense accuracy: blocks and seeds by sparsity."""
+        """Accuracies divided by dense accuracy: one line per block and seed, one column per sparsity."""
         return self.track.curves[self.method]
 
     @property
@@ -46,7 +46,7 @@ class Entry:
 
     @cached_property
     def relative(self) -> statistics.Estimate:
-        """The mean relative area with its interval."""
+        """The mean relative area with its 95 % confidence interval."""
         return statistics.estimate(areas(self.curves))
 
 
@@ -54,8 +54,9 @@ class Entry:
 class BoardColumn:
     """A column of leaderboard.csv.
 
-    `value`: how it is computed; None where the ranking fills it in. `always`: also for a method that no block supports.
-    `heading`: in tables for people, with `format`; empty if no such table shows the column by itself. `wide`: only where there is room.
+    `value`: computes it; None if `bench.ranking.leaderboard` sets it. `always`: it also has a value for a method without supported rows.
+    `heading`, `format`: how tables in the terminal and on the page show it; an empty heading: not shown as a column. `wide`: shown only
+    if there is enough space.
     """
 
     name: str
@@ -80,9 +81,10 @@ def _mean_at(entry: Entry, column: str, sparsity: float) -> float:
 
 
 def _largest_sparsity(entry: Entry) -> float:
-    """Mean over blocks of the largest sparsity whose interpolated mean accuracy stays within one point of dense.
+    """Mean over blocks of the largest sparsity whose accuracy is within one point of dense.
 
-    The curve starts at (0, dense accuracy) and ends where it first falls below.
+    The accuracy is the mean over seeds, interpolated linearly; the curve starts at (0, dense accuracy). The largest sparsity is where it
+    first falls below dense accuracy - 0.01.
     """
     reached = []
     for block, rows in entry.ran.groupby(BLOCK):
@@ -101,13 +103,13 @@ def _largest_sparsity(entry: Entry) -> float:
 
 
 def _scoring_epochs(entry: Entry) -> float:
-    """Median cost of scoring in epochs of the row's own training."""
+    """Median over rows of (time of scoring) / (time of one training epoch of the same row)."""
     seconds = entry.ran["train_seconds"] / (entry.ran["epochs"] + entry.ran["finetune_epochs"])
     return float((entry.ran["score_seconds"].astype(float) / seconds.astype(float)).median())
 
 
 def _versus_baseline(entry: Entry, sign: int) -> Any:
-    """Blocks and seeds in which the area is larger (1) than the baseline's, equal (0) or smaller (-1)."""
+    """Number of blocks and seeds whose area is larger (sign 1), equal (0) or smaller (-1) than the area of the baseline."""
     if BASELINE not in entry.track.curves:
         return pd.NA
     signs = np.sign(difference(entry.curves, entry.track.curves[BASELINE]).round(12))
@@ -137,12 +139,12 @@ def _rank(name: str, meaning: str) -> BoardColumn:
 _AREA: dict[str, Any] = {"least": 0, "format": "{:.3f}"}
 _AT_95 = "test {} at 95 % sparsity"
 BOARD = (
-    BoardColumn("track", "string", "what may be ranked together", required=True),
+    BoardColumn("track", "string", "group of results that are ranked together", required=True),
     BoardColumn("tuning", "string", "hyperparameters: default, or tuned on validation data", values=("default", "tuned")),
     _rank("rank", "the same as rank_low"),
-    _rank("rank_low", "1 + the number of methods that are significantly better; empty for what is not ranked"),
+    _rank("rank_low", "1 + the number of methods that are significantly better; empty if not ranked"),
     _rank("rank_high", "number of ranked methods - the number of methods that are significantly worse"),
-    BoardColumn("method", "string", "method; a control has its ablation in brackets", value=lambda e: e.method, required=True, always=True),
+    BoardColumn("method", "string", "method; with its ablation in brackets, if any", value=lambda e: e.method, required=True, always=True),
     BoardColumn(
         "relative_area", "number", "area under the accuracy-sparsity curve divided by dense accuracy, mean over blocks",
         value=lambda e: e.relative.mean, heading="area /dense", **_AREA,
@@ -176,20 +178,20 @@ BOARD = (
         heading="scoring epochs", format="{:.2f}", wide=True,
     ),
     *(
-        BoardColumn(name, "integer", f"blocks and seeds with {kind} area than {BASELINE}", "", value, least=0)
+        BoardColumn(name, "integer", f"number of blocks and seeds with {kind} area than {BASELINE}", "", value, least=0)
         for name, kind, value in (
             ("wins", "a larger", lambda e: _versus_baseline(e, 1)),
-            ("ties", "the same", lambda e: _versus_baseline(e, 0)),
+            ("ties", "an equal", lambda e: _versus_baseline(e, 0)),
             ("losses", "a smaller", lambda e: _versus_baseline(e, -1)),
         )
     ),
     _count(
-        "blocks", "blocks that the area is a mean of: data sets with an architecture whose dense network trained",
+        "blocks", "number of blocks (data set and architecture) in the mean area; without those whose dense network did not train",
         lambda e: 0 if e.ran.empty else len(e.dense), "blocks",
     ),
-    _count("seeds", "seeds", lambda e: e.ran["seed"].nunique(), "seeds"),
+    _count("seeds", "number of seeds", lambda e: e.ran["seed"].nunique(), "seeds"),
     _count("rows", "rows of this method in this track", lambda e: len(e.rows)),
-    _status("failed", "rows that failed, counted as accuracy 0"),
+    _status("failed", "rows that failed; they count as accuracy 0"),
     _status("collapsed", f"rows in which {COLLAPSED}"),
     _status("unsupported", "rows that the method does not support"),
     BoardColumn(
@@ -202,5 +204,5 @@ BY_NAME = {column.name: column for column in BOARD}
 
 
 def line(entry: Entry) -> dict[str, Any]:
-    """The values of one line, by column; those that the ranking fills in are left out."""
+    """The values of one line, by column, without those that `bench.ranking.leaderboard` sets."""
     return {c.name: c.value(entry) for c in BOARD if c.value is not None and (c.always or not entry.ran.empty)}

@@ -1,4 +1,4 @@
-"""Two methods on the same seeds: paired differences of areas and accuracies, with interval and p-value."""
+"""Comparison of two methods: paired differences of areas and accuracies, with confidence interval and p-value."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -17,9 +17,9 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference of two methods on one block, or on all (dataset "all"): means of both, and the estimate of first - second.
+    """The difference of two methods on one block (data set and architecture), or on all blocks (`dataset` is "all").
 
-    `at`: sparsity -> the estimate of the difference in accuracy there.
+    `first`, `second`: mean areas. `area`: estimate of first - second. `at`: sparsity -> estimate of the difference in accuracy.
     """
 
     dataset: str
@@ -33,7 +33,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two methods in one track. `differences`: of each block, then of all if there are several; none if they share no row."""
+    """Two methods in one track. `differences`: one per block, then one for all blocks if there are several; empty without common rows."""
 
     track: str
     tuning: str
@@ -43,7 +43,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """What the test on all blocks says, in a sentence; '' if the methods share no row."""
+        """The result of the test on all blocks, in one sentence; '' if the methods have no common rows."""
         if not self.differences:
             return ""
         found = self.differences[-1].area
@@ -55,15 +55,18 @@ class Comparison:
 
 
 def compare(rows: Iterable[Row], first: str, second: str) -> list[Comparison]:
-    """How two methods differ in each track that both are in.
+    """Compare two methods in each track that contains both.
 
-    Compared are areas under the accuracy-sparsity curve, in [0, 1]. Seeds are paired within blocks. A sparsity or seed that one method
-    lacks is left out for both.
+    The areas under their accuracy-sparsity curves are compared, seed by seed within each block. A sparsity or seed that only one
+    method has is left out.
 
     Args:
-        rows: with those of the dense networks.
-        first: a method.
-        second: another one.
+        rows: all results, those of the dense networks included.
+        first: name of a method.
+        second: name of the other method.
+
+    Returns:
+        One comparison per track and tuning. Areas and accuracies are fractions in [0, 1].
     """
     table = tracks.frame(rows)
     found = []
@@ -74,7 +77,7 @@ def compare(rows: Iterable[Row], first: str, second: str) -> list[Comparison]:
 
 
 def table_of(comparisons: Iterable[Comparison]) -> pd.DataFrame:
-    """The differences in area as a table with the columns `COLUMNS`; `low` and `high` are the 95 % confidence interval, cut to [-1, 1]."""
+    """The differences in area as a table with the columns `COLUMNS`; `low` and `high`: the 95 % confidence interval, limited to [-1, 1]."""
     lines = [
         (c.track, c.tuning, d.dataset, d.architecture, d.seeds, d.first, d.second, d.area.mean, *interval(d.area), d.area.p)
         for c in comparisons
@@ -84,7 +87,7 @@ def table_of(comparisons: Iterable[Comparison]) -> pd.DataFrame:
 
 
 def interval(found: Estimate) -> tuple[float, float]:
-    """The 95 % interval of a difference, cut to what is possible."""
+    """The 95 % confidence interval of a difference, limited to [-1, 1]."""
     return max(-1.0, found.low), min(1.0, found.high)
 
 
@@ -93,7 +96,7 @@ def _differences(part: pd.DataFrame, first: str, second: str) -> Iterator[Differ
     nothing = pd.DataFrame(index=part.set_index([*BLOCK, "seed"]).index[:0])
     one, other = (measured.get(name, nothing) for name in (first, second))
     one, other = one.align(other, join="inner")
-    one, other = one.where(other.notna()), other.where(one.notna())  # what both have is compared
+    one, other = one.where(other.notna()), other.where(one.notna())  # only where both have a value
     areas = pd.DataFrame({"first": tracks.areas(one), "second": tracks.areas(other)})
     if areas.empty:
         return

@@ -1,8 +1,8 @@
-"""Rows to tables: one ranking per track, never mixed.
+"""The leaderboard: rows of results to one ranking per track.
 
-A track is what may be compared (protocol, rule 6): one-shot after training, while training, at initialisation, and fine-tuned.
-Within a track the response of a method in a block (data set, architecture) and seed is the area under its accuracy-sparsity curve.
-Results at declared defaults and tuned results are two tables (rule 4), and so two families of tests.
+A track is a group of rows that may be compared (protocol, rule 6; see `bench.ranking.tracks`). A block is a data set with an
+architecture. In each block and for each seed, a method has one value: the area under its accuracy-sparsity curve. Default and tuned
+hyperparameters are ranked in separate tables (rule 4), and tested as separate families.
 """
 
 import itertools
@@ -17,25 +17,36 @@ from bench.ranking.columns import COLUMNS, Entry, line
 from bench.ranking.tracks import Track, areas, difference, frame, split
 from bench.spec.row import Row
 
-# A board whose smallest detectable difference in relative area is not below this has no ranks: dense is at 1, accuracy 0 at 0, random
-# pruning about half-way (0.25 to 0.64 on the published boards), so it could not even tell the best method there can be from chance.
+# Methods are not ranked if the smallest detectable difference in relative area is this large. A method as good as the dense network has
+# relative area 1, and random pruning has 0.25 to 0.64 on the published leaderboards: not even these two could be distinguished.
 COARSEST = 0.5
 
 
 def leaderboard(rows: Iterable[Row]) -> pd.DataFrame:
-    """The leaderboard of all tracks: one line a method, track and tuning, by falling `relative_area`, with the columns `COLUMNS`.
+    """The leaderboard of all tracks: one line per method, track and tuning, sorted by decreasing `relative_area`.
 
-    Areas and accuracies are means over seeds, then over blocks. A failed row counts as accuracy 0. `relative_area` is the area over
-    the block's dense accuracy (see `bench.tracks`); `relative_area_low` and `relative_area_high` are its 95 % interval over new seeds,
-    cut to what is possible, the dense accuracy being taken as known, and `relative_area_std` its sample standard deviation over seeds,
-    pooled within blocks (`bench.statistics.estimate`); these are missing where a block has one seed. Missing sparsities leave their
-    columns empty. `blocks` are those that the area is a mean of: not those whose dense network did not train (`bench.tracks.warnings`).
+    Areas and accuracies are means over seeds, then over blocks. Failed rows count as accuracy 0.
 
-    `rank_low` is 1 + the number of ranked methods that are significantly better, `rank_high` the number of ranked methods less those
-    that are significantly worse (see `_compared`), `rank` the former. Shown without a rank: an unsupported method, one that trains for
-    more epochs than the dense networks do, ablations, and all methods where seeds and blocks are too few (see `Resolution`).
+    - `relative_area`: the area divided by the dense accuracy of the block (see `bench.ranking.tracks`).
+    - `relative_area_low`, `relative_area_high`: its 95 % confidence interval for new seeds, limited to possible values. The dense
+      accuracy is treated as exact. `relative_area_std`: its standard deviation over seeds, pooled within blocks (see
+      `bench.ranking.statistics.estimate`). These three are missing if a block has only one seed.
+    - `blocks`: the number of blocks in the mean. Blocks whose dense network did not train are excluded (see
+      `bench.ranking.tracks.warnings`).
+    - `rank_low`: 1 + the number of ranked methods that are significantly better. `rank_high`: the number of ranked methods - the number
+      of those that are significantly worse. `rank`: the same as `rank_low`.
 
-    Raises ValueError where a method has rows in a block and there is no dense accuracy to divide them by.
+    The following have no rank: unsupported methods, methods that train for more epochs than the dense networks, ablations, and all
+    methods if there are too few seeds and blocks (see `Resolution`).
+
+    Args:
+        rows: all results, those of the dense networks included.
+
+    Returns:
+        A table with the columns `COLUMNS`. A sparsity without results leaves its columns empty.
+
+    Raises:
+        ValueError: a method has rows in a block without any dense accuracy.
     """
     boards = [_board(found) for found in split(frame(rows))]
     return pd.concat(boards, ignore_index=True) if boards else pd.DataFrame(columns=list(COLUMNS))
@@ -43,8 +54,11 @@ def leaderboard(rows: Iterable[Row]) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Resolution:
-    """What a board can show. `difference`: the smallest that is detected reliably, in relative area, between methods without failed rows;
-    NaN where there are no two that can be tested."""
+    """Which differences the results of one track can show.
+
+    `difference`: the smallest difference in relative area between methods without failed rows that is detected with power
+    `statistics.POWER`. NaN if no two methods can be tested.
+    """
 
     seeds: int
     blocks: int
@@ -53,12 +67,12 @@ class Resolution:
 
     @property
     def ranks(self) -> bool:
-        """Whether there are ranks: a method like the dense network can be told from random pruning, or there is one method alone."""
+        """Whether methods get ranks: differences of `COARSEST` can be detected, or there is only one method."""
         return self.methods == 1 or (self.seeds > 1 and not self.difference >= COARSEST)
 
     @property
     def meaning(self) -> str:
-        """What the ranks say, and how small a difference the seeds can show; '' where there is nothing to rank."""
+        """The meaning of the ranks and the smallest detectable difference, in sentences; '' for fewer than two methods."""
         if self.methods < 2:
             return ""
         if self.seeds < 2:
@@ -76,7 +90,7 @@ class Resolution:
 
 
 def resolutions(table: pd.DataFrame) -> dict[tuple[str, str], Resolution]:
-    """(track, tuning) -> what that board can show, from rows as `frame` has them."""
+    """(track, tuning) -> which differences its results can show. `table`: the rows, as `tracks.frame` returns them."""
     return {(found.name, found.tuning): _compared(found)[1] for found in split(table)}
 
 
@@ -87,16 +101,16 @@ def _board(track: Track) -> pd.DataFrame:
     board["track"], board["tuning"] = track.name, track.tuning
     for name, end in (("rank", 0), ("rank_low", 0), ("rank_high", 1)):
         board[name] = pd.Series([ranks[m][end] if m in ranks else pd.NA for m in board["method"]], board.index, dtype="Int64")
-    board["order"] = -board["relative_area"].astype(float).round(10)  # what differs beyond is rounding: equal areas come by name
+    board["order"] = -board["relative_area"].astype(float).round(10)  # equal up to rounding: sorted by name
     return board.sort_values(["order", "method"], na_position="last")[list(COLUMNS)]
 
 
 def _compared(track: Track) -> tuple[dict[str, tuple[int, int]], Resolution]:
-    """The ranges of ranks, and what the board can show.
+    """The ranges of ranks, and the resolution.
 
-    Better is: a larger relative area, significantly so by the paired tests of `bench.statistics.compare`. What did not fail is also
-    better than a method with failed rows and a smaller area, unless the test says the opposite on what both have: a failure is a result,
-    not noise, and the spread that it brings must not earn a place among the best.
+    A method is better if its relative area is significantly larger in the paired tests of `bench.ranking.statistics.compare`. A method
+    without failed rows is also better than a method with failed rows and a smaller area, unless the test finds the opposite. Reason:
+    failures increase the standard deviation, and without this rule they would make a bad method indistinguishable from the best ones.
     """
     ranked = {method: curve for method, curve in track.curves.items() if method not in track.unranked and len(curve)}
     pairs = list(itertools.combinations(ranked, 2))
@@ -108,6 +122,6 @@ def _compared(track: Track) -> tuple[dict[str, tuple[int, int]], Resolution]:
         if means[good] > means[worse] and (worse, good) not in better:
             better.add((good, worse))
     sizes = [(curve.index.get_level_values("seed").nunique(), len(curve.index.droplevel("seed").unique())) for curve in ranked.values()]
-    seeds, blocks = max(sizes, key=lambda size: (sizes.count(size), size), default=(0, 0))  # of most methods: some decline a block
+    seeds, blocks = max(sizes, key=lambda size: (sizes.count(size), size), default=(0, 0))  # of most methods: some skip a block
     resolution = Resolution(seeds, blocks, len(ranked), found.detectable(pair for pair in pairs if not failed.intersection(pair)))
     return (statistics.rank_ranges(ranked, better) if resolution.ranks else {}), resolution

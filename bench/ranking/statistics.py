@@ -1,13 +1,14 @@
-"""What the seeds can tell: paired tests between methods, Holm's correction, ranges of ranks, critical differences.
+"""Statistics over seeds: paired tests between methods, Holm's correction, ranges of ranks, critical differences.
 
-A sample is a series whose last index level is the seed, and whose other levels name the block. The model of a sample is
+A sample is a series of values. The last level of its index is the seed; the other levels name the block (data set and architecture).
+The model of a sample is
 
-    y[block, seed] = mean of the block + noise,    noise independent, of a variance of its own in each block,
+    y[block, seed] = mean of the block + noise,    independent noise, with a separate variance for each block.
 
-and mu, what is estimated and tested, is the mean of the block means, whatever the number of seeds in each. Blocks are fixed:
-conclusions are about these data sets and architectures and new seeds, not about others.
+The tests are about mu, the mean of the block means; each block has the same weight, whatever its number of seeds. Blocks are fixed
+effects: the conclusions hold for new seeds on these data sets and architectures, not for other data sets.
 
-scipy is imported inside the functions: it costs a second that listing and mistyped names need not wait for.
+scipy is imported inside the functions because it takes a second, also for commands that do not need it.
 """
 
 import math
@@ -19,20 +20,21 @@ import numpy as np
 import pandas as pd
 
 ALPHA = 0.05
-POWER = 0.8  # of what is called detectable
-EXACT = 1e-12  # below this, differences of accuracies are rounding: those of two networks differ by a test sample or not at all
-CAUTION = 0.5  # weight, in pairs, of the least degrees of freedom in those of a family: see `family_df`
-BLOCKS_FOR_RANKS = 10  # from here on a critical-difference diagram says something (protocol, rule 9)
+POWER = 0.8  # probability of detecting a difference that is called detectable
+EXACT = 1e-12  # smaller differences are rounding errors: accuracies of two networks differ by at least one test sample, or not at all
+CAUTION = 0.5  # weight of the smallest degrees of freedom of a family, in numbers of pairs: see `family_df`
+BLOCKS_FOR_RANKS = 10  # smallest number of blocks for a critical-difference diagram (protocol, rule 9)
 
 Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """mu of a sample, its 95 % interval, the two-sided p-value of mu = 0, the standard deviation over seeds, the degrees of freedom.
+    """Estimate of mu from a sample.
 
-    `std` is pooled within blocks: its square is the sum of squared deviations from the block means over (values - blocks). All but
-    `mean` are NaN where a block has one seed, which says nothing about noise.
+    `mean`: mu. `low`, `high`: its 95 % confidence interval. `p`: two-sided p-value of mu = 0. `df`: degrees of freedom. `std`: standard
+    deviation over seeds, pooled within blocks: std^2 = (sum of squared deviations from the block means) / (values - blocks). All except
+    `mean` are NaN if a block has only one seed.
     """
 
     mean: float
@@ -45,7 +47,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Moments:
-    """For each block: mean, sample variance and degrees of freedom (seeds - 1). `error`: standard error of mu; NaN if one seed."""
+    """For each block: mean, sample variance, degrees of freedom (seeds - 1). `error`: standard error of mu; NaN if a block has one seed."""
 
     means: np.ndarray
     variances: np.ndarray
@@ -78,7 +80,7 @@ def _moments(sample: pd.Series) -> _Moments:
 
 
 def _numbered(index: pd.MultiIndex) -> np.ndarray:
-    """The block of each value as a number from 0 on: pandas' own ways take longer than the test itself."""
+    """The number of each value's block, from 0; pandas' own functions would take longer than the test."""
     numbers = np.zeros(len(index), int)
     for codes, level in zip(index.codes[:-1], index.levels[:-1], strict=True):
         numbers = numbers * len(level) + codes
@@ -86,35 +88,50 @@ def _numbered(index: pd.MultiIndex) -> np.ndarray:
 
 
 def welch_df(variances: np.ndarray, freedoms: np.ndarray) -> Any:
-    """Welch-Satterthwaite degrees of freedom of a sum of independent means: (sum v)^2 / sum(v^2 / f), over the last axis.
+    """Welch-Satterthwaite degrees of freedom of a sum of independent means: (sum v)^2 / sum(v^2 / f).
 
-    `variances`: v, those of the means, up to a common factor; `freedoms`: f, of their estimates (Satterthwaite 1946, "An approximate
-    distribution of estimates of variance components"; Welch 1947).
+    References: Satterthwaite 1946, "An approximate distribution of estimates of variance components"; Welch 1947, "The generalization of
+    Student's problem when several different population variances are involved".
+
+    Args:
+        variances: (..., B) variances v of the B means, up to a common factor.
+        freedoms: (..., B) degrees of freedom f of these variances.
+
+    Returns:
+        (...) degrees of freedom of the sum.
     """
     return variances.sum(-1) ** 2 / (variances**2 / freedoms).sum(-1)
 
 
 def family_df(dfs: np.ndarray, least: float) -> Any:
-    """The degrees of freedom at which all pairs of a family are tested: a harmonic mean of theirs, over the last axis.
+    """The common degrees of freedom for testing all pairs of a family: a weighted harmonic mean of those of the P pairs.
 
-    A pair's own Welch-Satterthwaite degrees of freedom are estimated from the same few deviations as its standard error: where one
-    block is noisier than the others, a pair whose deviations there happen to be small gets too many of them just when its t is large.
-    Far out in the tail, where Holm's correction looks, that is wrong by far: of boards of 14 equal methods on 4 blocks, one of them
-    sixfold as noisy, one in five (3 seeds) would be said to differ. The mean over all pairs knows better where the noise is.
+    1 / df = (sum_p 1 / df_p + CAUTION / least) / (P + CAUTION)
 
-    `least`: the fewest degrees of freedom that any of them could have. They count as `CAUTION` of a pair, which keeps the level for two
-    and three methods as well, and changes nothing on one block, where all are equal.
+    Why not each pair's own df_p: it is estimated from the same few deviations as the pair's standard error. If one block is noisier than
+    the others, a pair whose deviations in this block happen to be small gets a large t and, at the same time, too many degrees of
+    freedom. In the tail that Holm's correction uses, this inflates the error rate: with 14 equal methods, 3 seeds and 4 blocks, one of
+    them with six times the noise, 20 % of the leaderboards would report a difference. The mean over all pairs estimates better which
+    block is noisy. The term with `least` keeps the level also for two and three methods. With one block all df_p are equal, and this
+    is their value.
+
+    Args:
+        dfs: (..., P) degrees of freedom of the pairs.
+        least: smallest possible degrees of freedom of a pair.
+
+    Returns:
+        (...) degrees of freedom of the family.
     """
     inverse = ((1 / dfs).sum(-1) + CAUTION / least) / (dfs.shape[-1] + CAUTION)
     return 1 / inverse
 
 
 def estimate(sample: pd.Series) -> Estimate:
-    """mu of the model above, with t-based interval and test; NaN values are left out.
+    """Estimate mu of the model above, with confidence interval and t-test. NaN values are ignored.
 
-    With s_b the standard deviation over the n_b seeds of block b of B, the variance of mu is sum_b(s_b^2 / n_b) / B^2 and its degrees of
-    freedom are those of Welch and Satterthwaite; for one block this is the t-test. A sample without noise is exact: p is 1 where
-    mu is 0, else 0.
+    With s_b the standard deviation over the n_b seeds of block b, and B blocks, the variance of mu is sum_b(s_b^2 / n_b) / B^2. The
+    degrees of freedom are those of Welch and Satterthwaite; for one block this is the one-sample t-test. For a sample without any noise
+    p is 1 if mu is 0, otherwise 0.
     """
     found = _moments(sample)
     mean, error = found.mean, found.error
@@ -132,14 +149,22 @@ def estimate(sample: pd.Series) -> Estimate:
 
 
 def half_width(std: Any, seeds: Any) -> Any:
-    """Half of the t-based 95 % interval of a mean, of numbers or arrays: NaN for one seed, whose `std` is NaN."""
+    """Half width of the 95 % confidence interval (Student's t) of a mean over seeds.
+
+    Args:
+        std: standard deviation over seeds, a number or an array; NaN for one seed.
+        seeds: number of seeds, of the same shape.
+
+    Returns:
+        The half width, in the unit and shape of `std`.
+    """
     from scipy import stats
 
     return stats.t.isf(ALPHA / 2, np.maximum(seeds - 1, 1)) * std / np.sqrt(np.maximum(seeds, 1))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """p-values adjusted for the size of their family (Holm 1979). NaN, a test that could not be made, is no member and stays NaN."""
+    """Holm-corrected p-values (Holm 1979). NaN, for a test that was not possible, is not counted and stays NaN."""
     p = np.array(p_values, float)
     made = np.flatnonzero(~np.isnan(p))
     order = made[np.argsort(p[made], kind="stable")]
@@ -150,10 +175,10 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All pairs of a family, tested.
+    """The tests of all pairs of a family.
 
-    `significant_pairs`: the (better, worse) whose difference is not 0 at the level `ALPHA`, after Holm's correction. `errors`: the
-    standard errors of the pairs that can be tested. `df`: the degrees of freedom of the family.
+    `significant_pairs`: the pairs (better, worse) that differ significantly at the level `ALPHA` after Holm's correction. `errors`:
+    pair -> standard error, for the pairs that can be tested. `df`: degrees of freedom of the family.
     """
 
     significant_pairs: frozenset[Pair] = frozenset()
@@ -161,16 +186,17 @@ class Comparison:
     df: float = math.nan
 
     def detectable(self, pairs: Iterable[Pair]) -> float:
-        """The smallest true difference, in units of the samples, that is found with power `POWER`; NaN where none of these pairs is tested.
+        """The smallest true difference that is detected with power `POWER`, in the unit of the samples.
 
-        For a pair whose standard error is the median of these, held to Holm's first, strictest step over the whole family.
+        It is computed for a pair with the median standard error of `pairs`, in the first and strictest step of Holm's correction over the
+        whole family. NaN if none of these pairs can be tested.
         """
         errors = [self.errors[pair] for pair in pairs if pair in self.errors]
         return noncentrality(len(self.errors), self.df) * float(np.median(errors)) if errors else math.nan
 
 
 def compare(differences: Mapping[Pair, pd.Series]) -> Comparison:
-    """Test a family. `differences`: (a, b) -> the paired differences a - b, larger being better, for every pair, each once."""
+    """Test a family. `differences`: (a, b) -> sample of paired differences a - b, each pair once; a positive mean means: a is better."""
     samples = {pair: _moments(sample) for pair, sample in differences.items()}
     tested = {pair: s for pair, s in samples.items() if not math.isnan(s.error)}
     if not tested:
@@ -181,7 +207,7 @@ def compare(differences: Mapping[Pair, pd.Series]) -> Comparison:
     from scipy import stats
 
     means, errors = np.array([s.mean for s in tested.values()]), np.array([s.error for s in tested.values()])
-    own = np.minimum(df, [s.freedoms.sum() for s in tested.values()])  # a pair with fewer blocks cannot have more than these
+    own = np.minimum(df, [s.freedoms.sum() for s in tested.values()])  # a pair with fewer blocks has at most these
     noisy = errors > 0
     p = (np.abs(means) < EXACT).astype(float)
     p[noisy] = 2 * stats.t.sf(np.abs(means[noisy]) / errors[noisy], own[noisy])
@@ -191,26 +217,43 @@ def compare(differences: Mapping[Pair, pd.Series]) -> Comparison:
 
 
 def noncentrality(pairs: int, df: float) -> float:
-    """How many standard errors a difference has to be for power `POWER` in the first step of Holm's correction over so many pairs."""
+    """The smallest difference with power `POWER` in the first step of Holm's correction.
+
+    Args:
+        pairs: number of pairs in the family.
+        df: degrees of freedom of the family.
+
+    Returns:
+        The difference, in standard errors.
+    """
     from scipy import optimize, stats
 
     critical = stats.t.isf(ALPHA / pairs / 2, df)
-    share = (1 + POWER) / 2  # noise below its quantile, and the error below its own: together at least POWER
+    share = (1 + POWER) / 2  # quantile of noise and of standard error: both are below with probability >= POWER
     most = critical * math.sqrt(stats.chi2.ppf(share, df) / df) + stats.norm.ppf(share)
     return float(optimize.brentq(lambda shift: stats.nct.sf(critical, df, shift) - POWER, 0, most))
 
 
 def rank_ranges(names: Iterable[str], better: Iterable[Pair]) -> dict[str, tuple[int, int]]:
-    """The ranks that are possible: from 1 + the methods that are better to all methods - those that are worse."""
+    """The range of ranks of each method.
+
+    Args:
+        names: the M ranked methods.
+        better: pairs (better, worse).
+
+    Returns:
+        Method -> (1 + number of better methods, M - number of worse methods).
+    """
     names, better = list(names), set(better)
     return {name: (1 + sum(worse == name for _, worse in better), len(names) - sum(good == name for good, _ in better)) for name in names}
 
 
 @dataclass(frozen=True)
 class CriticalDifference:
-    """What a critical-difference diagram shows: mean ranks (1 is best) and the distance from which two of them differ.
+    """The content of a critical-difference diagram.
 
-    `p` is Friedman's test of all methods being equal: where it is not small, no two differ significantly.
+    `mean_ranks`: mean rank of each method over blocks, 1 is best. `distance`: methods differ significantly if their mean ranks differ by
+    more. `p`: p-value of Friedman's test that all methods are equal; unless it is small, no pair differs significantly.
     """
 
     mean_ranks: pd.Series
@@ -219,11 +262,17 @@ class CriticalDifference:
 
 
 def critical_difference(areas: pd.DataFrame) -> CriticalDifference | None:
-    """Friedman's test and Nemenyi's critical difference over blocks; None below 10 blocks or 3 methods, where they say nothing.
+    """Friedman's test and Nemenyi's critical difference over blocks.
 
-    `areas`: a line for each block, a column for each method, larger being better; a method that lacks a block is left out. Equal areas
-    share the mean of their ranks. distance = q / sqrt(2) * sqrt(k (k + 1) / (6 N)) for k methods and N blocks, q the studentised range's
-    95 % point (Demšar 2006, "Statistical comparisons of classifiers over multiple data sets", JMLR 7, section 3.2.2).
+    distance = q / sqrt(2) * sqrt(k (k + 1) / (6 N)) for k methods and N blocks; q: 95 % quantile of the studentised range for k groups and
+    infinite degrees of freedom. Reference: Demšar 2006, "Statistical comparisons of classifiers over multiple data sets", JMLR 7,
+    section 3.2.2.
+
+    Args:
+        areas: (N, k) areas, larger is better; methods with a missing value are left out. Equal areas get the mean of their ranks.
+
+    Returns:
+        None for fewer than 10 blocks or 3 methods, which are too few for a conclusion.
     """
     complete = areas.dropna(axis="columns")
     blocks, methods = complete.shape

@@ -1,7 +1,8 @@
 """Tracks: the rows that may be compared, and their accuracy-sparsity curves relative to the dense network.
 
-A track is what may be compared (protocol, rule 6): one-shot after training, while training, at initialisation, and fine-tuned.
-Results at declared defaults and tuned results are two tables (rule 4), and so two tracks here.
+A track is a group of rows that may be compared (protocol, rule 6): one-shot after training, one-shot while training, one-shot at
+initialisation, or fine-tuned for a given number of epochs; also with the same granularity and the same meaning of sparsity. Rows with
+default and with tuned hyperparameters are in different tracks (rule 4). A block is a data set with an architecture.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,9 +19,10 @@ BLOCK = ["dataset", "architecture"]
 
 @dataclass(frozen=True)
 class Track:
-    """The rows of one board. Of each method that ran: `dense`, what counts as 1 in each block, and `curves`, accuracies over that.
+    """The rows of one track, and what follows from them for each method that ran.
 
-    `unranked`: methods that trained for more epochs than the dense networks did, and ablations. `curves` are as `curves` has them.
+    `dense`: method -> dense accuracy of each block. `curves`: method -> accuracies divided by the dense accuracy, in the form that the
+    function `curves` returns. `unranked`: methods that trained for more epochs than the dense networks, and ablations.
     """
 
     name: str
@@ -32,7 +34,7 @@ class Track:
 
 
 def frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """Rows as a table, with the track of each: '' for the dense references; ablations under a name of their own."""
+    """Rows as a table with the columns of results.csv and a column `track`; ablations get their own method names, "name (ablation)"."""
     table = pd.DataFrame([[getattr(row, name) for name in COLUMNS] for row in rows], columns=list(COLUMNS))
     ablated = table["ablation"] != "none"
     table.loc[ablated, "method"] += " (" + table["ablation"] + ")"
@@ -42,7 +44,17 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
 
 
 def track_name(stage: str, finetune_epochs: int, granularity: str = "weight", match: str = "weights") -> str:
-    """The track of a row: what is not compared has another one. '' for a dense reference, which has no stage."""
+    """The name of a row's track.
+
+    Args:
+        stage: "after", "during" or "init"; "" for a dense network.
+        finetune_epochs: number of fine-tuning epochs.
+        granularity: what is removed.
+        match: quantity that the sparsity is a fraction of.
+
+    Returns:
+        The name, or "" for a dense network.
+    """
     if not stage:
         return ""
     name = f"fine-tuned {finetune_epochs} epochs" if finetune_epochs else ONE_SHOT[stage]
@@ -52,9 +64,13 @@ def track_name(stage: str, finetune_epochs: int, granularity: str = "weight", ma
 
 
 def split(table: pd.DataFrame) -> list[Track]:
-    """The tracks of rows as `frame` has them, one-shot ones first; dense references are in none.
+    """The tracks of a table, the one-shot tracks first. Rows of dense networks are in no track.
 
-    Raises ValueError where a method has rows in a block and there is no dense accuracy to divide them by.
+    Args:
+        table: rows as `frame` returns them.
+
+    Raises:
+        ValueError: a method has rows in a block without any dense accuracy.
     """
     order = {name: place for place, name in enumerate(ONE_SHOT.values())}
     groups = table[table["track"] != ""].groupby(["track", "tuning"], sort=False)
@@ -70,14 +86,14 @@ def _track(name: str, tuning: str, part: pd.DataFrame, table: pd.DataFrame) -> T
 
 
 def _over_budget(part: pd.DataFrame, table: pd.DataFrame) -> pd.Series:
-    """Which rows took more epochs than the dense networks of their block (protocol, rule 4)."""
+    """Which rows trained for more epochs than the dense networks of their block (protocol, rule 4)."""
     budget = table[table["track"] == ""].groupby(BLOCK)["epochs"].min()
     own = pd.MultiIndex.from_frame(part[BLOCK])
     return pd.Series(part["epochs"].to_numpy() > budget.reindex(own).fillna(np.inf).to_numpy(), index=part.index)
 
 
 def warnings(table: pd.DataFrame) -> list[str]:
-    """A sentence for each block whose dense network did not train, from rows as `frame` has them."""
+    """One sentence for each block whose dense network did not train. `table`: rows as `frame` returns them."""
     said = []
     for finetuned in sorted(set(table.loc[table["track"] != "", "finetune_epochs"])):
         dense = _dense_rows(table, finetuned)
@@ -92,7 +108,7 @@ def warnings(table: pd.DataFrame) -> list[str]:
 
 
 def _dense_rows(table: pd.DataFrame, finetune_epochs: int) -> pd.DataFrame:
-    """The rows of the `dense` networks, trained at the defaults, at this budget."""
+    """The rows of the `dense` networks with default hyperparameters and this number of fine-tuning epochs."""
     return table[(table["method"] == DENSE) & (table["tuning"] == "default") & (table["finetune_epochs"] == finetune_epochs)]
 
 
@@ -101,17 +117,18 @@ def _did_not_train(dense: pd.DataFrame) -> pd.Series:
 
 
 def _untrained(dense: pd.DataFrame) -> list[tuple[str, str]]:
-    """The blocks whose dense network is at chance, or failed, on at least half of the seeds."""
+    """The blocks whose dense network failed or has chance accuracy on at least half of the seeds."""
     share = dense.assign(bad=_did_not_train(dense).astype(float)).groupby(BLOCK, sort=False)["bad"].mean()
     return [(str(dataset), str(architecture)) for dataset, architecture in share.index[share >= 0.5]]
 
 
 def _denominators(part: pd.DataFrame, dense: pd.DataFrame) -> dict[str, pd.Series]:
-    """For each method that ran, the accuracy that counts as 1 in each block: the `dense` network's, mean over seeds, if it was run.
+    """Method -> the dense accuracy of each block, mean over seeds.
 
-    It is that at the defaults for tuned methods too, so that the two tables compare, and ordinary training's for all methods, so that
-    none gains by a weaker dense network of its own. Where it was not run, each method's own mean `dense_accuracy`. A block
-    whose dense network did not train has none. ValueError where a block has rows and nothing to divide by.
+    This is the accuracy of the `dense` network: ordinary training with default hyperparameters. It is the same for all methods, so that
+    no method benefits from a weaker dense network of its own, and also for tuned methods, so that both tables can be compared. If it
+    was not run, each method's own mean `dense_accuracy` is used. Blocks whose dense network did not train are left out. ValueError for
+    a block with rows but without a dense accuracy.
     """
     common, untrained = _block_means(dense, "accuracy"), _untrained(dense)
     found = {}
@@ -119,7 +136,7 @@ def _denominators(part: pd.DataFrame, dense: pd.DataFrame) -> dict[str, pd.Serie
         own = _block_means(rows, "dense_accuracy").drop(untrained, errors="ignore")
         own.update(common)
         for dataset, architecture in own.index[~(own > 0)]:
-            raise ValueError(f"'{method}' has rows on {dataset}/{architecture} and no dense accuracy to divide its area by")
+            raise ValueError(f"'{method}' has rows on {dataset}/{architecture} but no dense accuracy to divide its area by")
         found[str(method)] = own
     return found
 
@@ -129,18 +146,18 @@ def _block_means(rows: pd.DataFrame, column: str) -> pd.Series:
 
 
 def _over(curve: pd.DataFrame, dense: pd.Series) -> pd.DataFrame:
-    """The curves over the dense accuracies of their blocks; blocks without one are left out."""
+    """The curves divided by the dense accuracies of their blocks; blocks without a dense accuracy are left out."""
     ones = dense.reindex(curve.index.droplevel("seed")).to_numpy(float)
     return curve.div(ones, axis=0)[~np.isnan(ones)]
 
 
 def accuracy(rows: pd.DataFrame) -> pd.Series:
-    """Accuracy, with 0 where a row failed: a failure is the worst result, it does not vanish."""
+    """Accuracy of each row; failed rows count as 0, so that failing is never better than a low accuracy."""
     return rows["accuracy"].astype(float).where(rows["status"] != "failed", 0.0)
 
 
 def curves(part: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Method -> accuracy by (data set, architecture, seed) and sparsity, of the rows that are supported."""
+    """Method -> accuracies: one line per (data set, architecture, seed), one column per sparsity; without unsupported rows."""
     ran = part[part["status"] != "unsupported"].assign(value=accuracy)
     return {
         str(method): rows.pivot_table(index=[*BLOCK, "seed"], columns="sparsity", values="value", sort=False)
@@ -149,14 +166,22 @@ def curves(part: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def area(sparsity: Sequence[float], accuracy: Sequence[float]) -> float:
-    """Mean height of the piecewise linear accuracy-sparsity curve over its range: the accuracy itself where there is one point."""
+    """Area under the piecewise linear accuracy-sparsity curve, divided by the range of sparsities.
+
+    Args:
+        sparsity: n sparsities, each once, in any order.
+        accuracy: the n accuracies.
+
+    Returns:
+        The mean height of the curve, in the unit of the accuracies; for n = 1 the accuracy itself.
+    """
     order = np.argsort(sparsity)
     x, y = np.asarray(sparsity, float)[order], np.asarray(accuracy, float)[order]
     return float(y[0]) if len(x) == 1 else float(np.trapezoid(y, x) / (x[-1] - x[0]))
 
 
 def areas(curve: pd.DataFrame) -> pd.Series:
-    """Area by (data set, architecture, seed), over the sparsities that each line has; lines without any are left out."""
+    """The area of each line of `curve`, over the sparsities where it has a value; lines without values are left out."""
     order = np.argsort(curve.columns.to_numpy(float), kind="stable")
     x, y = curve.columns.to_numpy(float)[order], curve.to_numpy(float)[:, order]
     has = ~np.isnan(y)
@@ -167,5 +192,13 @@ def areas(curve: pd.DataFrame) -> pd.Series:
 
 
 def difference(a: pd.DataFrame, b: pd.DataFrame) -> pd.Series:
-    """Area of a - area of b, paired by data set, architecture and seed, over the sparsities that both have there."""
+    """Differences in area of two methods, paired by data set, architecture and seed.
+
+    Args:
+        a: the curves of one method, as `curves` returns them.
+        b: the curves of the other method.
+
+    Returns:
+        Area of a - area of b, over the sparsities that both have for this data set, architecture and seed.
+    """
     return areas(a - b)

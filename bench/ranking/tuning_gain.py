@@ -1,4 +1,4 @@
-"""What tuning chose and what it gained: a line for each method, block and length of fine-tuning."""
+"""The result of tuning: one line per method, block (data set and architecture) and number of fine-tuning epochs."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -63,11 +63,12 @@ SHOWN = tuple(sorted((column for column in BOARD if column.title), key=lambda co
 
 
 def tuned(rows: Iterable[Row]) -> pd.DataFrame:
-    """The columns `COLUMNS`, for every tuned method: a pure function of the rows.
+    """A table with the columns `COLUMNS`, computed from the rows only: one line per tuned method, block and fine-tuning epochs.
 
-    `area_default`, `area_tuned`: mean over seeds of the area under the accuracy-sparsity curve, on test data, a failure counting
-    as 0; `gain` is their difference. `validation_*`: what the search saw, the mean pruned accuracy over all points. `trials`
-    and `tuning_epochs`: what it cost, beside the training of the pool that all methods share.
+    - `area_default`, `area_tuned`: mean over seeds of the area under the accuracy-sparsity curve on test data; failed rows count as
+      accuracy 0. `gain` = `area_tuned` - `area_default`.
+    - `validation_default`, `validation_tuned`: mean pruned accuracy on validation data over all sparsities, as measured by the search.
+    - `trials`, `tuning_epochs`: the cost of the search, without training the networks shared by all methods.
     """
     kept = [row for row in rows if row.criterion and row.ablation == "none" and row.status != "unsupported"]
     cells: dict[tuple[Any, ...], dict[str, list[Row]]] = {}
@@ -78,7 +79,17 @@ def tuned(rows: Iterable[Row]) -> pd.DataFrame:
 
 
 def chosen(rows: Iterable[Row]) -> dict[tuple[str, str, str], Setting]:
-    """(data set, architecture, method) -> what the search of tuned rows has chosen, as the rows say it."""
+    """The tuned hyperparameters in published rows.
+
+    Args:
+        rows: rows of results; those with default hyperparameters are ignored.
+
+    Returns:
+        (data set, architecture, method) -> the selected hyperparameters.
+
+    Raises:
+        ValueError: a tuned row does not contain the result of its search.
+    """
     found: dict[tuple[str, str, str], Setting] = {}
     for row in rows:
         if row.tuning != "tuned" or not row.criterion:
@@ -86,7 +97,7 @@ def chosen(rows: Iterable[Row]) -> dict[tuple[str, str, str], Setting]:
         cell, said = (row.dataset, row.architecture, row.method), decoded(row.hyperparameters)
         if said.search is None:
             raise ValueError(f"tuned row of {row.method} without the entry `tuning` in `hyperparameters`")
-        if cell not in found or said.finetune_lr_scale is not None:  # rows without fine-tuning do not say its learning rate
+        if cell not in found or said.finetune_lr_scale is not None:  # only rows with fine-tuning contain its learning rate
             found[cell] = said
     return found
 
@@ -110,7 +121,7 @@ def _line(cell: tuple[Any, ...], found: dict[str, list[Row]]) -> dict[str, Any]:
 
 
 def _area(rows: list[Row]) -> float:
-    """Mean over seeds; NaN where there are no rows."""
+    """Mean over seeds; NaN without rows."""
     curves: dict[int, list[Row]] = {}
     for row in rows:
         curves.setdefault(row.seed, []).append(row)

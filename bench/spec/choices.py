@@ -1,6 +1,6 @@
-"""What a user may choose for a command or for `bench.run`: instead of a suite's own values, and of machines and folders.
+"""Options that all commands and `bench.run` share: values that replace a suite's, and machines and folders.
 
-Cheap to import: the command line builds its options from these fields.
+This module imports quickly, because the command line builds its options from these fields.
 """
 
 from dataclasses import dataclass, field
@@ -16,10 +16,10 @@ def _instead(help: str, default: str = "the suite's") -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Narrowing:
-    """What to take instead of a suite's own values. None: the suite's. Every command and `bench.run` take these by the same names."""
+    """Values to use instead of the suite's; None: the suite's value. Every command and `bench.run` have options with these names."""
 
     methods: tuple[str, ...] | None = _instead(
-        "'all', or method names; criterion@training combines any two, name(option=value) sets hyperparameters.", "the suite's, mostly all"
+        "'all', or method names; criterion@training combines any two; name(option=value) sets hyperparameters.", "the suite's, mostly all"
     )
     datasets: tuple[str, ...] | None = _instead("Data sets to use instead of the suite's.")
     architectures: tuple[str, ...] | None = _instead("Architectures to use instead of the suite's: razorbench's own or any timm name.")
@@ -32,7 +32,7 @@ class Narrowing:
     )
     trials: int | None = _instead("Number of tuning trials per method; 0 uses the default hyperparameters.")
     epochs: int | None = _instead("Training epochs.")
-    finetune_epochs: tuple[int, ...] | None = _instead("Fine-tuning epochs after pruning; 0 is one-shot.")
+    finetune_epochs: tuple[int, ...] | None = _instead("Fine-tuning epochs after pruning; 0: no fine-tuning (one-shot).")
 
 
 def _said(default: Any, help: str, shown: str = "") -> Any:
@@ -41,12 +41,12 @@ def _said(default: Any, help: str, shown: str = "") -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """Machines, folders and plug-ins of a command. Every command and `bench.run` take these by the same names."""
+    """Machines, folders and plug-ins of a command. Every command and `bench.run` have options with these names."""
 
     executor: str = _said("local", "Where jobs run: local or ray.")
     ray_address: str | None = _said(None, "Address of a Ray cluster.")
     workers: int | None = _said(None, "Number of worker processes.", "the number of cores; 1 on a GPU")
     device: str = _said("auto", "auto, cpu or cuda.")
     store: str | None = _said(None, "Database URL of the results.", "sqlite:///.bench/store.db")
-    data_root: Path | None = _said(None, "Folder of torchvision's data sets; they are downloaded to it.")  # noqa: RUF009 (a field)
+    data_root: Path | None = _said(None, "Folder of torchvision's data sets; missing ones are downloaded.")  # noqa: RUF009 (a field)
     plugin: tuple[str, ...] = _said((), "A Python file that registers methods; repeatable.")

@@ -1,6 +1,6 @@
-"""How a column of results.csv is declared: once, in `bench.spec.row`, next to its field.
+"""The declaration of a column of results.csv. All columns are declared in `bench.spec.row`, each next to its field.
 
-The CSV header, the checks of rows, the data package, `merge`, `verify` and the documentation all derive from these declarations.
+The CSV header, the checks of rows, the data package, merging, `verify` and the documentation are derived from these declarations.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ class Role(StrEnum):
     """What a column is for.
 
     KEY: identifies the row. SETTING: known before anything is measured. COUNT: measured, equal on every machine.
-    MEASURE: measured, with rounding that depends on the machine. COST: varies between two runs.
-    WHERE: which machine and packages decide the rounding. ORIGIN: where the row comes from otherwise.
+    MEASURE: measured, with rounding that depends on the machine. COST: time or memory, which vary between two runs.
+    WHERE: machine and packages, which determine the rounding. ORIGIN: other information about where the row comes from.
     """
 
     KEY = "key"
@@ -28,10 +28,10 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class Judged:
-    """How `verify` compares a measure with its re-run on another machine (see `bench.publishing.row_comparison`).
+    """How `verify` compares a value with the one computed on another machine (see `bench.publishing.row_comparison`).
 
-    `positive`: on a logarithmic scale; otherwise the value is a fraction. `pool`: the column whose cells show the noise, if it is not
-    its own. `witnesses`: columns that are equal only if the network is the same.
+    `positive`: compare on a logarithmic scale; otherwise the value is a fraction. `pool`: the column that provides the noise, if it is
+    not this one. `witnesses`: columns that are equal only if the network is the same.
     """
 
     positive: bool = False
@@ -41,10 +41,11 @@ class Judged:
 
 @dataclass(frozen=True)
 class Column:
-    """The meaning of one column.
+    """The declaration of one column.
 
-    `unit`: empty for names and numbers without dimension. `least`, `most`: bounds of a number, both included. `values`: the allowed
-    texts. `empty`: whether the cell may be empty. `since`: the schema that the column came with.
+    `unit`: empty for texts and dimensionless numbers. `least`, `most`: bounds of a number, both included. `values`: the allowed texts.
+    `pattern`: regular expression of a text. `empty`: whether the cell may be empty. `since`: the schema that added the column. `judged`:
+    how `verify` compares it, for measured numbers.
     """
 
     name: str
@@ -62,13 +63,21 @@ class Column:
 
 
 def column(meaning: str, role: Role, unit: str = "", *, default: Any = dataclasses.MISSING, **more: Any) -> Any:
-    """The dataclass field of a column; `more`: further attributes of `Column`."""
+    """The dataclass field of a column.
+
+    Args:
+        meaning: meaning of the column, for readers of the published files.
+        role: what it is for.
+        unit: unit of its numbers.
+        default: default value of the field.
+        more: further attributes of `Column`.
+    """
     said = {"meaning": meaning, "role": role, "unit": unit, **more}
     return dataclasses.field(default=default, metadata={"column": said})
 
 
 def declared(row: type) -> dict[str, Column]:
-    """Name -> column, in the order of the fields of a dataclass whose fields are made by `column`."""
+    """Name -> column, in the order of the fields. `row`: a dataclass whose fields are made by `column`."""
     return {field.name: _declared(field) for field in dataclasses.fields(row)}
 
 

@@ -1,4 +1,4 @@
-"""Names for results: the digest of all that decides them."""
+"""The key of a result: a digest of everything that determines the result."""
 
 import hashlib
 import json
@@ -6,5 +6,5 @@ from typing import Any
 
 
 def digest(content: Any) -> str:
-    """SHA-256 of JSON-able content, as canonical text: the name under which a step's result is kept."""
+    """SHA-256 of JSON-serialisable content, as 64 hex digits. The order of keys in objects does not matter."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

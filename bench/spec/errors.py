@@ -4,17 +4,31 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """What a user can put right: one line that names the value, what is allowed and the nearest match. Exit code 2."""
+    """An error in the user's input. The message is one line with the value, the allowed values and the nearest match. Exit code 2."""
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """' (did you mean 'X'?)' where an option is close to the name, else ''."""
-    import methods  # late: suites and rows are read without torch, which only an error has to wait for
+    """A suggestion for a wrong name.
+
+    Args:
+        name: the wrong name.
+        options: the valid names.
+
+    Returns:
+        " (did you mean 'X'?)", or "" if no option is similar.
+    """
+    import methods  # late, because it imports torch: suites and rows are read without it
 
     return methods.nearest(name, options)
 
 
 def unknown(kind: str, name: str, options: Iterable[str]) -> UserError:
-    """The error for a name that is not among the options."""
+    """The error for a wrong name.
+
+    Args:
+        kind: what the name should be, e.g. "suite".
+        name: the wrong name.
+        options: the valid names.
+    """
     options = list(options)
     return UserError(f"unknown {kind} '{name}'{nearest(name, options)}; available: {', '.join(options)}")

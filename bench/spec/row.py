@@ -1,4 +1,4 @@
-"""The row of results.csv, which is the contract of all published files.
+"""The row of results.csv, the format of all published results.
 
 To add a metric, add a field here and a function of the same name in `bench.trial.metrics`.
 """
@@ -8,10 +8,10 @@ from typing import Any
 
 from bench.spec.columns import Judged, Role, column, declared
 
-PROTOCOL_VERSION = "2"  # bumped by anything that changes numbers
-SCHEMA = 3  # of rows: bumped with every new column, whose declaration says `since`
-# Controls of a method's mask (Frankle et al. 2021, "Pruning neural networks at initialization: why are we missing the mark?"):
-# "shuffle" permutes it within each layer, "reinit" keeps it and draws new initial weights, which are trained under it.
+PROTOCOL_VERSION = "2"  # increased by every change of the computation that changes results
+SCHEMA = 3  # version of the columns: increased with every new column, which is declared with `since`
+# Controls for a method (Frankle et al. 2021, "Pruning neural networks at initialization: why are we missing the mark?"):
+# "shuffle" permutes the mask within each layer; "reinit" keeps the mask, and trains new initial weights with it.
 ABLATIONS = ("shuffle", "reinit")
 DENSE = "dense"  # the method name of the unpruned reference
 STATUSES = ("ok", "collapsed", "failed", "unsupported")
@@ -36,9 +36,9 @@ def _origin(meaning: str, role: Role = Role.ORIGIN, default: Any = "", **more: A
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of results.csv: one method, data set, architecture, sparsity and seed. The fields are the columns, in their order.
+    """One line of results.csv: one method, data set, architecture, sparsity and seed. The fields are the columns, in this order.
 
-    None (an empty cell) means: not measured.
+    None (an empty cell) means not measured.
     """
 
     suite: str = column("name of the suite", Role.SETTING, pattern="[a-z0-9][a-z0-9_-]*")
@@ -57,19 +57,19 @@ class Row:
     sparsity: float = column("requested fraction to remove", Role.KEY, "fraction", **SHARE)
     seed: int = column("seed of initial weights, batches and scoring", Role.KEY, least=0)
     epochs: int = column("training epochs of the network, without fine-tuning", Role.KEY, "epochs", least=1)
-    finetune_epochs: int = column("fine-tuning epochs after the cut; 0 is one-shot", Role.KEY, "epochs", least=0)
+    finetune_epochs: int = column("fine-tuning epochs after pruning; 0: no fine-tuning (one-shot)", Role.KEY, "epochs", least=0)
     status: str = column(f"collapsed: {COLLAPSED}", Role.COUNT, values=STATUSES)
     sparsity_reached: float | None = column("fraction of prunable weights removed", Role.COUNT, "fraction", default=None, **SHARE)
     prunable_weights: int | None = column("weights of Linear and Conv layers", Role.COUNT, "weights", default=None, least=1)
     kept_weights: int | None = column("prunable weights that the mask keeps", Role.COUNT, "weights", default=None, least=0)
     parameters: int | None = column("all parameters of the dense network", Role.COUNT, "parameters", default=None, least=1)
-    parameters_kept: int | None = column("parameters left, with biases and norms", Role.COUNT, "parameters", default=None, least=0)
+    parameters_kept: int | None = column("kept parameters, with biases and normalisation", Role.COUNT, "parameters", default=None, least=0)
     flops: int | None = column(
-        "floating-point operations of the dense network for one input; a multiply and an add are two", Role.COUNT, "FLOP", default=None,
-        least=0,
+        "floating-point operations of the dense network for one input; multiplication and addition count as two", Role.COUNT, "FLOP",
+        default=None, least=0,
     )  # fmt: skip
     flops_kept: int | None = _metric(
-        "floating-point operations of the pruned network for one input; a layer's shrink with its fraction of kept weights", "FLOP",
+        "floating-point operations of the pruned network for one input; those of a layer are proportional to its kept weights", "FLOP",
         Judged(positive=True),
     )  # fmt: skip
     accuracy: float | None = _metric("test accuracy", "fraction", OUTPUTS, most=1)
@@ -80,7 +80,7 @@ class Row:
     )
     ece: float | None = _metric("test expected calibration error, 15 equal bins of confidence", "fraction", most=1)
     accuracy_before_finetune: float | None = _metric(
-        "test accuracy after the cut, before fine-tuning", "fraction", Judged(pool="accuracy"), most=1
+        "test accuracy after pruning, before fine-tuning", "fraction", Judged(pool="accuracy"), most=1
     )
     dense_accuracy: float | None = _metric(
         "test accuracy of the row's own dense network with the same fine-tuning", "fraction",
@@ -92,13 +92,13 @@ class Row:
     worst_class_accuracy: float | None = _metric(
         "test accuracy of the class with the lowest accuracy", "fraction", Judged(), most=1, since=3
     )
-    layers_collapsed: int | None = column("layers without any weight left", Role.MEASURE, "layers", default=None, least=0)
+    layers_collapsed: int | None = column("number of layers without any weight left", Role.MEASURE, "layers", default=None, least=0)
     effective_sparsity: float | None = _metric(
-        "sparsity if weights on no path from input to output count as removed", "fraction", Judged(), most=1
+        "sparsity, if weights that are on no path from input to output count as removed", "fraction", Judged(), most=1
     )
-    score_seconds: float | None = _cost("time to score and cut; empty if scoring is a part of training", "s")
+    score_seconds: float | None = _cost("time to score and prune; empty if scoring is part of training", "s")
     train_seconds: float | None = _cost("time of all training for this row", "s")
-    latency_ms: float | None = _cost("time of a forward pass of one batch, pruned network as deployed", "ms")
+    latency_ms: float | None = _cost("time of a forward pass of one batch, pruned network as it would be deployed", "ms")
     dense_latency_ms: float | None = _cost("time of a forward pass of one batch, dense network", "ms")
     peak_memory_mb: float | None = _cost("largest GPU memory; empty on a CPU", "MB")
     hyperparameters: str = column(
@@ -106,27 +106,27 @@ class Row:
     )
     protocol: str = column("version of the protocol", Role.SETTING, default=PROTOCOL_VERSION, values=(PROTOCOL_VERSION,))
     version: str = _origin("version of razorbench")
-    commit: str = _origin("commit of its source; + marks changes")
+    commit: str = _origin("commit of its source code; + means uncommitted changes")
     torch: str = _origin("version of torch", Role.WHERE)
     device: str = _origin("kind and name of the device", Role.WHERE)
-    error: str = _origin("why the row failed, or is not supported")
+    error: str = _origin("why the row failed or is not supported")
     environment: str = _origin(
-        "threads of the computation and versions of packages that decide numbers, as a JSON object", Role.WHERE, "{}", empty=False, since=2
+        "number of threads and versions of packages that influence the numbers, as a JSON object", Role.WHERE, "{}", empty=False, since=2
     )
     schema: int = column("version of these columns", Role.ORIGIN, default=SCHEMA, least=1, since=2)
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What makes a row one row: the values of `KEY`."""
+        """The values of the columns `KEY`, which identify the row."""
         return tuple(getattr(self, name) for name in KEY)
 
 
-# The key of the contract, in its order.
+# The key columns, in the order of the specification.
 KEY = ("method", "tuning", "ablation", "match", "granularity", "dataset", "architecture", "sparsity", "seed", "epochs", "finetune_epochs")
 DECLARED = declared(Row)
 COLUMNS = tuple(DECLARED)
 
 
 def columns_of(*roles: Role) -> tuple[str, ...]:
-    """The names of the columns with one of these roles, in their order."""
+    """The names of the columns with one of these roles, in the order of results.csv."""
     return tuple(name for name, column in DECLARED.items() if column.role in roles)

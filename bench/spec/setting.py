@@ -1,6 +1,6 @@
-"""What a network is made with: the values of all hyperparameters, and what the search for them took.
+"""The hyperparameters of a row, and the cost and result of the search for them.
 
-`Setting` is the content of the column `hyperparameters`; `encoded` and `decoded` are the only two who know its JSON.
+`Setting` is the content of the column `hyperparameters`. Only `Setting.encoded` and `decoded` know its JSON format.
 """
 
 import json
@@ -10,9 +10,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Search:
-    """What a search took, and the mean pruned validation accuracy that it saw: of the defaults, and of what it chose.
+    """Cost and result of a search.
 
-    `trials`: measured candidates. `epochs`: training epochs, without the networks that all methods share.
+    `trials`: number of trials. `epochs`: training epochs, without the networks shared by all methods. `default_accuracy`, `accuracy`: mean
+    pruned validation accuracy of the default and of the selected hyperparameters, fractions.
     """
 
     trials: int
@@ -23,10 +24,11 @@ class Search:
 
 @dataclass(frozen=True)
 class Setting:
-    """Hyperparameters by name: of the training, of the criterion (None for a dense network), of the schedule if there is one.
+    """All hyperparameters of a method, by name.
 
-    `finetune_lr_scale`: the learning rate of fine-tuning as a fraction of the training's; None if nothing is fine-tuned.
-    `search`: of tuned methods.
+    `training`: of the training. `criterion`: of the criterion; None for a dense network. `schedule`: of the schedule, if there is one.
+    `finetune_lr_scale`: learning rate of fine-tuning, as a fraction of the training's; None without fine-tuning. `search`: how they were
+    found, for tuned methods.
     """
 
     training: dict[str, Any]
@@ -51,7 +53,11 @@ class Setting:
 
 
 def decoded(text: str) -> Setting:
-    """The setting that a cell holds. Raises ValueError in one line where it is not one."""
+    """The setting in a cell of the column `hyperparameters`.
+
+    Raises:
+        ValueError: the cell is invalid.
+    """
     try:
         said = json.loads(text)
         parts = {name: said[name] for name in ("training", "criterion", "schedule") if name in said}

@@ -1,5 +1,6 @@
-"""Suites and the protocol of a block, as validated values."""
+"""Suites and the protocol of a block, with checked values."""
 
+import re
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
@@ -15,58 +16,65 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Settings(_Strict):
-    """What decides a training besides method and seed; a suite sets them once and may override them per architecture."""
+OPTIMIZERS = "^(sgd|adam)$"
 
-    batch_size: int | None = Field(None, ge=2)
-    optimizer: str | None = Field(None, pattern="^(sgd|adam)$")
-    lr_scale: float | None = Field(None, gt=0)
-    augment: tuple[str, ...] | None = None
+
+class Settings(_Strict):
+    """The values of a suite that one architecture may replace."""
+
+    batch_size: int | None = Field(None, ge=2, description="Number of training examples per batch.")
+    optimizer: str | None = Field(None, pattern=OPTIMIZERS, description="Optimizer: sgd or adam.")
+    lr_scale: float | None = Field(None, gt=0, description="Factor of the learning rate of every training.")
+    augment: tuple[str, ...] | None = Field(None, description="Augmentation of the training images: any of crop and flip.")
 
 
 class Block(_Strict):
     """One data set with the architectures to run on it."""
 
-    dataset: str
-    architectures: tuple[str, ...] = Field(min_length=1)
+    dataset: str = Field(description="Name of the data set, folder:PATH or tar:PATH.")
+    architectures: tuple[str, ...] = Field(min_length=1, description="Names of networks: razorbench's own, or any name of timm.")
 
 
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=0)]
 
 
 class Suite(_Strict):
-    """A named comparison, as its TOML file says it. Every field may be overridden on the command line or per architecture."""
+    """A named comparison, as written in its TOML file."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    description: str
-    blocks: tuple[Block, ...] = Field(min_length=1)
-    granularity: str = "weight"
-    match: str = "weights"
-    sparsities: tuple[Sparsity, ...] = Field(min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
-    methods: tuple[str, ...] = ("all",)
-    epochs: int = Field(ge=1)
-    finetune_epochs: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
-    finetune_lr_scale: float = Field(0.1, gt=0, le=1)
-    trials: int = Field(0, ge=0)
-    pool: int = Field(4, ge=1)
-    tuning_seed: int = Field(1000, ge=0)
-    tuning_seeds: int = Field(3, ge=1)
-    batch_size: int = Field(128, ge=2)
-    optimizer: str = Field("sgd", pattern="^(sgd|adam)$")
-    lr_scale: float = Field(1.0, gt=0)
-    augment: tuple[str, ...] = ()
-    validation: float = Field(0.15, gt=0, lt=1)
-    split_seed: int = Field(0, ge=0)
-    train_limit: int | None = Field(None, ge=10)
-    pretrained: bool = False
-    architecture: dict[str, Settings] = {}
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Name of the suite and of its leaderboard folder.")
+    description: str = Field(description="What the suite compares, in one line.")
+    blocks: tuple[Block, ...] = Field(min_length=1, description="Data sets, each with the architectures to run on it.")
+    granularity: str = Field("weight", description="What is removed: weight, channel, or a pattern n:m.")
+    match: str = Field(
+        "weights",
+        description="Quantity that the sparsities refer to: weights; with granularity channel also parameters, flops or latency.",
+    )
+    sparsities: tuple[Sparsity, ...] = Field(min_length=1, description="Fractions to remove. Each one is a row of the results.")
+    seeds: tuple[Count, ...] = Field(min_length=1, description="Seeds of initial weights, batches and scoring. Published: at least three.")
+    methods: tuple[str, ...] = Field(("all",), description="Names of methods; all means every registered method that is not costly.")
+    epochs: int = Field(ge=1, description="Training epochs of every dense network.")
+    finetune_epochs: tuple[Count, ...] = Field((0,), description="Numbers of fine-tuning epochs after pruning; 0 is one-shot.")
+    finetune_lr_scale: float = Field(0.1, gt=0, le=1, description="Learning rate of fine-tuning, as a fraction of the training's.")
+    trials: int = Field(0, ge=0, description="Number of tuning trials per method and block; 0: no tuning.")
+    pool: int = Field(4, ge=1, description="Number of training configurations that tuning chooses from, the same for all methods.")
+    tuning_seed: int = Field(1000, ge=0, description="First seed of tuning. Seeds of tuning are not in `seeds`.")
+    tuning_seeds: int = Field(3, ge=1, description="Number of tuning seeds: tuning_seed, tuning_seed + 1, and so on.")
+    batch_size: int = Field(128, ge=2, description="Number of training examples per batch.")
+    optimizer: str = Field("sgd", pattern=OPTIMIZERS, description="Optimizer: sgd or adam.")
+    lr_scale: float = Field(1.0, gt=0, description="Factor of the learning rate of every training.")
+    augment: tuple[str, ...] = Field((), description="Augmentation of the training images: any of crop and flip.")
+    validation: float = Field(0.15, gt=0, lt=1, description="Fraction of the training data that is held out for tuning.")
+    split_seed: int = Field(0, ge=0, description="Seed that splits training and validation data.")
+    train_limit: int | None = Field(None, ge=10, description="Largest number of training examples; without it, all.")
+    pretrained: bool = Field(False, description="Whether training starts from timm's pretrained weights instead of random ones.")
+    architecture: dict[str, Settings] = Field({}, description="Values for single architectures, instead of those above.")
 
     @field_validator("augment")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not set(value) <= {"crop", "flip"}:
-            raise ValueError("augment takes 'crop' and 'flip'")
+            raise ValueError("must be any of 'crop' and 'flip'")
         return value
 
     @field_validator("sparsities", "seeds", "finetune_epochs")
@@ -78,12 +86,14 @@ class Suite(_Strict):
     def _apart(self) -> "Suite":
         shared = sorted(set(self.seeds) & set(self.seeds_of_tuning))
         if shared:
-            raise ValueError(f"tuning_seed {shared[0]} is one of the seeds: tuning and evaluation must not share one")
+            raise ValueError(
+                f"tuning_seed: tuning uses seed {shared[0]}, which is one of `seeds`; tuning and evaluation must not share seeds"
+            )
         return self
 
     @property
     def seeds_of_tuning(self) -> tuple[int, ...]:
-        """The seeds that searches measure on: `tuning_seeds` of them, from `tuning_seed` on."""
+        """The seeds of tuning: `tuning_seeds` of them, starting at `tuning_seed`."""
         return tuple(range(self.tuning_seed, self.tuning_seed + self.tuning_seeds))
 
     def protocol(self, architecture: str) -> "Protocol":
@@ -104,13 +114,17 @@ class Suite(_Strict):
 
 
 def suites() -> dict[str, Path]:
-    """Name -> file of the suites that come with the package."""
+    """The suites that come with the package: name -> file."""
     folder = resources.files("bench.spec") / "suites"
     return {Path(str(f)).stem: Path(str(f)) for f in sorted(folder.iterdir(), key=str) if f.name.endswith(".toml")}
 
 
 def load_suite(name: str) -> Suite:
-    """The suite of that name, or from that .toml file. Raises UserError in one line for what is wrong with it."""
+    """A suite by its name, or read from a .toml file.
+
+    Raises:
+        UserError: there is no suite of this name, or the file has an error. The message names the key.
+    """
     known = suites()
     path = Path(name) if name.endswith(".toml") else known.get(name)
     if path is None:
@@ -122,21 +136,35 @@ def load_suite(name: str) -> Suite:
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"suite file '{path}' is not TOML: {error}") from None
     except ValidationError as error:
-        raise UserError(f"suite '{path}': {first_fault(error, Suite)}") from None
+        raise UserError(f"suite '{path}': {first_fault(error)}") from None
 
 
-def first_fault(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first fault of a pydantic validation, in one line."""
+def first_fault(error: ValidationError) -> str:
+    """The first error in the values of a suite, in one line that names the key."""
     fault = error.errors()[0]
+    *outer, key = fault["loc"] or ("",)
     where = ".".join(map(str, fault["loc"]))
+    allowed = _model_of(outer).model_fields
     if fault["type"] == "extra_forbidden":
-        return f"unknown key '{where}'{nearest(where, model.model_fields)}; allowed: {', '.join(model.model_fields)}"
-    return f"{where}: {fault['msg'].removeprefix('Value error, ')}, got {fault['input']!r}"
+        return f"unknown key '{where}'{nearest(str(key), allowed)}; allowed: {', '.join(allowed)}"
+    if fault["type"] == "missing":
+        return f"the key '{where}' is missing: {allowed[str(key)].description}"
+    if not where:
+        return fault["msg"].removeprefix("Value error, ")  # a rule for several keys: its message names them
+    said = re.sub(r"^\w+ should ", "must ", fault["msg"].removeprefix("Value error, "))
+    said = said.replace(f"match pattern '{OPTIMIZERS}'", "be sgd or adam")
+    return f"{where}: {said}, got {fault['input']!r}"
+
+
+def _model_of(path: list[int | str]) -> type[BaseModel]:
+    """The model whose key is at this path in a suite."""
+    nested: dict[str, type[BaseModel]] = {"blocks": Block, "architecture": Settings}
+    return nested.get(str(path[0]), Suite) if path else Suite
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """All that is the same for every method of a block. `pretrained`: training starts from timm's weights, not from random ones."""
+    """What all methods of a block share, from the keys of the suite with the same names."""
 
     epochs: int
     batch_size: int

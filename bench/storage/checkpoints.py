@@ -1,6 +1,6 @@
-"""Trained networks by key, as safetensors files: written whole or not at all, never pickles.
+"""Trained networks as safetensors files (not pickles), written completely or not at all.
 
-Keys are digests of all that decides a network (see `bench.planning`).
+The key of a network is the digest of everything that determines it (see `bench.planning.cells`).
 """
 
 import json
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Networks:
-    """Trained networks by key, as safetensors files in one folder that all workers reach."""
+    """Trained networks by key, as safetensors files in one folder that all workers can access."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -27,11 +27,11 @@ class Networks:
         return self.folder / f"{key}.safetensors"
 
     def has(self, key: str) -> bool:
-        """Whether the network is there."""
+        """Whether the network is stored."""
         return self.path(key).is_file()
 
     def facts(self, key: str) -> dict[str, Any] | None:
-        """The facts about a network, read without its tensors; None where it is not there."""
+        """The facts about a network, read without its tensors; None if it is not stored."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -42,31 +42,43 @@ class Networks:
         return found
 
     def size(self) -> tuple[int, int]:
-        """The number of networks and their bytes."""
+        """(number of networks, their total size in bytes)."""
         sizes = [file.stat().st_size for file in self.folder.glob("*.safetensors")]
         return len(sizes), sum(sizes)
 
     def remove(self, keys: Iterable[str]) -> None:
-        """Remove networks by key, and what is remembered of their failures."""
+        """Remove networks by key, and the records of failed ones."""
         for key in keys:
             self.path(key).unlink(missing_ok=True)
             (self.folder / f"{key}.failed").unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove all networks."""
+        """Remove all networks and the records of failed ones."""
         self.remove({file.stem for pattern in ("*.safetensors", "*.failed") for file in self.folder.glob(pattern)})
 
     def fail(self, key: str, error: str) -> None:
-        """Remember that a network cannot be trained, and why."""
+        """Record that a network cannot be trained.
+
+        Args:
+            key: its key.
+            error: the error message.
+        """
         files.write(self.folder / f"{key}.failed", error.encode())
 
     def failed(self, key: str) -> str:
-        """Why this network could not be trained; '' where it was not tried."""
+        """The error message of a network that could not be trained; '' if there is none."""
         file = self.folder / f"{key}.failed"
         return file.read_text(encoding="utf-8") if file.is_file() else ""
 
     def save(self, key: str, state: "dict[str, Tensor]", posterior: "Posterior", facts: dict[str, Any]) -> None:
-        """Write the network's state, what its training left, and plain facts about it (JSON-able)."""
+        """Store a network.
+
+        Args:
+            key: its key.
+            state: its state dict.
+            posterior: the posterior that its training computed.
+            facts: further JSON-serialisable values.
+        """
         from safetensors.torch import save_file
 
         tensors = {f"model.{n}": t.contiguous().clone() for n, t in state.items()}
@@ -84,7 +96,11 @@ class Networks:
             save_file(tensors, temporary, metadata=metadata)
 
     def load(self, key: str) -> "tuple[dict[str, Tensor], Posterior, dict[str, Any]]":
-        """State, posterior and facts of one network, on the CPU. Raises FileNotFoundError where it is not there."""
+        """State dict, posterior and facts of a network, on the CPU.
+
+        Raises:
+            FileNotFoundError: it is not stored.
+        """
         from safetensors import safe_open
 
         from methods import Posterior

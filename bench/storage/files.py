@@ -1,4 +1,4 @@
-"""The one way to write files: whole or not at all."""
+"""Write files completely or not at all. All other modules write files with these functions."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file next to `path` to write to; it takes the place of `path` at the end, or goes if something is raised."""
+    """A temporary file next to `path`, for writing. It replaces `path` at the end, or is deleted if an exception is raised."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
     os.close(handle)
@@ -22,15 +22,27 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write one file."""
+    """Write one file; an existing one is replaced.
+
+    Args:
+        path: path of the file.
+        content: its content.
+    """
     with replacing(path) as part:
         part.write_bytes(content)
 
 
 def write_files(folder: Path, contents: Mapping[str, bytes | None]) -> None:
-    """Write files by their path below a folder, or remove those that are None. If one cannot be written, none is changed.
+    """Write and remove several files. If one cannot be written, none is changed.
 
-    All contents are on the disk under temporary names before the first file is replaced.
+    All contents are written under temporary names before the first file is replaced.
+
+    Args:
+        folder: the folder.
+        contents: path relative to the folder -> content, or None to remove the file.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     with contextlib.ExitStack() as stack:
         for name, content in contents.items():

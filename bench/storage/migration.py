@@ -1,6 +1,6 @@
-"""Rows of older releases: what a record has by name, to a `Row` of today.
+"""Convert rows of older releases to the current `Row`.
 
-A record says its `schema`; one that does not is of schema 1. A column added since is at its default, one removed since is left out.
+A record contains its `schema`; without one it has schema 1. Columns added later get their default; columns removed later are dropped.
 """
 
 import dataclasses
@@ -9,16 +9,16 @@ from typing import Any
 
 from bench.spec.row import COLUMNS, DECLARED, SCHEMA, Row
 
-REMOVED: dict[int, tuple[str, ...]] = {}  # schema -> the columns that went with it
+REMOVED: dict[int, tuple[str, ...]] = {}  # schema -> columns that it removed
 
 
 def columns_of(schema: int) -> tuple[str, ...]:
-    """The columns of that schema that there still are, in their order."""
+    """The columns of a schema that still exist, in their order."""
     return tuple(name for name, column in DECLARED.items() if column.since <= schema)
 
 
 def schema_of(header: Iterable[str]) -> int | None:
-    """The newest schema that has just these columns, in this order; None where there is none."""
+    """The newest schema with exactly these columns in this order, or None."""
     header = tuple(header)
     for schema in range(SCHEMA, 0, -1):
         gone = {name for version, names in REMOVED.items() if version > schema for name in names}
@@ -28,10 +28,17 @@ def schema_of(header: Iterable[str]) -> int | None:
 
 
 def migrated(record: Mapping[str, Any]) -> Row:
-    """The row that a record of any schema up to today's stands for. Raises ValueError for one of a later release, or of none."""
+    """Convert a record of any schema up to the current one.
+
+    Args:
+        record: column -> value.
+
+    Raises:
+        ValueError: the record is of a later release, or has an unknown or missing column.
+    """
     schema = int(record.get("schema", 1))
     if schema > SCHEMA:
-        raise ValueError(f"the row has schema {schema}, this release reads up to {SCHEMA}: it is of a later release")
+        raise ValueError(f"the row has schema {schema} of a later release; this release reads schemas up to {SCHEMA}")
     removed = {name for version, names in REMOVED.items() if version > schema for name in names}
     unknown = sorted(record.keys() - set(COLUMNS) - removed)
     if unknown:

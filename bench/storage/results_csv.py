@@ -1,7 +1,7 @@
-"""results.csv: rows out and in, so that floats read back exactly.
+"""Write and read results.csv; floats read back exactly.
 
-A text that a spreadsheet would run as a formula, for it begins with = + - @, a tab or a carriage return, is written with an
-apostrophe before it, which reading takes away again. Numbers are no texts: a negative one stays as it is.
+A spreadsheet would run a text that begins with = + - @, a tab or a carriage return as a formula. Such a text is written with an
+apostrophe in front, and reading removes it. Numbers are not texts: negative numbers are written as they are.
 """
 
 import csv
@@ -19,20 +19,25 @@ from bench.spec.row import COLUMNS, DECLARED, Row
 from bench.storage import files
 from bench.storage.migration import migrated, schema_of
 
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # apostrophes that were there count, so that taking one away is exact
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # also with apostrophes in front, so that removing one restores the text exactly
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:
-    """Write rows under the contract's header, sorted by what identifies them; the file is there whole or not at all."""
+    """Write a results.csv, completely or not at all.
+
+    Args:
+        rows: the rows, in any order; they are sorted by their key.
+        path: path of the file.
+    """
     text = rows_text(rows)
     files.write(path, text.encode())
 
 
 def rows_text(rows: Iterable[Row]) -> str:
-    """The contents of a results.csv: the header, and the rows sorted by what identifies them."""
+    """The content of a results.csv: the header, and the rows sorted by their key."""
     lines = [[_text(getattr(row, name)) for name in COLUMNS] for row in ordered(rows)]
     written: list[str] = []
-    # Cells with a character of the line's end are quoted: a carriage return must be, too.
+    # The csv module quotes cells with characters of the line terminator; cells with a carriage return must be quoted as well.
     csv.writer(SimpleNamespace(write=written.append), lineterminator="\r\n").writerows([COLUMNS, *lines])
     return "".join(line.removesuffix("\r\n") + "\n" for line in written)
 
@@ -43,11 +48,15 @@ def ordered(rows: Iterable[Row]) -> list[Row]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a results.csv, of this release or an older one. Raises ValueError naming the line where it is not one."""
+    """Read a results.csv of this release or an older one.
+
+    Raises:
+        ValueError: it is not a results.csv. The message names the file and the line.
+    """
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if schema_of(reader.fieldnames or ()) is None:
-            raise ValueError(f"{path}: the header is not that of results.csv")
+            raise ValueError(f"{path}: this is not the header of results.csv")
         rows = []
         for record in reader:
             try:
@@ -58,24 +67,34 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def write_table(table: "pd.DataFrame", path: Path) -> None:
-    """Write a table with a header and no index; floats read back exactly."""
+    """Write a table as CSV, with a header and without an index; floats read back exactly.
+
+    Args:
+        table: the table.
+        path: path of the file.
+    """
     text = table_text(table)
     files.write(path, text.encode())
 
 
 def table_text(table: "pd.DataFrame", float_format: str | None = None) -> str:
-    """The contents of such a file; `float_format` in place of floats that read back exactly."""
+    """A table as CSV, with a header and without an index.
+
+    Args:
+        table: the table.
+        float_format: format of floats, such as "%.10g"; None: floats read back exactly.
+    """
     safe = table.map(lambda value: neutralised(value) if isinstance(value, str) else value)
     return str(safe.to_csv(index=False, lineterminator="\n", float_format=float_format))
 
 
 def neutralised(text: str) -> str:
-    """The text with an apostrophe before it where a spreadsheet would run it as a formula; see `restored`."""
+    """The text, with an apostrophe in front if a spreadsheet would run it as a formula."""
     return "'" + text if _FORMULA.match(text) else text
 
 
 def restored(text: str) -> str:
-    """The text that `neutralised` has made this of."""
+    """The text from which `neutralised` made this one."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
@@ -90,7 +109,18 @@ def _text(value: Any) -> str:
 
 
 def value_of(text: str, column: Column) -> Any:
-    """The value of a cell. Raises ValueError where it is not one of its column."""
+    """The value of a cell.
+
+    Args:
+        text: the cell.
+        column: its column.
+
+    Returns:
+        A text, a number, or None for an empty cell.
+
+    Raises:
+        ValueError: the cell is not of the type of the column.
+    """
     if column.type == "string":
         return restored(text)
     if text == "" and column.empty:

@@ -1,4 +1,4 @@
-"""Whether the cells of somebody else's results.csv are of the types and within the bounds that their columns declare."""
+"""Check the cells of a results.csv against the declarations of their columns: type, bounds, allowed values."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NotRequired
@@ -14,7 +14,14 @@ TYPES = {"string": str, "integer": int, "number": float}
 
 
 def row_of(cells: Mapping[str, str]) -> tuple[Row | None, list[str]]:
-    """The row of these cells, by column name, or None and a line for each cell that is wrong."""
+    """Check and convert cells.
+
+    Args:
+        cells: column -> text.
+
+    Returns:
+        The row and no messages, or None and one message for each invalid cell.
+    """
     filled = {name: restored(text) for name, text in cells.items() if text != "" or not DECLARED[name].empty}
     try:
         values = _CELLS.validate_strings(filled)

@@ -1,7 +1,7 @@
-"""Rows in a database, by key, and who is at work on what.
+"""The store: a database with rows of results by key, and leases that divide the work between runs.
 
-Any database SQLAlchemy speaks to (SQLite by default). Keys are digests of all that decides a row (see `bench.planning`). Any number
-of runs may share a store: a piece of work is done by who holds its lease.
+Any database that SQLAlchemy supports (default: SQLite). The key of a row is the digest of everything that determines the row (see
+`bench.planning.cells`). Several runs may share a store: the run that holds the lease of a job does the job.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ from bench.spec.row import Row
 from bench.storage.migration import migrated
 
 DEFAULT_URL = "sqlite:///.bench/store.db"
-PATIENCE = 60.0  # seconds: writers of one SQLite file wait for each other
-LEASE = 60.0  # seconds without a sign of life after which a lease is anybody's
+PATIENCE = 60.0  # seconds that a writer of an SQLite file waits for another one
+LEASE = 60.0  # seconds; a lease that was not renewed for so long may be taken by another run
 TRIES = 5
 BUSY: tuple[type[Exception], ...] = (IntegrityError, OperationalError, ProgrammingError)
 _metadata = MetaData()
@@ -38,7 +38,14 @@ T = TypeVar("T")
 
 
 class Store:
-    """Rows by key. Raises UserError where the database cannot be reached; a SQLite file is made where it is not there."""
+    """Rows of results by key, in a database.
+
+    Args:
+        url: database URL. A missing SQLite file is created.
+
+    Raises:
+        UserError: the database cannot be opened.
+    """
 
     def __init__(self, url: str = DEFAULT_URL) -> None:
         try:
@@ -47,18 +54,22 @@ class Store:
             if parsed.get_backend_name() == "sqlite":
                 options = {"connect_args": {"timeout": PATIENCE}}
             if options and parsed.database and parsed.database != ":memory:":
-                file = Path(parsed.database).resolve()  # the same one in a worker, wherever that stands
+                file = Path(parsed.database).resolve()  # absolute: a worker may have another working directory
                 file.parent.mkdir(parents=True, exist_ok=True)
                 parsed = parsed.set(database=str(file))
             self.url = parsed.render_as_string(hide_password=False)
             self._engine = create_engine(parsed, **options)
-            insistent(lambda: _metadata.create_all(self._engine))  # another run may be making them, too
+            insistent(lambda: _metadata.create_all(self._engine))  # another run may create them at the same time
         except (ArgumentError, NoSuchModuleError, ImportError, SQLAlchemyError, OSError) as error:
             reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
             raise UserError(f"cannot open the store '{url}': {reason} (expected a database URL such as {DEFAULT_URL})") from None
 
     def get(self, keys: Iterable[str]) -> dict[str, Row]:
-        """The rows there are for these keys. UserError for a row of a later release."""
+        """key -> row, for those of the keys that are stored.
+
+        Raises:
+            UserError: a row was written by a later release.
+        """
         wanted, found = list(keys), {}
         with self._engine.connect() as connection:
             for i in range(0, len(wanted), 500):
@@ -70,7 +81,7 @@ class Store:
         return found
 
     def every(self) -> Iterator[tuple[str, Row]]:
-        """(key, row) of all rows that this release can read."""
+        """Iterate over (key, row) of all rows; rows of later releases are skipped."""
         with self._engine.connect() as connection:
             for key, text in connection.execute(select(_rows.c.key, _rows.c.row)):
                 with contextlib.suppress(ValueError):
@@ -84,7 +95,7 @@ class Store:
             self._transaction(partial(Connection.execute, statement=query))
 
     def done(self, keys: Iterable[str]) -> set[str]:
-        """Those of the keys whose rows are there and have not failed."""
+        """The keys whose rows are stored and did not fail."""
         wanted, found = list(keys), set()
         with self._engine.connect() as connection:
             for i in range(0, len(wanted), 500):
@@ -93,7 +104,7 @@ class Store:
         return found
 
     def put(self, rows: dict[str, Row]) -> None:
-        """Write rows, all or none; a row that was there is replaced, but not by one that has failed."""
+        """Write all rows, or none. An existing row is replaced, unless the new row failed and the existing one did not."""
 
         def write(connection: Connection) -> None:
             failed = [key for key, row in rows.items() if row.status == "failed"]
@@ -113,13 +124,13 @@ class Store:
 
     @contextlib.contextmanager
     def leases(self) -> "Iterator[Leases]":
-        """Leases of this run, kept alive inside by a thread of their own and given back at the end."""
+        """The leases of this run: inside the `with` block a thread renews them, at its end they are given back."""
         held = Leases(self)
         with held.alive():
             yield held
 
     def _transaction(self, work: Callable[[Connection], T]) -> T:
-        """Do the work in one transaction; again, where another writer was in the way."""
+        """Do the work in one transaction; retry if another process was writing."""
 
         def once() -> T:
             with self._engine.begin() as connection:
@@ -129,10 +140,10 @@ class Store:
 
 
 class Leases:
-    """Who does what, among runs that share a store: a name is held by one run at a time, as long as that gives signs of life.
+    """Leases divide the work between runs that share a store: only one run at a time holds the lease of a name.
 
-    The owner says its machine and process: on the same machine a lease ends with its process, elsewhere `LEASE` seconds after the last
-    sign. Machines that share a store need clocks that agree to a few seconds.
+    A lease records the machine and the process of its owner. It ends with the process if that ran on this machine, otherwise `LEASE`
+    seconds after it was last renewed. The clocks of machines that share a store must agree to a few seconds.
     """
 
     def __init__(self, store: Store) -> None:
@@ -141,10 +152,10 @@ class Leases:
         self._held: set[str] = set()
 
     def take(self, name: str) -> bool:
-        """Whether this run holds the name now."""
+        """Try to take the lease of a name; whether this run holds it now."""
 
         def claim(connection: Connection) -> bool:
-            # Written before it is read, so that SQLite's lock is taken at once and two runs cannot both find it free.
+            # Write before reading: SQLite then locks the database at once, and two runs cannot both see a free lease.
             connection.execute(delete(_leases).where(_leases.c.name == name, _leases.c.until < time.time()))
             owner = connection.scalar(select(_leases.c.owner).where(_leases.c.name == name))
             if owner is not None and (owner == self.owner or not _is_dead(owner)):
@@ -162,19 +173,19 @@ class Leases:
         return got
 
     def give(self, name: str) -> None:
-        """The work is done, or is not going to be."""
+        """Give a lease back."""
         self._held.discard(name)
         self._store._transaction(lambda c: c.execute(delete(_leases).where(_leases.c.name == name, _leases.c.owner == self.owner)))
 
     @contextlib.contextmanager
     def alive(self) -> Iterator[None]:
-        """Renew what is held until the end, and give it back then."""
+        """Renew the leases inside the `with` block, and give them back at its end."""
         over = threading.Event()
 
         def renew() -> None:
             while not over.wait(LEASE / 4):
                 if self._held:
-                    with contextlib.suppress(SQLAlchemyError):  # the next time will do
+                    with contextlib.suppress(SQLAlchemyError):  # the next renewal is early enough
                         self._store._transaction(
                             lambda c: c.execute(update(_leases).where(_leases.c.owner == self.owner).values(until=time.time() + LEASE))
                         )
@@ -191,7 +202,7 @@ class Leases:
 
 
 def _is_dead(owner: str) -> bool:
-    """Whether an owner of this machine has ended; False for those of other machines, of which nothing is known."""
+    """Whether the owner was a process of this machine that has ended; False for owners on other machines."""
     host, pid, _ = owner.rsplit("/", 2)
     if host != socket.gethostname():
         return False
@@ -205,9 +216,17 @@ def _is_dead(owner: str) -> bool:
 
 
 def insistent(work: Callable[[], T], *also: type[Exception]) -> T:
-    """What the work on a database returns; tried again where another process was in its way.
+    """Call a function that uses a database, and retry if another process interfered (same tables created, or same row written).
 
-    Two may be making the same tables, or writing the same row. `also`: what else a library makes of such an error.
+    Args:
+        work: the function.
+        also: further exceptions that mean such a conflict.
+
+    Returns:
+        The result of the function.
+
+    Raises:
+        Exception: the last exception, after `TRIES` attempts.
     """
     for k in range(TRIES - 1):
         try:

@@ -1,1 +1,1 @@
-"""Choosing hyperparameters on validation data."""
+"""Choose hyperparameters on validation data."""

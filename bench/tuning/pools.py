@@ -1,7 +1,7 @@
-"""The training configurations that searches choose from: one pool for each training, the same for all methods that train so.
+"""Pools of training configurations for tuning: one per training, shared by all methods with this training.
 
-The defaults, and points of a low-discrepancy sequence in the training's ranges. Draws depend on names and numbers alone, by hash,
-on no library's generator: every release draws the same.
+A pool contains the default configuration and points of a low-discrepancy sequence in the ranges of the training's hyperparameters. The
+points depend only on a hash of names and numbers, not on a library's random generator: every release draws the same points.
 """
 
 import itertools
@@ -12,13 +12,13 @@ from typing import Any
 import methods
 from methods import Range, Training, derive, ranges
 
-MOST = 4  # draws for each place in a pool, at most
-BROKEN = 0.9  # a member is replaced whose dense accuracy is below this share of the defaults'
+MOST = 4  # largest number of draws per member of a pool
+BROKEN = 0.9  # a configuration is replaced if its dense accuracy is below this fraction of the default's
 
 
 @dataclass(frozen=True)
 class Member:
-    """One of a pool: which draw it is, its hyperparameters, and the keys of the networks trained with them, by tuning seed."""
+    """A training configuration: number of its draw, hyperparameters, and the keys of its networks, one per tuning seed."""
 
     draw: int
     training: dict[str, Any]
@@ -26,16 +26,24 @@ class Member:
 
 
 def tunable(cls: type[methods.Configuration], fixed: dict[str, Any]) -> dict[str, Range]:
-    """The hyperparameters a search may choose, and from what: those not fixed by the method's name, and not methods of their own."""
+    """Hyperparameter -> range, for those that tuning may choose: declared as tuned, and not in `fixed` by the method's name."""
     return {name: allowed.searched for name, allowed in ranges(cls).items() if allowed.tuned and name not in fixed}
 
 
 def drawn(training: Training, fixed: dict[str, Any], seed: int) -> Iterator[dict[str, Any]]:
-    """Configurations of a training without end: its defaults, then points spread evenly over its ranges; only the defaults where
-    there is nothing to choose.
+    """Draw configurations of a training: the default one, then an infinite sequence of points that cover the ranges evenly.
 
-    The k-th point has the coordinates u_j = frac(shift_j + k α_j), a Kronecker sequence with a random shift: α_j = φ^-j, φ the root
-    of φ^(d+1) = φ + 1 (Roberts 2018, "The unreasonable effectiveness of quasirandom sequences"). In d = 1 φ is the golden ratio.
+    The k-th point has the coordinates u_j = frac(shift_j + k α_j) in [0, 1), j = 1..d: a Kronecker sequence with a random shift, with
+    α_j = φ^-j, where φ is the root of φ^(d+1) = φ + 1 (Roberts 2018, "The unreasonable effectiveness of quasirandom sequences"). For
+    d = 1, φ is the golden ratio.
+
+    Args:
+        training: the training with its default hyperparameters.
+        fixed: hyperparameters that the method's name sets; they are not drawn.
+        seed: determines the shifts.
+
+    Yields:
+        Hyperparameters by name. Only the default configuration if all hyperparameters are fixed.
     """
     defaults = {name: getattr(training, name) for name in ranges(training)}
     yield defaults
@@ -54,9 +62,18 @@ def drawn(training: Training, fixed: dict[str, Any], seed: int) -> Iterator[dict
 def choose(
     draws: Iterator[dict[str, Any]], size: int, accuracy: Callable[[dict[str, Any]], float | None]
 ) -> list[tuple[int, dict[str, Any]]]:  # fmt: skip
-    """`size` draws with their numbers: the defaults, and the first whose dense validation accuracy has not broken down.
+    """Choose the members of a pool: the default configuration, and the first draws with a usable dense validation accuracy.
 
-    `accuracy` of a configuration's dense network; None where it is not trained yet: such a draw is taken, to be looked at again.
+    A dense accuracy below `BROKEN` times the default's is not usable.
+
+    Args:
+        draws: configurations, the default one first.
+        size: number of members.
+        accuracy: dense validation accuracy of a configuration, or None if it is not trained yet. Such a draw is chosen for now; call
+            this function again after training it.
+
+    Returns:
+        (number of the draw, configuration) of each member; fewer than `size` if too few of `MOST * size` draws are usable.
     """
     chosen: list[tuple[int, dict[str, Any]]] = []
     least = 0.0

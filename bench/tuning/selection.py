@@ -1,8 +1,9 @@
-"""How the trials of a search are spent, and when a candidate is believed to beat the defaults.
+"""Rules of a search: how to divide its trials, and when a candidate replaces the default hyperparameters.
 
-A trial measures one candidate on one tuning seed. First candidates are screened on the first seed; then the best few, and the defaults,
-are measured again on further seeds, within the same number of trials. The defaults stay unless beaten beyond the noise: the best of
-several noisy measurements is mostly the luckiest, and a tuned baseline that is worse than its defaults makes every victory over it false.
+A trial measures one candidate on one tuning seed. First, candidates are screened on the first seed. Then the best candidates (finalists)
+and the defaults are measured again on further seeds, within the same number of trials. A candidate replaces the defaults only if it is
+better beyond the noise: the maximum of several noisy measurements is biased upwards, and comparing against a tuned baseline that is worse
+than its defaults would be unfair.
 """
 
 import itertools
@@ -12,12 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ERRORS = 2.0  # standard errors by which the defaults must be beaten
+ERRORS = 2.0  # standard errors by which a candidate must be better than the defaults
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """`screened` candidates on the first seed, the defaults among them; `finalists` of them, and the defaults, on `further` seeds."""
+    """Division of trials: `screened` candidates (with the defaults) on the first seed, then `finalists` + defaults on `further` seeds."""
 
     screened: int
     finalists: int
@@ -25,14 +26,18 @@ class Rounds:
 
     @property
     def trials(self) -> int:
-        """All measurements."""
+        """Total number of measurements."""
         return self.screened + (self.finalists + 1) * self.further
 
 
 def rounds(trials: int, seeds: int) -> Rounds:
-    """How to spend so many trials when there are so many tuning seeds: at least half of them, and two, screen.
+    """Divide the trials of a search. At least half of the trials, and at least two, are for screening.
 
-    One finalist in ten trials; where the rest is too small for all further seeds, fewer are used.
+    One finalist per ten trials. If the remaining trials are not enough for all seeds, fewer seeds are used.
+
+    Args:
+        trials: number of trials.
+        seeds: number of tuning seeds.
     """
     finalists = max(1, trials // 10)
     for further in range(seeds - 1, 0, -1):
@@ -44,7 +49,7 @@ def rounds(trials: int, seeds: int) -> Rounds:
 
 @dataclass(frozen=True)
 class Measured:
-    """One trial: its value, and what each sample of the validation data adds to it: `samples` (n), whose mean is the value."""
+    """One trial: its value, and `samples` (n): the contribution of each validation sample. The value is their mean."""
 
     value: float
     samples: np.ndarray
@@ -52,27 +57,34 @@ class Measured:
 
 @dataclass(frozen=True)
 class Gain:
-    """By how much a candidate is better than the defaults, and the standard error of that."""
+    """The gain of a candidate over the defaults, and its standard error."""
 
     mean: float
     error: float
 
     @property
     def believed(self) -> bool:
-        """Whether it is beyond the noise."""
+        """Whether the gain is larger than `ERRORS` standard errors."""
         return self.mean > ERRORS * self.error
 
 
 def gain(candidate: Sequence[Measured], defaults: Sequence[Measured]) -> Gain:
-    """The gain over the seeds that both were measured on, in one order, the one that screened first.
+    """The gain of a candidate over the defaults.
 
-    The mean is over the further seeds, where there are any: the first one has chosen the candidate, and flatters it. There are two
-    sources of noise, seeds and validation samples, which all seeds share:
+    The mean is over the further seeds, if there are any: on the first seed the candidate was selected, so its value there is biased
+    upwards. There are two sources of noise, the seeds and the validation samples (the same for all seeds):
 
-        error² = s² / k + v / n,    s² the variance over all seeds of the differences, k the number of seeds in the mean,
-                                    v the variance over the n samples of their mean differences over these k seeds.
+        error² = s² / k + v / n
 
-    With one seed s² is not known, and s² / k is taken to be as large as v / n.
+    s²: variance of the differences over all seeds. k: number of seeds in the mean. v: variance, over the n samples, of each sample's
+    mean difference over these k seeds. With one seed s² is unknown, and s² / k is assumed to be equal to v / n.
+
+    Args:
+        candidate: its trials, one per seed, the seed of screening first.
+        defaults: the trials of the defaults on the same seeds, in the same order.
+
+    Returns:
+        Gain in the unit of the values.
     """
     differences = [c.value - d.value for c, d in zip(candidate, defaults, strict=True)]
     used = slice(1, None) if len(differences) > 1 else slice(0, 1)
@@ -84,7 +96,7 @@ def gain(candidate: Sequence[Measured], defaults: Sequence[Measured]) -> Gain:
 
 
 def weights(sparsities: Sequence[float]) -> dict[float, float]:
-    """Sparsity -> the weight of its accuracy in the area under the accuracy-sparsity curve: the trapezoids' over their range."""
+    """Sparsity -> weight of its accuracy in the area under the accuracy-sparsity curve (trapezoidal rule); weights sum to 1."""
     x = sorted(set(sparsities))
     if len(x) == 1:
         return {x[0]: 1.0}

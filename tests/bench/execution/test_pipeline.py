@@ -554,7 +554,7 @@ def test_narrowing_crosses_and_validates(suite: Suite) -> None:
 def test_a_pair_that_does_not_fit_is_noted_and_nothing_left_is_an_error(tmp_path: Path, store: Store) -> None:
     digits = load_suite("digits")
     made = plan(request_(digits, "magnitude", tmp_path, architectures=["lenet5"], seeds=[0]), store)
-    assert made.notes == ["lenet5 does not take breast_cancer (inputs of shape 30): left out"]
+    assert made.notes == ["lenet5 does not support breast_cancer (inputs of shape 30); skipped"]
     with pytest.raises(UserError, match="nothing to run"):
         plan(request_(digits, "magnitude", tmp_path, datasets=["breast_cancer"], architectures=["lenet5"]), store)
 

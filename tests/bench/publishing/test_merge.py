@@ -61,7 +61,7 @@ def test_a_good_file_joins_and_a_repeated_row_changes_nothing(board: Board, benc
     before = Path("leaderboards/tiny/results/magnitude.csv").read_bytes()
     code, out, _ = bench("publish", "--suite", "tiny", "--merge", "theirs.csv", "--dry-run")
     assert code == 0
-    assert "theirs.csv: 6 rows to merge (spam); 9 rows repeat what is published" in out
+    assert "theirs.csv: 6 rows to merge (spam); 9 rows already published" in out
     assert not Path("leaderboards/tiny/results/spam.csv").exists()
     code, out, _ = bench("publish", "--suite", "tiny", "--merge", "theirs.csv")
     assert code == 0
@@ -79,11 +79,11 @@ def test_repeated_rows_are_judged_by_what_their_cells_show_over_seeds(board: Boa
         return [reason for _, reason in merge.check(Path("theirs.csv"), board).refused]
 
     assert refused() == []
-    assert refused(nll=0.300001) == ["differs from what is published: nll: expected 0.3, got 0.300001"]
+    assert refused(nll=0.300001) == ["differs from the published row: nll: expected 0.3, got 0.300001"]
     assert refused(nll=0.305, torch="2.14.1") == []
     assert refused(nll=0.305, torch="2.14.1", accuracy=0.885) == []
     (reason,) = refused(nll=0.305, torch="2.14.1", accuracy=0.8)
-    assert reason.startswith("differs from what is published: accuracy: expected 0.9, got 0.8: differs by 10 points, this cell allows ")
+    assert reason.startswith("differs from the published row: accuracy: expected 0.9, got 0.8: differs by 10 points, this cell allows ")
 
 
 def changed(**values: object) -> Callable[[list[Row]], list[Row]]:
@@ -92,36 +92,36 @@ def changed(**values: object) -> Callable[[list[Row]], list[Row]]:
 
 
 FAULTS: list[tuple[Callable[[list[Row]], list[Row]], str]] = [
-    (changed(suite="digits"), "suite 'digits', this leaderboard is of 'tiny'"),
+    (changed(suite="digits"), "suite 'digits', this leaderboard has suite 'tiny'"),
     (changed(protocol="0"), f"protocol: should be '{PROTOCOL_VERSION}', got '0'"),
-    (changed(dataset="digits"), "digits/mlp is not a block of the suite"),
+    (changed(dataset="digits"), "the suite does not contain digits/mlp"),
     (changed(seed=7), "seed 7 is not one of 0, 1, 2"),
     (changed(sparsity=0.7), "sparsity 0.7 is not one of 0.5, 0.9"),
-    (changed(epochs=30), "epochs 30, the suite has 3"),
+    (changed(epochs=30), "epochs 30, but the suite has 3"),
     (changed(finetune_epochs=2), "finetune_epochs 2 is not one of 0"),
     (changed(granularity="channel"), "granularity 'channel', this leaderboard has 'weight'"),
     (changed(accuracy=1.5), "accuracy: should be less than or equal to 1, got '1.5'"),
     (changed(nll=float("nan")), "nll: should be a finite number, got 'nan'"),
-    (changed(accuracy=None), "status 'ok' without accuracy"),
+    (changed(accuracy=None), "status is 'ok' but these columns are empty: accuracy"),
     (changed(status="good"), "status: should be 'ok', 'collapsed', 'failed' or 'unsupported', got 'good'"),
-    (changed(status="failed", accuracy=None), "status 'failed' without an error that says why"),
+    (changed(status="failed", accuracy=None), "status is 'failed' but the column `error` is empty"),
     (changed(method=""), "method: is empty"),
-    (changed(kept_weights=501), "kept_weights 501, exactly 500 of 1000 are kept at sparsity 0.5"),
-    (changed(sparsity_reached=0.51), "sparsity_reached 0.51 is not what kept_weights and prunable_weights give"),
-    (changed(flops=3000), "flops 3000, this network has 2000"),
-    (changed(parameters_kept=2000), "parameters_kept 2000 is more than parameters 1010"),
+    (changed(kept_weights=501), "kept_weights is 501, but sparsity 0.5 requires exactly 500 of 1000"),
+    (changed(sparsity_reached=0.51), "sparsity_reached 0.51 is not 1 - kept_weights / prunable_weights"),
+    (changed(flops=3000), "flops is 3000, but this network has 2000"),
+    (changed(parameters_kept=2000), "parameters_kept 2000 is larger than parameters 1010"),
     (changed(method="spamm"), "unknown method 'spamm' (did you mean 'spam'?)"),
     (changed(training="map"), "training 'map', the method 'spam' has 'spam'"),
     (changed(criterion="magnitude"), "criterion 'magnitude', the method 'spam' has 'opd'"),
     (changed(method="dense@spam(lr=0.2)", criterion="", stage="", sparsity=0.0, kept_weights=1000, sparsity_reached=0.0,
-             parameters_kept=1010, flops_kept=2000), "the dense reference of this training is 'dense@spam'"),
+             parameters_kept=1010, flops_kept=2000), "the dense network of this training must be called 'dense@spam'"),
     (changed(method="opd@spam", sparsity=0.5), "method 'opd@spam', the method 'opd@spam' has 'spam'"),
     (changed(stage="init"), "stage 'init', the method 'spam' has 'after'"),
     (changed(hyperparameters="{}"), "hyperparameters: not a JSON object"),
     (changed(hyperparameters="[1]"), "hyperparameters: not a JSON object"),
-    (changed(tuning="tuned"), "a tuned row says nothing of its tuning"),
-    (lambda rows: [*rows[:2], rows[1], *rows[2:]], "the same cell and seed as row 3"),
-    (lambda rows: [*rows[:2], replace(cells("random")[0], accuracy=0.2), *rows[2:]], "is published: accuracy: expected 0.9, got 0.2"),
+    (changed(tuning="tuned"), "tuned row without the entry `tuning`"),
+    (lambda rows: [*rows[:2], rows[1], *rows[2:]], "has the same key (method, data set, sparsity, seed, ...) as row 3"),
+    (lambda rows: [*rows[:2], replace(cells("random")[0], accuracy=0.2), *rows[2:]], "the published row: accuracy: expected 0.9, got 0.2"),
 ]  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def test_default_rows_have_default_hyperparameters(board: Board) -> None:
     results_csv.write_rows([replace(r, hyperparameters=json.dumps(said)) for r in rows], Path("theirs.csv"))
     refused = merge.check(Path("theirs.csv"), board).refused
     assert len(refused) == 6
-    assert refused[0][1] == "hyperparameters: lr of the training are not the defaults of 'spam'"
+    assert refused[0][1] == "hyperparameters: lr of the training differ from the defaults of 'spam'"
 
 
 def test_names_stand_for_hyperparameters_schedules_and_the_suites_fine_tuning(board: Board) -> None:
@@ -175,12 +175,12 @@ def test_names_stand_for_hyperparameters_schedules_and_the_suites_fine_tuning(bo
     assert schedule is not None
     assert said("magnitude_gradual", schedule=schedule.as_dict()) == []
     assert said("magnitude_gradual", schedule=schedule.as_dict() | {"every": 2}) == [
-        "hyperparameters: not the schedule of 'magnitude_gradual'"
+        "hyperparameters: `schedule` is not that of 'magnitude_gradual'"
     ]
-    assert said("magnitude_gradual") == ["hyperparameters: not the schedule of 'magnitude_gradual'"]
+    assert said("magnitude_gradual") == ["hyperparameters: `schedule` is not that of 'magnitude_gradual'"]
     assert said("spam", finetune_epochs=2, finetuning={"lr_scale": 0.1}) == []
     assert said("spam", finetune_epochs=2, finetuning={"lr_scale": 0.5}) == [
-        "hyperparameters: lr_scale 0.5 of fine-tuning, the suite has 0.1"
+        "hyperparameters: lr_scale 0.5 of fine-tuning, but the suite has 0.1"
     ]
     assert said("magnitude(weight_decay=0.003)") == []
     (reason,) = said("magnitude(weight_decay=0.003)", training={"weight_decay": 0.001})

@@ -362,10 +362,10 @@ def test_where_the_likelihood_repeats_itself_so_does_the_accuracy(quiet: tuple[R
     mine, noise = quiet
     y, nll = mine.accuracy or 0.0, mine.nll or 0.0
     (said,) = judge(mine, elsewhere(mine, y - 0.0001, nll=nll), noise).differences
-    assert said.endswith("though nll is the same to the last bit")
+    assert said.endswith("although nll is bit-identical")
     assert judge(mine, elsewhere(mine, y - 0.0001, nll=nll * (1 + 3e-6)), noise).differences == [], "one sample, by rounding"
     (said,) = judge(mine, elsewhere(mine, y - 0.0002, nll=nll * (1 + 3e-6)), noise).differences
-    assert said.endswith("differs by 0.02 points, 0.01 points allowed, for nll is the same but for rounding")
+    assert said.endswith("differs by 0.02 points, 0.01 points allowed, because nll is equal up to rounding")
     assert judge(mine, elsewhere(mine, y - 0.0002, nll=nll * (1 + 3e-4)), noise).differences == []
 
 
@@ -385,7 +385,7 @@ def test_scores_of_one_network_repeat_themselves_together(changed: str, witness:
     told = replace(mine, **{changed: getattr(mine, changed) * 0.9})
     (said,) = judge(told, again, noise, 10).differences
     assert said.startswith(f"{changed}: expected ")
-    assert said.endswith(f"differs by a factor of 1.11, a factor of 1.01 allowed, for {witness} is the same but for rounding")
+    assert said.endswith(f"differs by a factor of 1.11, a factor of 1.01 allowed, because {witness} is equal up to rounding")
     other = {name: value * 1.02 for name, value in rounded.items()}
     assert judge(told, elsewhere(mine, mine.accuracy, **other), noise, 10).differences == [], "as another seed would"
 
@@ -402,7 +402,7 @@ def test_at_chance_an_equal_likelihood_says_nothing() -> None:
     assert verdict.differences == []
     rows = [replace(r, nll=math.log(10)) for r in rows]
     assert judge(rows[0], elsewhere(rows[0], rows[0].accuracy, nll=math.log(10)), Noise(rows)).differences == []
-    assert "last bit" in judge(rows[0], elsewhere(rows[0], 0.115, nll=math.log(10)), Noise(rows)).differences[0]
+    assert "bit-identical" in judge(rows[0], elsewhere(rows[0], 0.115, nll=math.log(10)), Noise(rows)).differences[0]
 
 
 # --- the rest of what is judged, and words
@@ -429,7 +429,9 @@ def test_every_measure_is_judged_by_its_own_cell(measure: Measure) -> None:
 def test_a_cell_without_seeds_or_neighbours_allows_nothing() -> None:
     alone = row("m", 0.5, 0, 0.9)
     verdict = judge(alone, elsewhere(alone, 0.91, nll=None), Noise([]))
-    assert verdict.differences[0] == "accuracy: expected 0.9, got 0.91: no other seed or cell shows how much to allow (--tolerance does)"
+    assert (
+        verdict.differences[0] == "accuracy: expected 0.9, got 0.91: no other seed or cell shows how much noise to allow (use --tolerance)"
+    )
     assert judge(alone, elsewhere(alone, 0.9, nll=alone.nll), Noise([])).differences == []
 
 
@@ -450,7 +452,7 @@ def test_a_tolerance_replaces_every_rule_but_that_of_repetition(quiet: tuple[Row
     (said,) = compare([(mine, elsewhere(mine, y - 0.05))], noise, 0.04)[0].differences
     assert said.startswith("accuracy: expected")
     assert compare([(mine, elsewhere(mine, y, kept_weights=1))], noise, 1.0)[0].differences == ["kept_weights: expected 500, got 1"]
-    assert "to the last bit" in compare([(mine, elsewhere(mine, y - 0.0001, nll=mine.nll))], noise, 1.0)[0].differences[0]
+    assert "bit-identical" in compare([(mine, elsewhere(mine, y - 0.0001, nll=mine.nll))], noise, 1.0)[0].differences[0]
 
 
 def test_what_is_said_of_a_row_can_be_read_without_a_manual() -> None:

@@ -81,10 +81,10 @@ def rounding(row: Row) -> Row:
 def test_a_board_that_repeats_elsewhere_is_as_published(check: Callable[..., tuple[int, str]]) -> None:
     code, out = check(rerun=rounding)
     assert code == 0, out
-    assert "note: torch 2.99 there" in out
-    assert "numbers may differ by what their cells show over seeds" in out
+    assert "note: different environment: torch 2.99 (published) and " in out
+    assert "Numbers may differ as much as between seeds." in out
     assert out.count("agrees   ") == 62, "rows, and accuracy and likelihood of all together"
-    assert re.search(r"accuracy 94\.74% published, 94\.74% computed; 0\.877 points allowed, for nll is the same but for rounding", out)
+    assert re.search(r"accuracy 94\.74% published, 94\.74% computed; 0\.877 points allowed, because nll is equal up to rounding", out)
     assert "agrees   all rows together: on average computed accuracy is as published (5 independent networks, p = 1)" in out
     assert out.endswith("all 60 rows are as published\n")
 
@@ -103,7 +103,7 @@ def test_a_changed_row_differs_and_says_why(check: Callable[..., tuple[int, str]
     assert "DIFFERS  random · breast_cancer/mlp · sparsity 0.5 · seed 0 · fine-tuned 0: accuracy 99.00% published" in out
     lines = [line.strip() for line in out.splitlines() if line.startswith(" ")]
     assert re.fullmatch(r"accuracy: expected 0\.99, got 0\.9\d*: .* points.* \(5 seeds\)", lines[0])
-    assert lines[1] == "accuracy: 0.99 is not a whole number of the 114 test samples"
+    assert lines[1] == "accuracy: 0.99 is not a multiple of 1/114 (114 test samples)"
     assert "1 of 60 rows differ" in out
 
 
@@ -112,7 +112,7 @@ def test_a_small_change_that_is_no_number_of_samples_differs(check: Callable[...
     code, out = check(tamper=first(accuracy=108.5 / SAMPLES), rerun=lambda row: replace(row, nll=(row.nll or 0) * 1.01))
     assert code == 1
     assert [line.strip() for line in out.splitlines() if line.startswith(" ")] == [
-        f"accuracy: {108.5 / SAMPLES} is not a whole number of the 114 test samples"
+        f"accuracy: {108.5 / SAMPLES} is not a multiple of 1/114 (114 test samples)"
     ]
 
 

@@ -84,7 +84,7 @@ def test_each_block_is_over_its_own_dense_accuracy_where_the_dense_network_was_r
 
 def test_a_block_with_nothing_to_divide_by_is_an_error() -> None:
     bare = rows("m", (0.5,) * 4, dataset="e", dense_accuracy=None)
-    with pytest.raises(ValueError, match="'m' has rows on e/a and no dense accuracy to divide its area by"):
+    with pytest.raises(ValueError, match="'m' has rows on e/a but no dense accuracy to divide its area by"):
         leaderboard([*dense(), *rows("m", (0.5,) * 4), *bare])
     unsupported = [replace(row, status="unsupported", accuracy=None) for row in bare]
     assert leaderboard([*dense(), *rows("m", (0.5,) * 4), *unsupported])["blocks"].tolist() == [1]

@@ -7,7 +7,7 @@ import pytest
 from bench.spec.digest import digest
 from bench.spec.errors import UserError
 from bench.spec.row import COLUMNS, DECLARED, Row
-from bench.spec.suite import Suite, load_suite, suites
+from bench.spec.suite import Block, Settings, Suite, load_suite, suites
 
 CONTRACT = (
     "suite, dataset, architecture, granularity, match, method, criterion, training, stage, tuning, ablation, sparsity, seed, "
@@ -45,12 +45,18 @@ def test_an_architecture_overrides_its_suite() -> None:
     ("change", "said"),
     [
         ('sparsites = [0.5]\nname = "x"', "unknown key 'sparsites' (did you mean 'sparsities'?)"),
-        ("sparsities = [1.0]", "sparsities.0: Input should be less than 1, got 1.0"),
+        ("sparsities = [1.0]", "sparsities.0: must be less than 1, got 1.0"),
         ("sparsities = [-0.1]", "greater than or equal to 0"),
         ('augment = ["rotate"]', "'crop' and 'flip'"),
-        ("epochs = 0", "epochs: Input should be greater than or equal to 1, got 0"),
+        ("epochs = 0", "epochs: must be greater than or equal to 1, got 0"),
         ("blocks = []", "blocks"),
-        ("[architecture.mlp]\noptimiser = 'sgd'", "optimiser"),
+        (
+            "[architecture.mlp]\noptimiser = 'sgd'",
+            "unknown key 'architecture.mlp.optimiser' (did you mean 'optimizer'?); allowed: batch_size, ",
+        ),
+        ('optimizer = "lion"', "optimizer: must be sgd or adam, got 'lion'"),
+        ('blocks = [{ dataset = "digits" }]', "the key 'blocks.0.architectures' is missing: Names of networks"),
+        ("tuning_seed = 0", "tuning_seed: tuning uses seed 0, which is one of `seeds`; tuning and evaluation must not share seeds"),
         ("epochs = ", "is not TOML"),
     ],
 )
@@ -66,6 +72,13 @@ def test_a_wrong_suite_is_one_line(tmp_path: Path, change: str, said: str) -> No
         load_suite(str(file))
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("model", [Suite, Block, Settings])
+def test_every_key_of_a_suite_is_described(model: type[Suite | Block | Settings]) -> None:
+    for name, field in model.model_fields.items():
+        assert field.description, name
+        assert field.description.endswith("."), name
 
 
 def test_unknown_suite_names_the_nearest() -> None:

@@ -93,7 +93,7 @@ def test_a_store_of_another_release_is_read_or_refused_in_one_line(tmp_path: Pat
         database.execute("update rows set row = ? where key = 'old'", [json.dumps(older)])
         database.execute("update rows set row = ? where key = 'new'", [json.dumps(record | {"schema": SCHEMA + 1, "worst": 0.1})])
     assert store.get(["old"]) == {"old": row()}
-    with pytest.raises(UserError, match=f"schema {SCHEMA + 1}, this release reads up to {SCHEMA}"):
+    with pytest.raises(UserError, match=f"schema {SCHEMA + 1} of a later release; this release reads schemas up to {SCHEMA}"):
         store.get(["new"])
 
 

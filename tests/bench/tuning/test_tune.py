@@ -27,7 +27,7 @@ from bench.storage.rows import Store
 from bench.trial import stages, trial
 from bench.trial.job import Environment
 from bench.trial.workbench import Workbench
-from bench.tuning import tune
+from bench.tuning import trials, tune
 from bench.tuning.study import Study
 from tests.bench.suites import narrowed
 
@@ -60,7 +60,7 @@ def search(studies: list[Study], store: Store) -> dict[tuple[str, str, str], Set
 
 
 def trials_of(study: Study) -> list[Any]:
-    return tune._open(study).get_trials()
+    return trials.opened(study).get_trials()
 
 
 def told(study: Study) -> list[tuple[dict[str, Any], int, float | None]]:
@@ -117,7 +117,7 @@ def test_the_value_of_a_trial_is_the_area_under_its_validation_accuracy(suite: S
     at = {(p.sparsity, p.finetune_epochs): measured[p.key]["accuracy"] for p in study.job.points}
     areas = [(0.3 * (at[0.5, f] + at[0.8, f]) / 2 + 0.1 * (at[0.8, f] + at[0.9, f]) / 2) / 0.4 for f in (0, 1)]
     assert done.value == pytest.approx(sum(areas) / 2)
-    samples = tune._unpacked(done.user_attrs["samples"])
+    samples = trials.unpacked(done.user_attrs["samples"])
     assert len(samples) == len(Workbench(study.job).dataset.validation)
     assert samples.mean() == pytest.approx(done.value, abs=1 / 255)
     assert done.user_attrs["epochs"] == 3, "of fine-tuning: one for each sparsity"
@@ -335,7 +335,7 @@ def test_default_and_tuned_are_separate_rows_and_a_second_run_finds_all(tiny: Pa
     command = ("run", "--suite", "tiny.toml", "--methods", "magnitude,snip", "--trials", "3", "--output", "out", "--workers", "1")
     code, out, err = bench(*command)
     assert (code, err) == (0, "")
-    assert "tuning: 3 trials for each method and block, on validation data" in out
+    assert "tuning: 3 trials per method and block (data set and architecture), on validation data" in out
     rows = read_rows(tiny / "out" / "results.csv")
     assert {r.status for r in rows} <= {"ok", "collapsed"}
     keys = [r.identity for r in rows]
@@ -366,9 +366,9 @@ def test_default_and_tuned_are_separate_rows_and_a_second_run_finds_all(tiny: Pa
 def test_what_cannot_be_is_said_in_one_line(tiny: Path, bench: Callable[..., tuple[int, str, str]], suite: Suite) -> None:
     assert bench("run", "--suite", "tiny.toml", "--trials", "-1")[::2] == (
         2,
-        "error: trials: Input should be greater than or equal to 0, got -1\n",
+        "error: trials: must be greater than or equal to 0, got -1\n",
     )
-    with pytest.raises(UserError, match="tuning_seed 1000 is one of the seeds"):
+    with pytest.raises(UserError, match="tuning_seed: tuning uses seed 1000, which is one of `seeds`"):
         narrowed(suite, seeds=[0, 1000])
 
 

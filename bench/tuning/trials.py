@@ -1,0 +1,142 @@
+"""The trials of a study, stored with Optuna in the database of the store, and what a complete study selects."""
+
+import base64
+import dataclasses
+import functools
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench.spec.setting import Search, Setting
+from bench.storage.rows import insistent
+from bench.tuning import selection
+from bench.tuning.selection import Measured
+from bench.tuning.study import Study
+
+if TYPE_CHECKING:
+    import optuna
+
+
+class Trials:
+    """The stored trials of a study. If two runs have measured the same candidate on the same seed, the first trial counts."""
+
+    def __init__(self, study: Study, opened: "optuna.Study") -> None:
+        self._study, self._opened = study, opened
+        self._all = opened.get_trials(deepcopy=False)
+
+    def add(self, done: "optuna.trial.FrozenTrial") -> None:
+        """Store a trial."""
+        import optuna
+
+        insistent(lambda: self._opened.add_trial(done), optuna.exceptions.StorageInternalError)
+        self._all = self._opened.get_trials(deepcopy=False)
+
+    def candidate(self, k: int) -> "optuna.trial.FrozenTrial | None":
+        """The trial of the k-th candidate on the first seed, or None."""
+        return next((t for t in self._all if t.user_attrs.get("candidate") == k), None)
+
+    def screening(self, count: int) -> "list[optuna.trial.FrozenTrial]":
+        """The stored trials of the first `count` candidates on the first seed, in order."""
+        return [t for k in range(count) if (t := self.candidate(k)) is not None]
+
+    def measured(self, values: dict[str, Any], seed: int) -> "optuna.trial.FrozenTrial | None":
+        """The complete trial of a candidate on a seed, or None.
+
+        Args:
+            values: the values of the candidate.
+            seed: number of the tuning seed, from 0.
+        """
+        return next((t for t in self._all if is_complete(t) and t.params == values and t.user_attrs["seed"] == seed), None)
+
+    def finalists(self) -> list[dict[str, Any]]:
+        """The best candidates other than the defaults, in order. A trial that was stopped early cannot be one."""
+        plan, defaults = self._study.rounds, self._study.defaults()
+        whole = [t for t in self.screening(plan.screened) if is_complete(t) and t.params != defaults]
+        ranked = [t.params for t in sorted(whole, key=lambda t: -float(t.value or 0.0))]
+        return [values for k, values in enumerate(ranked) if values not in ranked[:k]][: plan.finalists or 1]
+
+    def confirmed(self) -> list[dict[str, Any]]:
+        """The candidates to measure on further seeds, if there are any."""
+        return [self._study.defaults(), *self.finalists()]
+
+    def complete(self) -> bool:
+        """Whether all trials of the study are stored."""
+        plan = self._study.rounds
+        if len(self.screening(plan.screened)) < plan.screened:
+            return False
+        return all(self.measured(values, seed) for values in self.confirmed() for seed in range(1, plan.further + 1))
+
+    def found(self) -> Setting:
+        """What a complete study selects: the defaults, unless the gain of a finalist is larger than the noise."""
+        study = self._study
+        values = study.defaults()
+        best = defaults = self._sequence(values)
+        most = 0.0
+        for candidate in self.finalists():
+            sequence = self._sequence(candidate)
+            gain = selection.gain(sequence, defaults)
+            if gain.believed and gain.mean > most:
+                values, best, most = candidate, sequence, gain.mean
+        winner = self.measured(values, 0)
+        assert winner is not None
+        spent = self._spent()
+        epochs = sum(int(t.user_attrs["epochs"]) for t in spent)
+        chosen = study.setting(values, winner.user_attrs["training"])
+        return dataclasses.replace(chosen, search=Search(len(spent), epochs, _mean(defaults), _mean(best)))
+
+    def _spent(self) -> "list[optuna.trial.FrozenTrial]":
+        """All trials of this study: those of screening, then those on further seeds."""
+        plan = self._study.rounds
+        further = [self.measured(v, seed) for v in self.confirmed() for seed in range(1, plan.further + 1)]
+        return [*self.screening(plan.screened), *(t for t in further if t is not None)]
+
+    def _sequence(self, values: dict[str, Any]) -> list[Measured]:
+        """The measurements of a candidate, that on the first seed first."""
+        found = [self.measured(values, seed) for seed in range(self._study.rounds.further + 1)]
+        return [Measured(float(t.value or 0.0), unpacked(t.user_attrs["samples"])) for t in found if t is not None]
+
+
+def is_complete(trial: "optuna.trial.FrozenTrial") -> bool:
+    """Whether a trial was not stopped early."""
+    import optuna
+
+    return trial.state == optuna.trial.TrialState.COMPLETE
+
+
+def _mean(sequence: list[Measured]) -> float:
+    """Mean over the further seeds, if there are any, as in `selection.gain`."""
+    used = sequence[1:] or sequence
+    return sum(m.value for m in used) / len(used)
+
+
+def packed(samples: np.ndarray) -> str:
+    """The contributions of the validation samples, (n) in [0, 1], as text; rounded to 1/255, which is enough for their variance."""
+    return base64.b64encode(zlib.compress(np.round(255 * samples).astype(np.uint8).tobytes())).decode()
+
+
+def unpacked(text: str) -> np.ndarray:
+    """The samples from which `packed` made this text, (n) in [0, 1]."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8) / 255
+
+
+@functools.cache
+def database(url: str) -> "optuna.storages.RDBStorage":
+    """Optuna's storage in the database of the store."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Seconds that a worker waits for another one that writes to the same SQLite file.
+    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    return insistent(lambda: optuna.storages.RDBStorage(url, engine_kwargs=options), optuna.exceptions.StorageInternalError)
+
+
+def opened(study: Study) -> "optuna.Study":
+    """The Optuna study of a study; it is created if necessary."""
+    import optuna
+
+    storage = database(study.storage)
+    return insistent(
+        lambda: optuna.create_study(study_name=study.name, storage=storage, direction="maximize", load_if_exists=True),
+        optuna.exceptions.StorageInternalError,
+    )
