@@ -4,7 +4,7 @@
 
 Simulated boards: noise of standard deviation 1 over seeds, the same in all blocks, independent between methods; one method is better
 than all others, which are equal. Prints the difference, in standard deviations over seeds, at which it is found to be better than a
-given other with 80 % power, by the test of `bench.statistics.compare`: paired t-tests with the variance of each block, Holm's
+given other with 80 % power, by the test of `bench.ranking.statistics.compare`: paired t-tests with the variance of each block, Holm's
 correction over all pairs, 5 %. For two methods on one block this is the power of a t-test and is computed, not simulated.
 """
 

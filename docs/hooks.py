@@ -129,8 +129,8 @@ def hyperparameters(configuration: Any, fixed: Mapping[str, Any]) -> str:
         elif allowed.tuned:
             within = f", in [{allowed.searched.low:g}, {allowed.searched.high:g}]" if allowed.search else ""
             searched = "yes" + within + ", on a logarithmic scale" * allowed.log
-        lines.append((f"`{name}`", f"`{defaults[name]}`", str(allowed), searched))
-    return table(("name", "default", "allowed", "tuned"), lines) if lines else ""
+        lines.append((f"`{name}`", allowed.meaning, f"`{defaults[name]}`", str(allowed), searched))
+    return table(("name", "meaning", "default", "allowed", "tuned"), lines) if lines else ""
 
 
 def link(kind: str, name: str) -> str:

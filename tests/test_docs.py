@@ -198,11 +198,9 @@ def test_every_registered_name_has_its_page(hooks: ModuleType) -> None:
             page = pages[f"{kind}/{name.replace(':', '-')}.md"]
             assert f"`{name}`" in page.splitlines()[0]
             assert f"[`{name}`]" in pages[f"{kind}/index.md"]
-    assert (
-        "| `weight_decay` | `0.001` | a number in [1e-06, 0.1] | yes, in [1e-05, 0.02], on a logarithmic scale |"
-        in pages["trainings/map.md"]
-    )
-    assert "| `n_rounds` | `100` |" in pages["methods/snip_iterative.md"]
+    (line,) = [line for line in pages["trainings/map.md"].splitlines() if line.startswith("| `weight_decay` |")]
+    assert "| `0.001` | a finite number >= 0 | yes, in [1e-05, 0.02], on a logarithmic scale |" in line
+    assert re.search(r"\| `n_rounds` \| [^|]+ \| `100` \|", pages["methods/snip_iterative.md"])
     assert "no: fixed by the name" in pages["methods/snip_iterative.md"]
 
 

@@ -9,20 +9,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [path for folder in ("bench", "methods", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
 NAME = re.compile(r"`{1,2}((?:bench|methods)(?:\.[A-Za-z_]\w*)+)")
-SKIPPED: dict[str, set[str]] = {  # file -> names that do not exist: to be corrected
-    "benchmarks/power.py": {"bench.statistics.compare"},
-    "methods/core/interface.py": {"methods.blocks.Kronecker", "methods.schedule.exponential"},
-    "methods/criteria/magnitude.py": {"methods.scope"},
-    "methods/criteria/snip.py": {"methods.schedule.exponential"},
-    "methods/criteria/synflow.py": {"methods.paths.Flow", "methods.schedule.exponential"},
-    "methods/criteria/woodfisher.py": {"methods.schedule.cubic"},
-    "methods/curvature/compute.py": {"methods.capture"},
-    "methods/granularity/channel.py": {"methods.rehearsal"},
-    "methods/laplace.py": {"methods.blocks", "methods.blocks.MAX_EXACT", "methods.blocks.Precision.root"},
-    "methods/posterior/marginal_likelihood.py": {"methods.blocks"},
-    "methods/structure/path_flow.py": {"methods.capture"},
-    "methods/training/spam.py": {"methods.evidence"},
-}
 
 
 def exists(name: str) -> bool:
@@ -50,11 +36,8 @@ def named() -> list[tuple[str, str]]:
 
 def test_dotted_names_exist() -> None:
     found = named()
-    assert len(found) > 20
-    missing = {(file, name) for file, name in found if not exists(name)}
-    skipped = {(file, name) for file, names in SKIPPED.items() for name in names}
-    assert sorted(missing - skipped) == []
-    assert sorted(skipped - missing) == [], "these are corrected: remove them from SKIPPED"
+    assert len(found) > 30
+    assert sorted({(file, name) for file, name in found if not exists(name)}) == []
 
 
 @pytest.mark.parametrize(

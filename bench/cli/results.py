@@ -1,7 +1,7 @@
 """The commands for results: compare, table, publish, verify, export, store. Heavy packages are imported inside."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -90,11 +90,9 @@ def export(
     from bench.cli.run import say
     from bench.cli.tables import make_console
 
-    one = dataclasses.replace(
-        narrowing, methods=(method,), datasets=None if dataset is None else (dataset,), finetune_epochs=(finetune_epochs,),
-        architectures=None if architecture is None else (architecture,), sparsities=None if sparsity is None else (sparsity,),
-        seeds=None if seed is None else (seed,),
-    )  # fmt: skip
+    given = {"datasets": dataset, "architectures": architecture, "sparsities": sparsity, "seeds": seed, "finetune_epochs": finetune_epochs}
+    lists: dict[str, Any] = {name: (value,) for name, value in given.items() if value is not None}
+    one = dataclasses.replace(narrowing, methods=(method,), **lists)
     request = exporting.request_of(suite, one, environment_of(resources))
     folder = output or exporting.folder_of(request)
     block, console = request.suite.blocks[0], make_console()
