@@ -181,7 +181,10 @@ def train_pruned(
             applied during training, with a `schedule`.
         sparsity: final sparsity, in [0, 1).
         schedule: when to cut; replaces the schedule of the method.
-        epochs, optimizer, loss, seed: see `train`.
+        epochs: see `train`.
+        optimizer: see `train`.
+        loss: see `train`.
+        seed: see `train`.
         granularity: see `prune`.
         mask: an earlier mask; the weights that it masks are zero from the start.
         posterior: prune a trained network during fine-tuning.
@@ -227,7 +230,13 @@ def scores(
 
     Args:
         model: the network; weights outside `mask` should be zero in it.
-        batches, method, loss, seed, mask, posterior, hyperparameters: see `prune`.
+        batches: see `prune`.
+        method: see `prune`.
+        loss: see `prune`.
+        seed: see `prune`.
+        mask: see `prune`.
+        posterior: see `prune`.
+        hyperparameters: see `prune`.
         target: sparsity that the scores are for, if the criterion depends on it.
 
     Returns:

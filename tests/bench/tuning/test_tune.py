@@ -203,7 +203,7 @@ def made_up(values: dict[Any, list[float]], spent: list[Any] | None = None) -> C
         n = len(bench.dataset.validation)
         key = (job.setting.training["lr"], job.seed)
         for point, accuracy in zip(job.points, values[key], strict=True):
-            bench.beat(1)
+            bench.heartbeat(1)
             if spent is not None:
                 spent.append(point)
             yield point, {"status": "ok", "accuracy": accuracy, "hits": torch.arange(n) < round(accuracy * n)}
@@ -249,7 +249,7 @@ def test_the_defaults_stay_unless_they_are_beaten_beyond_the_noise(
         found = search([study], store)["breast_cancer", "mlp", name]
         assert (found.training["lr"] == other) == chosen
         assert found.search.default_accuracy == pytest.approx(0.6)
-        assert found.accuracy == pytest.approx(0.6 + (ahead[1] + ahead[2]) / 2 if chosen else 0.6)
+        assert found.search.accuracy == pytest.approx(0.6 + (ahead[1] + ahead[2]) / 2 if chosen else 0.6)
         monkeypatch.undo()
         monkeypatch.chdir(tmp_path)
 
