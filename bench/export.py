@@ -40,9 +40,15 @@ FILES = ("model.safetensors", "mask.safetensors", "card.json")
 
 
 def request_of(suite: str, narrowing: Narrowing, environment: Environment) -> Request:
-    """The request for one network: the suite's first data set, architecture and seed unless they are named.
+    """The request for one network.
 
-    Raises UserError if it is for more than one sparsity.
+    Args:
+        suite: a suite by name, or a .toml file.
+        narrowing: its first data set is used, otherwise the suite's first; the same for architecture and seed.
+        environment: what the jobs run with.
+
+    Raises:
+        UserError: more than one sparsity or number of fine-tuning epochs remains.
     """
     loaded = load_suite(suite)
     dataset = (narrowing.datasets or (loaded.blocks[0].dataset,))[0]
@@ -53,6 +59,8 @@ def request_of(suite: str, narrowing: Narrowing, environment: Environment) -> Re
     request = make_request(suite, one, environment)
     if len(request.suite.sparsities) > 1:
         raise UserError("--sparsity is required, e.g. --sparsity 0.9 removes 90 % of the weights")
+    if len(request.suite.finetune_epochs) > 1:
+        raise UserError("--finetune-epochs takes one number here")
     return request
 
 
@@ -65,10 +73,19 @@ def folder_of(request: Request) -> Path:
 
 
 def export(request: Request, folder: Path, *, onnx: bool = False) -> dict[str, Any]:
-    """Make the one network that a request is for (one method, block, seed, sparsity and length of fine-tuning), and write it.
+    """Make and write one pruned network. Networks of earlier runs are used again.
 
-    Trains what is not kept from earlier runs. The card, as written. Raises UserError where the folder is there already, where the
-    method declines the network or fails, and where there is no ONNX exporter; nothing is left behind then.
+    Args:
+        request: for one method, block, seed, sparsity and number of fine-tuning epochs.
+        folder: where to write; it must not exist.
+        onnx: whether to write model.onnx as well.
+
+    Returns:
+        The content of card.json.
+
+    Raises:
+        UserError: the folder exists, the method fails or does not support the network, or the ONNX packages are missing. Nothing is
+            written then.
     """
     if folder.exists():
         raise UserError(f"'{folder}' is there already; name another with --output")
@@ -104,9 +121,16 @@ def summary(card: dict[str, Any], folder: Path) -> list[str]:
 
 
 def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The exported network of a folder, in eval mode on the CPU, and its card.
+    """Load an exported network. Only JSON and safetensors files are read.
 
-    Raises ValueError where the folder holds no exported network, or other weights than the card says. Reads JSON and safetensors only.
+    Args:
+        folder: a folder that `export` has written.
+
+    Returns:
+        The network in eval mode on the CPU, and the content of card.json.
+
+    Raises:
+        ValueError: the folder does not contain an exported network, or the weights are not those of the card.
     """
     from safetensors.torch import load_file
 
@@ -145,7 +169,7 @@ def _planned(request: Request) -> Planned:
 
 
 def _card(row: dict[str, Any], job: Job, found: trial.PrunedNetwork) -> dict[str, Any]:
-    """All that is to be said of a network but the digest of its file."""
+    """The content of card.json, without the digest of the weights."""
     data = load_data(job.dataset, job.protocol, job.environment)
     drop = ("hyperparameters", "latency_ms", "dense_latency_ms")
     latencies, inputs = {}, data.train.inputs[: cost.LATENCY_BATCHES[-1]]
@@ -215,7 +239,7 @@ def _check_onnx() -> None:
 
 
 def _write_onnx(model: nn.Module, input_shape: tuple[int, ...], path: Path) -> None:
-    """The network as ONNX, for batches of any size. UserError where torch cannot express it."""
+    """Write the network as ONNX, for batches of any size. Raises UserError if torch cannot express it."""
     batch = torch.export.Dim("batch")
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(None):

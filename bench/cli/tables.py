@@ -115,7 +115,7 @@ def board_columns(board: pd.DataFrame) -> list[Shown]:
     for name in ("failed", "collapsed", "unsupported"):
         if board[name].any():
             found.append(Shown(name, [f"{line[name]:.0f}" for line in lines], rank=1))
-    if board["epochs"].nunique() > 1:  # who trained for longer is no rival: it has no rank
+    if board["epochs"].nunique() > 1:  # methods that trained for longer have no rank
         found.append(Shown("epochs", [f"{line['epochs']:.0f}" for line in lines], rank=1))
     return found
 

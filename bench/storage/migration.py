@@ -21,8 +21,8 @@ def schema_of(header: Iterable[str]) -> int | None:
     """The newest schema with exactly these columns in this order, or None."""
     header = tuple(header)
     for schema in range(SCHEMA, 0, -1):
-        gone = {name for version, names in REMOVED.items() if version > schema for name in names}
-        if tuple(name for name in header if name not in gone) == columns_of(schema) and gone <= set(header):
+        removed = {name for version, names in REMOVED.items() if version > schema for name in names}
+        if tuple(name for name in header if name not in removed) == columns_of(schema) and removed <= set(header):
             return schema
     return None
 
