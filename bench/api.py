@@ -12,8 +12,6 @@ import pandas as pd
 from bench.execution import environment
 from bench.execution import run as execution
 from bench.execution.display import Display
-from bench.planning import catalogue
-from bench.planning.request import make_request
 from bench.publishing.plots import curves
 from bench.ranking import comparison
 from bench.ranking import leaderboard as ranking
@@ -49,10 +47,11 @@ def run(
         One line per method, data set, architecture, sparsity and seed, with the columns of results.csv, dense networks included.
 
     Raises:
-        bench.UserError: a name or value that cannot be.
+        bench.UserError: an unknown name, or an invalid value.
+        TypeError: an unknown option.
     """
     narrowing, resources = _choices(options)
-    watch = (lambda: Display(resources.workers or 8)) if progress else (lambda: nullcontext(lambda _: None))
+    watch = Display if progress else (lambda: nullcontext(lambda _: None))
     said = print if progress else (lambda _: None)
     return frame(run_rows(suite, narrowing, resources, ablate, tuned, watch, said, force=force))
 
@@ -62,14 +61,12 @@ def run_rows(
     watch: execution.Watch, say: execution.Say, *, force: bool = False,
 ) -> list[Row]:  # fmt: skip
     """As `run`, for callers that have their own display; see `bench.execution.run.run` for `watch` and `say`."""
-    place = environment.environment_of(resources)
-    catalogue.load_plugins(place.plugins)
-    request = make_request(suite, narrowing, place, ablate)
+    request = environment.open_request(suite, narrowing, resources, ablate)
     found = None if tuned is None else execution.tuned_of(request, Path(tuned))
     store = environment.open_store(resources)
     if force:
         execution.forget(request, store, found)
-    pool = environment.open_executor(resources, place.device)
+    pool = environment.open_executor(resources, request.environment.device)
     try:
         return execution.run(request, store, pool, watch, say, found)
     finally:

@@ -12,7 +12,7 @@ from bench.execution import environment, pipeline
 from bench.planning import catalogue
 from bench.planning.catalogue import WHEN
 from bench.planning.plan import plan
-from bench.planning.request import Request, make_request
+from bench.planning.request import Request
 from bench.publishing.page import cells
 from bench.ranking import comparison, tracks
 from bench.ranking.comparison import Comparison, Difference, interval
@@ -29,9 +29,7 @@ def compare(suite: str, pair: tuple[str, str], narrowing: Narrowing, resources: 
     `command` computes the rows. Raises UserError with it where some are not in the store, and where the methods share no track.
     """
     console = make_console()
-    place = environment.environment_of(resources)
-    catalogue.load_plugins(place.plugins)
-    request = make_request(suite, dataclasses.replace(narrowing, methods=pair), place)
+    request = environment.open_request(suite, dataclasses.replace(narrowing, methods=pair), resources)
     first, second = (catalogue.get_method(name) for name in pair)
     if first.name == second.name:
         raise UserError(f"'{pair[0]}' and '{pair[1]}' are the same method: name two")

@@ -124,7 +124,7 @@ def run(
 
 
 def _check_run(ablations: tuple[str, ...], output: Path | None, style: str) -> None:
-    """Raise UserError for what `run` cannot take, before anything heavy is imported."""
+    """Raise UserError for invalid values of `run`, before anything heavy is imported."""
     from bench.spec.errors import UserError, unknown
     from bench.spec.row import ABLATIONS
 

@@ -3,15 +3,16 @@
 import dataclasses
 import functools
 import inspect
-import types
+import re
 import typing
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-LISTED = {tuple[str, ...]: str, tuple[float, ...]: float, tuple[int, ...]: int}
+Kind = type[str] | type[int] | type[float]
+LISTED: dict[Any, Kind] = {tuple[str, ...]: str, tuple[float, ...]: float, tuple[int, ...]: int}
+METAVARS: dict[Kind, str] = {str: "NAME,...", int: "INTEGER,...", float: "NUMBER,..."}
 
 
 def shared(*groups: tuple[str, type, tuple[str, ...]]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -28,7 +29,7 @@ def shared(*groups: tuple[str, type, tuple[str, ...]]) -> Callable[[Callable[...
 
         @functools.wraps(command)
         def wrapped(**given: Any) -> Any:
-            made = {name: cls(**{o.name: _value(o.name, given.pop(o.name)) for o in options[name]}) for name, cls, _ in groups}
+            made = {name: cls(**_values(cls, {o.name: given.pop(o.name) for o in options[name]})) for name, cls, _ in groups}
             return command(**given, **made)
 
         # Arguments first, then the suite and what narrows it, then the command's own options, then machines and folders.
@@ -52,39 +53,41 @@ def _options(cls: type, names: tuple[str, ...]) -> list[inspect.Parameter]:
 def _option(field: "dataclasses.Field[Any]", hint: Any) -> inspect.Parameter:
     flag = f"--{field.name.replace('_', '-')}"
     about: dict[str, Any] = {"help": field.metadata["help"], "show_default": field.metadata["default"] or field.default not in (None, ())}
-    kind = next((part for part in typing.get_args(hint) if part is not types.NoneType), hint) if _is_optional(hint) else hint
-    if field.name == "plugin":
+    listed = _listed(field, hint)
+    if field.default == ():  # repeatable
         annotation, default = Annotated[list[str] | None, typer.Option(flag, metavar="FILE", **about)], None
-    elif kind in LISTED:
-        metavar = {str: "NAME,...", int: "INTEGER,...", float: "NUMBER,..."}[LISTED[kind]]
-        annotation, default = Annotated[str | None, typer.Option(flag, metavar=metavar, **about)], None
+    elif listed is not None:
+        annotation, default = Annotated[str | None, typer.Option(flag, metavar=METAVARS[listed], **about)], None
     else:
         annotation, default = Annotated[hint, typer.Option(flag, **about)], field.default
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _is_optional(hint: Any) -> bool:
-    return types.NoneType in typing.get_args(hint)
+def _listed(field: "dataclasses.Field[Any]", hint: Any) -> Kind | None:
+    """The type of the values of a comma-separated list; None for another option."""
+    return None if field.default == () else next((LISTED[part] for part in typing.get_args(hint) if part in LISTED), None)
 
 
-def _value(name: str, given: Any) -> Any:
-    """What an option means: lists are typed with commas between their values."""
-    if name == "plugin":
-        return tuple(given or ())
-    kinds = {"sparsities": float, "seeds": int, "finetune_epochs": int}
-    if name in kinds and isinstance(given, str):
-        return numbers(f"--{name.replace('_', '-')}", given, kinds[name])
-    return names(given) if name in ("methods", "datasets", "architectures") and given is not None else given
+def _values(cls: type, given: dict[str, Any]) -> dict[str, Any]:
+    """The typed values of a dataclass's options."""
+    hints, values = typing.get_type_hints(cls), dict(given)
+    for field in dataclasses.fields(cls):
+        if field.name in given:
+            listed, text = _listed(field, hints[field.name]), given[field.name]
+            if field.default == ():
+                values[field.name] = tuple(text or ())
+            elif listed is not None and text is not None:
+                flag = f"--{field.name.replace('_', '-')}"
+                values[field.name] = names(text) if listed is str else numbers(flag, text, listed)
+    return values
 
 
 def names(text: str | None) -> tuple[str, ...]:
     """What stands between the commas; those in brackets divide options and stay."""
-    import re
-
     return tuple(part.strip() for part in re.split(r",(?![^()]*\))", text or "") if part.strip())
 
 
-def numbers(option: str, text: str, kind: type[int] | type[float]) -> tuple[Any, ...]:
+def numbers(option: str, text: str, kind: Kind) -> tuple[Any, ...]:
     """A list of numbers with commas between. Raises UserError naming one that is none."""
     from bench.spec.errors import UserError
 
@@ -108,7 +111,7 @@ def command_line(suite: str, *groups: Any) -> list[str]:
             if value == field.default:
                 continue
             flag = f"--{field.name.replace('_', '-')}"
-            if field.name == "plugin":
+            if field.default == ():
                 parts += [part for file in value for part in (flag, file)]
             else:
                 parts += [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
@@ -116,4 +119,3 @@ def command_line(suite: str, *groups: Any) -> list[str]:
 
 
 Suite = Annotated[str, typer.Option(help="A suite by name, or a .toml file.")]
-Output = Annotated[Path | None, typer.Option(help="Also write results.csv and leaderboard.csv into this folder.")]

@@ -12,9 +12,7 @@ from bench.cli.tables import Shown, make_console, print_board, print_dense, prin
 from bench.execution import environment, pipeline
 from bench.execution.display import Display
 from bench.execution.run import tuned_of
-from bench.planning import catalogue
 from bench.planning.plan import plan
-from bench.planning.request import make_request
 from bench.publishing import text_tables
 from bench.ranking import leaderboard, tracks, tuning_gain
 from bench.spec.choices import Narrowing, Resources
@@ -34,30 +32,22 @@ def run(
     style: str, force: bool,
 ) -> None:  # fmt: skip
     """Run and show the leaderboard; with `output` also write it."""
-    console = make_console()
+    apart = style != "text"  # the table alone goes to standard output, so that it can be written to a file
+    console, notes = make_console(), Console(stderr=True) if apart else make_console()
     rows = api.run_rows(
-        suite,
-        narrowing,
-        resources,
-        ablations,
-        tuned,
-        lambda: Display(resources.workers or 8),
-        lambda line: say(console, line),
-        force=force,
+        suite, narrowing, resources, ablations, tuned, lambda: Display(stderr=apart), lambda line: say(notes, line), force=force
     )
     show(console, rows, style)
     if output is not None:
-        _write(console, rows, output)
+        _write(notes, rows, output)
     sys.stdout.flush()
 
 
 def dry_run(suite: str, narrowing: Narrowing, resources: Resources, ablations: tuple[str, ...], tuned: Path | None) -> None:
     """Print what would run."""
-    place = environment.environment_of(resources)
-    catalogue.load_plugins(place.plugins)
-    request = make_request(suite, narrowing, place, ablations)
+    request = environment.open_request(suite, narrowing, resources, ablations)
     found = None if tuned is None else tuned_of(request, tuned)
-    pool = environment.open_executor(resources, place.device)
+    pool = environment.open_executor(resources, request.environment.device)
     try:
         dry_runs.show(make_console(), request, environment.open_store(resources), pool, found)
     finally:
@@ -103,9 +93,7 @@ def status(suite: str, narrowing: Narrowing, resources: Resources) -> None:
     import dataclasses
 
     console = make_console()
-    place = environment.environment_of(resources)
-    catalogue.load_plugins(place.plugins)
-    request, store = make_request(suite, narrowing, place), environment.open_store(resources)
+    request, store = environment.open_request(suite, narrowing, resources), environment.open_store(resources)
     planned = plan(request, store)
     have = {key: row.status for key, row in store.get(planned.expected).items()}
     say(console, f"suite {request.suite.name}, at the defaults: {len(have)} of {len(planned.expected)} rows in the store")

@@ -18,9 +18,11 @@ def list_(resources: Resources) -> None:
     from bench.cli.tables import Shown, make_console, print_table
     from bench.execution.environment import CACHE, open_store
     from bench.storage.checkpoints import Networks
+    from bench.tuning import trials
 
+    store = open_store(resources)
     counts: dict[tuple[str, str, str], dict[str, int]] = {}
-    for _, row in open_store(resources).every():
+    for _, row in store.every():
         kinds = counts.setdefault((row.suite, row.method, row.protocol), {})
         kinds[row.status] = kinds.get(row.status, 0) + 1
     console, lines = make_console(), sorted(counts.items())
@@ -30,12 +32,16 @@ def list_(resources: Resources) -> None:
     )
     networks, size = Networks(CACHE / "networks").size()
     print(f"{networks} trained networks, {size / 1e6:.1f} MB in {CACHE / 'networks'}")
+    print(f"{len(trials.studies(store.url))} searches")
 
 
 @app.command()
 @shared(("resources", Resources, ("store",)))
 def clean(
-    what: Annotated[str, typer.Argument(help="failed rows, stale rows (of another protocol or release of torch), networks, or all.")],
+    what: Annotated[
+        str,
+        typer.Argument(help="failed rows; stale rows (another protocol or torch); networks; all, with searches."),
+    ],
     resources: Resources,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
 ) -> None:
@@ -44,6 +50,7 @@ def clean(
     from bench.spec.errors import unknown
     from bench.spec.row import PROTOCOL_VERSION
     from bench.storage.checkpoints import Networks
+    from bench.tuning import trials
 
     if what not in KINDS:
         raise unknown("kind", what, KINDS)
@@ -60,8 +67,10 @@ def clean(
         or (what == "stale" and (row.protocol != PROTOCOL_VERSION or row.torch.partition("+")[0] != here.partition("+")[0]))
     ]
     files = networks.size()[0] if what in ("networks", "all") else 0
+    searches = trials.studies(store.url) if what == "all" else []
     if not dry_run:
         store.remove(keys)
-        if files:
+        trials.remove(store.url, searches)
+        if what in ("networks", "all"):
             networks.clear()
-    print(f"{len(keys)} rows and {files} networks {'would be ' * dry_run}removed")
+    print(f"{len(keys)} rows, {files} networks and {len(searches)} searches {'would be ' * dry_run}removed")

@@ -27,7 +27,7 @@ def run(
         say(console, f"note: {note}")
     pool = environment.open_executor(resources, drawn.environment.device)
     try:
-        with Display(pool.workers) as display:
+        with Display() as display:
             found = verify.recompute(drawn, pool, display, tolerance)
     finally:
         pool.close()

@@ -36,10 +36,10 @@ def text(progress: Progress, elapsed: float) -> str:
 
 
 class Display:
-    """Shows the progress: `with Display(workers) as show: ... show(progress)`. `workers`: largest number of jobs to list."""
+    """Shows the progress: `with Display() as show: ... show(progress)`. `workers`: largest number of jobs to list."""
 
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
+    def __init__(self, stderr: bool = False) -> None:
+        self._stderr = stderr
         self._start = self._said = time.monotonic()
         self._live: Any = None
         self._handle: Any = None
@@ -48,7 +48,7 @@ class Display:
         from rich.console import Console
         from rich.live import Live
 
-        console = Console(stderr=False)
+        console = Console(stderr=self._stderr)
         if console.is_jupyter:
             display = importlib.import_module("IPython.display").display
 
@@ -67,7 +67,7 @@ class Display:
         if progress.jobs == 0:
             return
         line = text(progress, time.monotonic() - self._start)
-        running = [f"  {label}" for label in progress.running[: self._workers]]
+        running = [f"  {label}" for label in progress.running]
         if self._live:
             from rich.text import Text
 
@@ -76,4 +76,4 @@ class Display:
             self._handle.update({"text/plain": "\n".join([line, *running])}, raw=True)
         elif time.monotonic() - self._said > QUIET_SECONDS:
             self._said = time.monotonic()
-            print(line, file=sys.stdout, flush=True)
+            print(line, file=sys.stderr if self._stderr else sys.stdout, flush=True)

@@ -1,10 +1,13 @@
 """Check the user's choice of machines and folders, and open store and executor."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from bench.execution import executors
-from bench.spec.choices import DEVICES, Resources
+from bench.planning.catalogue import load_plugins
+from bench.planning.request import Request, make_request
+from bench.spec.choices import DEVICES, Narrowing, Resources
 from bench.spec.errors import UserError, unknown
 from bench.storage.rows import DEFAULT_URL, Store
 from bench.trial.job import Environment
@@ -41,6 +44,23 @@ def environment_of(resources: Resources) -> Environment:
         raise UserError("--device cuda: torch finds no GPU on this machine; use --device cpu or auto")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if resources.device == "auto" else resources.device
     return Environment(device, resources.data_root, CACHE.resolve(), tuple(str(Path(file).resolve()) for file in resources.plugin))
+
+
+def open_request(suite: str, narrowing: Narrowing, resources: Resources, ablations: Iterable[str] = ()) -> Request:
+    """The request of a user, with the plug-ins loaded.
+
+    Args:
+        suite: a suite by name, or a .toml file.
+        narrowing: what replaces the suite's own values.
+        resources: machines, folders and plug-ins.
+        ablations: controls for each method.
+
+    Raises:
+        UserError: a name or value is wrong.
+    """
+    environment = environment_of(resources)
+    load_plugins(environment.plugins)
+    return make_request(suite, narrowing, environment, ablations)
 
 
 def open_store(resources: Resources) -> Store:

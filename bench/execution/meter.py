@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.trial import heartbeat
 from bench.trial.job import Job
@@ -33,57 +34,63 @@ def points_of(work: Job | Study) -> int:
     return len(work.job.points) * work.rounds.trials if isinstance(work, Study) else len(work.points)
 
 
-def _block(work: Job | Study) -> tuple[str, str]:
-    job = work.job if isinstance(work, Study) else work
-    return job.dataset, job.architecture
+Kind = tuple[str, str, str]  # data set, architecture, and the method, or "" for dense networks
 
 
-def _method(work: Job | Study) -> tuple[str, str, str]:
+def kind_of(work: Job | Study) -> Kind:
+    """What decides the speed of a job or study."""
     job = work.job if isinstance(work, Study) else work
-    return (*_block(work), job.method)
+    return job.dataset, job.architecture, job.method if job.criterion else ""
 
 
 @dataclass
 class Speed:
     """Estimated durations in seconds.
 
-    `epoch`: (data set, architecture) -> seconds per training epoch. `point`: (data set, architecture, method) -> seconds per measurement. A
-    missing value is replaced by the mean of the others. Before any job has finished, a measurement counts as long as an epoch.
+    `epoch`: (data set, architecture) -> seconds per training epoch. `point`: kind -> seconds per measurement. A missing value is replaced
+    by the mean of the others. Before any job has finished, a measurement counts as long as an epoch.
     """
 
     epoch: dict[tuple[str, str], float] = field(default_factory=dict)
-    point: dict[tuple[str, str, str], float] = field(default_factory=dict)
+    point: dict[Kind, float] = field(default_factory=dict)
 
-    def learn(self, work: Job | Study, seconds: float) -> None:
+    def learn(self, kind: Kind, size: "Size", seconds: float) -> None:
         """Learn from a finished job: the seconds per epoch if it does not prune, otherwise the seconds per measurement.
 
         Args:
-            work: the job or study.
+            kind: of the job or study.
+            size: its epochs and measurements.
             seconds: its duration.
         """
-        job = work.job if isinstance(work, Study) else work
-        points = points_of(work)
-        if not job.criterion and work.epochs:
-            self.epoch[_block(work)] = seconds / work.epochs
-        elif points:
-            self.point[_method(work)] = max(0.0, seconds - self.per_epoch(work) * work.epochs) / points
+        if not kind[2] and size.epochs:
+            self.epoch[kind[:2]] = seconds / size.epochs
+        elif size.points:
+            self.point[kind] = max(0.0, seconds - self._per_epoch(kind) * size.epochs) / size.points
 
-    def per_epoch(self, work: Job | Study) -> float:
-        """Seconds per training epoch."""
-        return self.epoch.get(_block(work), _mean(self.epoch.values(), 1.0))
+    def seconds(self, kind: Kind, size: "Size") -> float:
+        """The expected duration of so many epochs and measurements of one kind."""
+        epoch = self._per_epoch(kind)
+        each = self.point.get(kind, _mean(self.point.values(), epoch)) if kind[2] else 0.0
+        return size.epochs * epoch + size.points * each
 
-    def seconds(self, work: Job | Study, epochs: int | None = None, points: int | None = None) -> float:
-        """The expected duration of a job or study, in seconds.
+    def _per_epoch(self, kind: Kind) -> float:
+        return self.epoch.get(kind[:2], _mean(self.epoch.values(), 1.0))
 
-        Args:
-            work: the job or study.
-            epochs: number of training epochs; None: all.
-            points: number of measurements; None: all.
-        """
-        job = work.job if isinstance(work, Study) else work
-        epochs, points = work.epochs if epochs is None else epochs, points_of(work) if points is None else points
-        each = self.point.get(_method(work), _mean(self.point.values(), self.per_epoch(work))) if job.criterion else 0.0
-        return epochs * self.per_epoch(work) + points * each
+
+class Size(NamedTuple):
+    """An amount of work: training epochs and measurements."""
+
+    epochs: int
+    points: int
+
+    def plus(self, other: "Size") -> "Size":
+        """Both together."""
+        return Size(self.epochs + other.epochs, self.points + other.points)
+
+
+def size_of(work: Job | Study) -> Size:
+    """The size of a job or study."""
+    return Size(work.epochs, points_of(work))
 
 
 def _mean(values: Iterable[float], default: float) -> float:
@@ -98,29 +105,38 @@ class Meter:
         work: all jobs or studies.
         folder: the folder to which workers write their progress.
         show: receives the progress.
-        speed: durations known before the run.
     """
 
-    def __init__(self, work: Sequence[Job | Study], folder: Path, show: Show, speed: Speed | None = None) -> None:
-        self.work, self.folder, self.show, self.speed = list(work), folder, show, speed or Speed()
-        self.finished: list[Job | Study] = []
+    def __init__(self, work: Sequence[Job | Study], folder: Path, show: Show) -> None:
+        self.folder, self.show, self.speed = folder, show, Speed()
+        self.jobs, self.done, self.failed = len(work), 0, 0
+        self.all: dict[Kind, Size] = {}  # summed by kind: there are many jobs, and few kinds
+        self.finished: dict[Kind, Size] = {}
         self.started: dict[int, float] = {}
-        self.failed = 0
+        for one in work:
+            self._add(self.all, one)
+
+    @staticmethod
+    def _add(sums: dict[Kind, Size], work: Job | Study) -> None:
+        kind = kind_of(work)
+        sums[kind] = sums.get(kind, Size(0, 0)).plus(size_of(work))
+
+    def _seconds(self, sums: dict[Kind, Size]) -> float:
+        return sum(self.speed.seconds(kind, size) for kind, size in sums.items())
 
     def tick(self, running: Sequence[Job | Study]) -> None:
         """Show the progress. `running`: the jobs that workers do now."""
         now = time.monotonic()
         for work in running:
             self.started.setdefault(id(work), now)
-        done = sum(map(self.speed.seconds, self.finished))
-        epochs, points = heartbeat.running(self.folder)
+        done = self._seconds(self.finished)
         if running:  # their progress is only known in total
-            whole = [self.speed.seconds(work) for work in running]
-            share = sum(self.speed.seconds(w, epochs, points) for w in running) / len(running)
-            done += min(share, 0.99 * sum(whole))
-        total = max(sum(map(self.speed.seconds, self.work)), 1e-9)
+            sizes, part = [(kind_of(work), size_of(work)) for work in running], Size(*heartbeat.running(self.folder))
+            share = sum(self.speed.seconds(kind, part) for kind, _ in sizes) / len(sizes)
+            done += min(share, 0.99 * sum(self.speed.seconds(kind, size) for kind, size in sizes))
+        total = max(self._seconds(self.all), 1e-9)
         labels = tuple(work.label for work in running)
-        self.show(Progress(len(self.finished), len(self.work), min(1.0, done / total), labels, self.failed))
+        self.show(Progress(self.done, self.jobs, min(1.0, done / total), labels, self.failed))
 
     def finish(self, work: Job | Study, failed: int) -> None:
         """Count a finished job. Its duration is learnt unless rows failed or another run did the job.
@@ -131,6 +147,6 @@ class Meter:
         """
         start = self.started.pop(id(work), None)
         if start is not None and not failed:
-            self.speed.learn(work, time.monotonic() - start)
-        self.finished.append(work)
-        self.failed += failed
+            self.speed.learn(kind_of(work), size_of(work), time.monotonic() - start)
+        self._add(self.finished, work)
+        self.done, self.failed = self.done + 1, self.failed + failed

@@ -17,7 +17,7 @@ from bench.spec.row import Row
 from bench.storage import results_csv
 from bench.storage.checkpoints import Networks
 from bench.storage.rows import Store
-from bench.tuning import tune
+from bench.tuning import trials, tune
 from bench.tuning.study import Study
 
 Watch = Callable[[], AbstractContextManager[Show]]  # opens a display of one stage of a run
@@ -79,8 +79,7 @@ def forget(request: Request, store: Store, found: Found | None = None) -> None:
         every = expanded(one, [])
         store.remove(key for planned in every for key in planned.rows)
         networks.remove({planned.job.network for planned in every})
-    for study in studies:
-        tune.forget(study)
+    trials.remove(store.url, [study.name for study in studies])
 
 
 def tuned_of(request: Request, folder: Path) -> Found:

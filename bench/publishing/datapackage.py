@@ -17,10 +17,6 @@ from bench.spec.columns import Column
 from bench.spec.row import DECLARED, KEY
 from bench.spec.suite import Suite
 
-SHARE = {"minimum": 0, "maximum": 1}
-COUNT = {"minimum": 0}
-AMOUNT = {"minimum": 0}
-
 
 def _field(name: str, kind: str, meaning: str, unit: str, constraints: Mapping[str, Any]) -> dict[str, Any]:
     made = {"name": name, "type": kind, "description": meaning}

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.execution import pipeline
-from bench.execution.environment import environment_of, open_store
-from bench.planning import catalogue
+from bench.execution.environment import open_request, open_store
 from bench.planning.plan import Plan, plan
-from bench.planning.request import Request, make_request
+from bench.planning.request import Request
 from bench.publishing import board_folder, merge, readme
 from bench.publishing.board_folder import Board
 from bench.spec.choices import Narrowing, Resources
@@ -80,9 +79,7 @@ def publish(suite: str, narrowing: Narrowing, resources: Resources, to: Path, op
     Raises:
         UserError: rows, methods or seeds are missing. The message contains the command that computes them.
     """
-    environment = environment_of(resources)
-    catalogue.load_plugins(environment.plugins)
-    request = make_request(suite, narrowing, environment)
+    request = open_request(suite, narrowing, resources)
     folder = to / request.suite.name
     there = board_folder.read(folder) if (folder / "results").is_dir() else None
     stages = {m.stage for m in request.methods} | {row.stage for row in (there.rows if there else ())}

@@ -1,9 +1,11 @@
 """Check the cells of a results.csv against the declarations of their columns: type, bounds, allowed values."""
 
+import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from bench.spec.columns import Column
@@ -11,6 +13,8 @@ from bench.spec.row import DECLARED, Row
 from bench.storage.results_csv import restored
 
 TYPES = {"string": str, "integer": int, "number": float}
+# Python and pydantic also read 1_0, " 1" and, as an integer, 1.0: no release writes these.
+FORMS = {"integer": re.compile(r"[+-]?[0-9]+"), "number": re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(nan|inf)")}
 
 
 def row_of(cells: Mapping[str, str]) -> tuple[Row | None, list[str]]:
@@ -32,8 +36,14 @@ def row_of(cells: Mapping[str, str]) -> tuple[Row | None, list[str]]:
 
 
 def _fault(fault: dict[str, Any]) -> str:
-    text = fault["input"]
-    return f"{fault['loc'][0]}: " + (f"{fault['msg'].removeprefix('Input ')}, got '{text}'" if text else "is empty")
+    text, said = fault["input"], fault["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    return f"{fault['loc'][0]}: " + (f"{said}, got '{text}'" if text else "is empty")
+
+
+def _number(form: re.Pattern[str], text: str) -> str:
+    if not form.fullmatch(text):
+        raise ValueError("should be a plain number")
+    return text
 
 
 def _annotation(column: Column) -> Any:
@@ -43,7 +53,8 @@ def _annotation(column: Column) -> Any:
         kind = Annotated[str, Field(min_length=1, pattern=f"^(?:{column.pattern})$" if column.pattern else None)]
     else:
         finite = False if column.type == "number" else None
-        kind = Annotated[TYPES[column.type], Field(ge=column.least, le=column.most, allow_inf_nan=finite)]
+        limits = Field(ge=column.least, le=column.most, allow_inf_nan=finite)
+        kind = Annotated[TYPES[column.type], limits, BeforeValidator(partial(_number, FORMS[column.type]))]
     return NotRequired[kind] if column.empty else kind
 
 

@@ -1,9 +1,11 @@
 """The trials of a study, stored with Optuna in the database of the store, and what a complete study selects."""
 
 import base64
+import contextlib
 import dataclasses
 import functools
 import zlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -140,3 +142,19 @@ def opened(study: Study) -> "optuna.Study":
         lambda: optuna.create_study(study_name=study.name, storage=storage, direction="maximize", load_if_exists=True),
         optuna.exceptions.StorageInternalError,
     )
+
+
+def studies(url: str) -> list[str]:
+    """The names of all studies in a database."""
+    import optuna
+
+    return list(optuna.get_all_study_names(storage=database(url)))
+
+
+def remove(url: str, names: Iterable[str]) -> None:
+    """Remove studies from a database, by name. A study that does not exist is ignored."""
+    import optuna
+
+    for name in names:
+        with contextlib.suppress(KeyError):
+            optuna.delete_study(study_name=name, storage=database(url))

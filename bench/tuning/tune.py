@@ -12,7 +12,6 @@ and that knows only the candidates before it. So an interrupted and resumed stud
 same candidates.
 """
 
-import contextlib
 import dataclasses
 import time
 from dataclasses import dataclass
@@ -74,14 +73,6 @@ def found(study: Study) -> Setting | None:
         return None
     trials = Trials(study, existing)
     return trials.found() if trials.complete() else None
-
-
-def forget(study: Study) -> None:
-    """Remove the trials of a study from the store."""
-    import optuna
-
-    with contextlib.suppress(KeyError):
-        optuna.delete_study(study_name=study.name, storage=database(study.storage))
 
 
 def _screened(study: Study, trials: Trials, k: int) -> "optuna.trial.FrozenTrial":

@@ -54,9 +54,9 @@ def test_the_store_is_listed_and_cleaned(tiny: Path, bench: Bench) -> None:
     counts = {line.split()[1]: line.split()[3:] for line in out.splitlines() if line.split()[:1] == ["tiny"]}
     assert {name: sum(map(int, numbers)) for name, numbers in counts.items()} == {"dense": 1, "magnitude": 2, "random": 2}
     assert "1 trained networks" in out
-    assert bench("store", "clean", "all", "--dry-run")[1] == "5 rows and 1 networks would be removed\n"
-    assert bench("store", "clean", "failed")[1] == "0 rows and 0 networks removed\n"
-    assert bench("store", "clean", "all")[1] == "5 rows and 1 networks removed\n"
+    assert bench("store", "clean", "all", "--dry-run")[1] == "5 rows, 1 networks and 0 searches would be removed\n"
+    assert bench("store", "clean", "failed")[1] == "0 rows, 0 networks and 0 searches removed\n"
+    assert bench("store", "clean", "all")[1] == "5 rows, 1 networks and 0 searches removed\n"
     assert not list((tiny / ".bench" / "networks").glob("*"))
     assert bench("store", "clean", "everything")[0] == 2
 

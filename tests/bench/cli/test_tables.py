@@ -76,3 +76,15 @@ def test_table_of_nothing_and_unknown_formats_are_one_line(tiny: Path, bench: Be
     assert bench("table", "nowhere")[::2] == (2, "error: 'nowhere' is neither a results.csv nor a folder with results\n")
     code, _, err = bench("table", ".", "--format", "latx")
     assert (code, err) == (2, "error: unknown format 'latx' (did you mean 'latex'?); available: text, markdown, latex\n")
+
+
+@pytest.mark.parametrize("style", ["markdown", "latex"])
+def test_a_run_writes_nothing_but_the_table_to_standard_output(tiny: Path, bench: Bench, style: str) -> None:
+    options = ("--suite", "tiny.toml", "--methods", "random", "--seeds", "0", "--architectures", "mlp,lenet5", "--output", "out")
+    code, out, err = bench("run", *options, "--format", style)
+    assert code == 0
+    assert "note: lenet5 does not support breast_cancer" in err
+    assert "wrote " in err
+    assert out.startswith("**" if style == "markdown" else "\\begin{table}")
+    assert "note:" not in out
+    assert "wrote " not in out

@@ -86,6 +86,10 @@ def test_repeated_rows_are_judged_by_what_their_cells_show_over_seeds(board: Boa
     assert reason.startswith("differs from the published row: accuracy: expected 0.9, got 0.8: differs by 10 points, this cell allows ")
 
 
+class Written(str):
+    """A text as it stands in the file, for a number."""
+
+
 def changed(**values: object) -> Callable[[list[Row]], list[Row]]:
     """The third row, which the file has in its row 4, with other values."""
     return lambda rows: [replace(r, **values) if k == 2 else r for k, r in enumerate(rows)]  # type: ignore[arg-type]
@@ -93,6 +97,9 @@ def changed(**values: object) -> Callable[[list[Row]], list[Row]]:
 
 FAULTS: list[tuple[Callable[[list[Row]], list[Row]], str]] = [
     (changed(suite="digits"), "suite 'digits', this leaderboard has suite 'tiny'"),
+    (changed(seed=Written("1.0")), "seed: should be a plain number, got '1.0'"),
+    (changed(seed=Written("1_0")), "seed: should be a plain number, got '1_0'"),
+    (changed(nll=Written(" 1")), "nll: should be a plain number, got ' 1'"),
     (changed(protocol="0"), f"protocol: should be '{PROTOCOL_VERSION}', got '0'"),
     (changed(dataset="digits"), "the suite does not contain digits/mlp"),
     (changed(seed=7), "seed 7 is not one of 0, 1, 2"),
