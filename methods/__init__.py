@@ -17,23 +17,21 @@ from typing import Any
 from methods.api import compact, prune, scores, train, train_pruned
 from methods.checking.clauses import check
 from methods.core.configurations import Configuration, Criterion, Granularity, Training
-from methods.core.cutting import Pruner, cut, kept_weights, mask_holds, score, scored_once, shuffled, sparsity_of
+from methods.core.cutting import Pruner, cut, score, scored_once
 from methods.core.hyperparameters import Choice, Float, Int, Range, ranges
 from methods.core.interface import (
     Batches,
     Cost,
-    Mask,
     Posterior,
     Problem,
     Scores,
     Stage,
     Values,
-    apply_mask,
     count_masked,
     derive,
-    full_mask,
-    prunable,
 )
+from methods.core.masks import Mask, apply_mask, full_mask, kept_weights, mask_holds, shuffled, sparsity_of
+from methods.core.prunable import prunable
 from methods.core.schedule import Gradual, Iterative, Lap, Rewinding, Schedule
 from methods.core.training_loop import Recipe, fit
 from methods.registry.options import Option, describe

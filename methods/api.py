@@ -1,6 +1,6 @@
 """The calls for anybody's own code: `train`, `prune`, `compact`, `train_pruned`, `scores`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,9 +9,13 @@ from torch import nn
 
 from methods.core.configurations import Criterion, Training
 from methods.core.cutting import Pruner, cut, score
-from methods.core.interface import Batches, Loss, Mask, Posterior, Problem, Stage
+from methods.core.interface import Batches, Loss, Posterior, Problem, Stage
+from methods.core.masks import Mask
+from methods.core.prunable import nothing_prunable, prunable
+from methods.core.reading import check_reiterable
 from methods.core.schedule import Schedule
 from methods.core.training_loop import Recipe, fit
+from methods.registry.alone import criterion_alone
 from methods.registry.registry import get, get_granularity, make, names
 
 
@@ -22,6 +26,7 @@ def train(
     *,
     epochs: int = 30,
     optimizer: str = "sgd",
+    precision: str = "full",
     loss: Loss = F.cross_entropy,
     seed: int = 0,
     mask: Mask | None = None,
@@ -40,6 +45,7 @@ def train(
         training: a registered training: "map" (L2 penalty), "spam" (marginal likelihood), "dwf" (factorised weights).
         epochs: number of epochs.
         optimizer: "sgd" (momentum 0.9) or "adam". The learning rate has a short warm-up and decays to zero by a cosine.
+        precision: "full": that of the weights; "bfloat16": forward passes under `torch.autocast`.
         loss: (outputs, targets) -> mean loss of a batch.
         seed: seed of all random draws.
         mask: train a pruned network: weight name -> bool tensor; masked weights (False) stay zero.
@@ -50,14 +56,19 @@ def train(
     Returns:
         The posterior, to pass to `prune`.
 
+    Modules in eval mode stay so if the model itself is in training mode (frozen batch norm).
+
     Raises:
-        ValueError: if a name is unknown or a value is outside its limits.
-        FloatingPointError: if the loss is no longer finite.
+        ValueError: if a name is unknown or a value is outside its limits, the mask does not fit the model, or the network or the loss
+            cannot be computed for a batch (the message names the layer).
+        FloatingPointError: if a loss or a weight is no longer finite.
     """
-    _check_reiterable(batches)
-    recipe = Recipe(epochs=epochs, optimizer=optimizer)
+    check_reiterable(batches)
+    recipe = Recipe(epochs=epochs, optimizer=optimizer, precision=precision)
     chosen = _with_given_lr(make("trainings", training, hyperparameters), hyperparameters, recipe)
-    problem = Problem(model, batches, loss, seed, dict(mask or {}))
+    # A mask may hold weights that were included by name when it was made.
+    more = [n for n, p in model.named_parameters() if n in (mask or {}) and p.dim() > 1]
+    problem = Problem(model, batches, loss, seed, dict(mask or {}), include=more)
     return fit(problem, chosen, recipe, previous=posterior)
 
 
@@ -72,6 +83,8 @@ def prune(
     seed: int = 0,
     mask: Mask | None = None,
     posterior: Posterior | None = None,
+    include: Sequence[str] | str = (),
+    exclude: Sequence[str] | str = (),
     **hyperparameters: Any,
 ) -> Mask:
     """Prune a model in place, without training.
@@ -91,6 +104,8 @@ def prune(
         seed: seed of all random draws.
         mask: an earlier mask, to prune further.
         posterior: the result of `train`.
+        include: patterns of names of more parameters to prune, e.g. "embed.*"; see `prunable`.
+        exclude: patterns of names of weights to leave out, e.g. ["head.weight"]; they are not counted.
         hyperparameters: those of the criterion.
 
     Returns:
@@ -100,8 +115,8 @@ def prune(
         ValueError: if an argument is wrong, the network is not supported, or the method has a training of its own (the message says
             what to call first).
     """
-    criterion = _criterion(method, hyperparameters)
-    problem = _problem(model, batches, criterion, loss, seed, mask, posterior)
+    criterion = criterion_alone(method, hyperparameters)
+    problem = _problem(model, batches, criterion, loss, seed, mask, posterior, include, exclude)
     chosen = get_granularity(granularity)
     share = chosen.fixed_sparsity if sparsity is None else sparsity
     if share is None:
@@ -141,7 +156,7 @@ def compact(
     if not chosen.compacts:
         raise ValueError(f"granularity '{granularity}' does not make networks smaller, so nothing can be removed physically")
     if batches is not None:
-        _check_reiterable(batches)
+        check_reiterable(batches)
     problem = Problem(model, batches if batches is not None else (), mask=dict(mask))
     if input_shape is not None:
         problem.input_shape = tuple(input_shape)
@@ -158,11 +173,14 @@ def train_pruned(
     schedule: Schedule | None = None,
     epochs: int = 30,
     optimizer: str = "sgd",
+    precision: str = "full",
     granularity: str = "weight",
     loss: Loss = F.cross_entropy,
     seed: int = 0,
     mask: Mask | None = None,
     posterior: Posterior | None = None,
+    include: Sequence[str] | str = (),
+    exclude: Sequence[str] | str = (),
     options: Mapping[str, Any] | None = None,
     **hyperparameters: Any,
 ) -> tuple[Mask, Posterior]:
@@ -183,11 +201,14 @@ def train_pruned(
         schedule: when to cut; replaces the schedule of the method.
         epochs: see `train`.
         optimizer: see `train`.
+        precision: see `train`.
         loss: see `train`.
         seed: see `train`.
         granularity: see `prune`.
         mask: an earlier mask; the weights that it masks are zero from the start.
         posterior: prune a trained network during fine-tuning.
+        include: see `prune`.
+        exclude: see `prune`.
         options: hyperparameters of the criterion.
         hyperparameters: those of the training, see `train`.
 
@@ -205,10 +226,10 @@ def train_pruned(
         raise ValueError(f"'{method}' has no schedule for pruning during training: pass schedule=..., or use one of {ready}")
     if found.stage is Stage.AFTER and posterior is None:
         raise ValueError(f"'{method}' prunes a trained network: call posterior = methods.train(...) first, then pass posterior=posterior")
-    recipe = Recipe(epochs=epochs, optimizer=optimizer)
+    recipe = Recipe(epochs=epochs, optimizer=optimizer, precision=precision)
     criterion = found.make_criterion(**(options or {}))
     training = _with_given_lr(found.make_training(**hyperparameters), hyperparameters, recipe)
-    problem = _problem(model, batches, criterion, loss, seed, mask, None)
+    problem = _problem(model, batches, criterion, loss, seed, mask, None, include, exclude)
     pruner = Pruner(criterion, get_granularity(granularity), found.schedule, sparsity)
     state = fit(problem, training, recipe, previous=posterior, pruner=pruner)
     return problem.mask, state
@@ -223,6 +244,8 @@ def scores(
     seed: int = 0,
     mask: Mask | None = None,
     posterior: Posterior | None = None,
+    include: Sequence[str] | str = (),
+    exclude: Sequence[str] | str = (),
     target: float = 0.0,
     **hyperparameters: Any,
 ) -> dict[str, Any]:
@@ -236,6 +259,8 @@ def scores(
         seed: see `prune`.
         mask: see `prune`.
         posterior: see `prune`.
+        include: see `prune`.
+        exclude: see `prune`.
         hyperparameters: see `prune`.
         target: sparsity that the scores are for, if the criterion depends on it.
 
@@ -245,8 +270,8 @@ def scores(
     Raises:
         ValueError: if an argument is wrong or the network is not supported.
     """
-    criterion = _criterion(method, hyperparameters)
-    problem = _problem(model, batches, criterion, loss, seed, mask, posterior)
+    criterion = criterion_alone(method, hyperparameters)
+    problem = _problem(model, batches, criterion, loss, seed, mask, posterior, include, exclude)
     problem.target = target
     return score(problem, criterion).values
 
@@ -256,42 +281,15 @@ def _with_given_lr(training: Training, given: Mapping[str, Any], recipe: Recipe)
     return recipe.with_lr(training, training.lr) if "lr" in given else training
 
 
-def _criterion(method: str, hyperparameters: dict[str, Any]) -> Criterion:
-    found = get(method)
-    if found.schedule is not None:
-        raise ValueError(
-            f"'{method}' prunes by a schedule during training: call mask, posterior = methods.train_pruned(model, batches, "
-            f"method='{method}', sparsity=...), or use its criterion alone: '{found.criterion}'"
-        )
-    if found.training != "map":
-        base = found.name.partition("@")[0] if "@" in found.name else found.criterion
-        raise ValueError(
-            f"'{method}' needs a network trained with '{found.training}': call posterior = methods.train(model, batches, "
-            f"training='{found.training}') first, then prune with method='{base}', posterior=posterior"
-        )
-    return found.make_criterion(**hyperparameters)
-
-
 def _problem(
-    model: nn.Module,
-    batches: Batches | None,
-    criterion: Criterion,
-    loss: Loss,
-    seed: int,
-    mask: Mask | None,
-    posterior: Posterior | None,
-) -> Problem:
+    model: nn.Module, batches: Batches | None, criterion: Criterion, loss: Loss, seed: int, mask: Mask | None,
+    posterior: Posterior | None, include: Sequence[str] | str, exclude: Sequence[str] | str,
+) -> Problem:  # fmt: skip
     if batches is None:
         if not criterion.data_free:
             raise ValueError(f"'{criterion.name}' reads training data: pass batches")
         batches = ()
-    _check_reiterable(batches)
-    problem = Problem(model, batches, loss, seed, dict(mask or {}), posterior=posterior)
-    if not problem.weights:
-        raise ValueError("the model has no prunable weights: no Linear or Conv layer")
-    return problem
-
-
-def _check_reiterable(batches: Batches) -> None:
-    if iter(batches) is batches:
-        raise ValueError("batches must be re-iterable (a list, a DataLoader), not an iterator that can be read only once")
+    check_reiterable(batches)
+    if not prunable(model, include, exclude):
+        raise ValueError(nothing_prunable(model))
+    return Problem(model, batches, loss, seed, dict(mask or {}), posterior=posterior, include=include, exclude=exclude)

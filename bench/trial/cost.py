@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from bench.trial.flops import layer_flops
 from methods import Cost, Mask, prunable
-from methods.core.cutting import evaluating
+from methods.core.modes import evaluating
 from methods.granularity.nm import semi_structured
 
 LATENCY_BATCHES = (1, 128)  # `export` reports both. A row has the last: a small network with one input measures only overhead.

@@ -13,8 +13,10 @@ from torch import nn
 from methods.checking.fixtures import Batches, ConvNet, Skip, mlp, problem_of, require, same, tied, weight
 from methods.checking.granularity_clauses import SPARSITIES
 from methods.core.configurations import Criterion
-from methods.core.cutting import Pruner, cut, evaluating, faults, kept_weights, mask_holds
-from methods.core.interface import Mask, Problem, Scores, Stage, count_masked
+from methods.core.cutting import Pruner, cut, faults
+from methods.core.interface import Problem, Scores, Stage, count_masked
+from methods.core.masks import Mask, kept_weights, mask_holds
+from methods.core.modes import evaluating
 from methods.core.schedule import Gradual
 from methods.core.training_loop import Recipe, fit
 from methods.registry.registry import lookup

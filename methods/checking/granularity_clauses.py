@@ -10,8 +10,10 @@ from torch import nn
 
 from methods.checking.fixtures import Breach, ConvNet, Skip, mlp, problem_of, require, same, tied
 from methods.core.configurations import Granularity
-from methods.core.cutting import evaluating, kept_weights, score
-from methods.core.interface import Problem, apply_mask
+from methods.core.cutting import score
+from methods.core.interface import Problem
+from methods.core.masks import apply_mask, kept_weights
+from methods.core.modes import evaluating
 from methods.registry.registry import lookup
 
 SPARSITIES = (0.0, 0.5, 0.9, 0.99)

@@ -7,8 +7,10 @@ import torch
 
 from methods.checking.fixtures import Skip, problem_of, require, same, weight
 from methods.core.configurations import Training
-from methods.core.cutting import cut, evaluating, mask_holds
+from methods.core.cutting import cut
 from methods.core.interface import Posterior, Problem
+from methods.core.masks import mask_holds
+from methods.core.modes import evaluating
 from methods.core.training_loop import Recipe, fit
 from methods.registry.registry import lookup
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from methods.core import hyperparameters
 from methods.core.hyperparameters import Float
-from methods.core.interface import Cost, Mask, Posterior, Problem, Scores, Stage, count_masked
+from methods.core.interface import Cost, Posterior, Problem, Scores, Stage, count_masked
+from methods.core.masks import Mask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,44 +1,16 @@
 """From scores to a pruned network. Criteria are called, and masks are made and applied, here only."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 
+from methods.core.acting import acting_afterwards, check_acting
 from methods.core.configurations import Criterion, Granularity
-from methods.core.interface import Cost, Mask, Problem, Scores, apply_mask, count_masked, prunable
+from methods.core.interface import Cost, Problem, Scores, count_masked
+from methods.core.masks import Mask, apply_mask, kept_weights, sparsity_of
+from methods.core.modes import evaluating
+from methods.core.reading import FAILURES, explained, outputs_and_loss
 from methods.core.schedule import Lap, Schedule
-
-
-@contextmanager
-def own_modes(model: nn.Module) -> Iterator[None]:
-    """Context in which train and eval modes may change; they are restored at the end."""
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Context with the model in eval mode, so that scoring does not change batch-norm statistics.
-
-    Prunable weights require gradients inside, so that frozen layers can be scored too. Modes and flags are restored at the end.
-    """
-    frozen = [p for p in prunable(model).values() if not p.requires_grad]
-    for p in frozen:
-        p.requires_grad_(True)
-    try:
-        with own_modes(model):
-            model.eval()
-            yield
-    finally:
-        for p in frozen:
-            p.requires_grad_(False)
 
 
 def score(problem: Problem, criterion: Criterion) -> Scores:
@@ -52,16 +24,42 @@ def score(problem: Problem, criterion: Criterion) -> Scores:
         The scores.
 
     Raises:
-        ValueError: if the criterion does not support the network, or the scores are not finite or do not have the names and
-            shapes of the weights.
+        ValueError: if the criterion does not support the network, the network or the loss fails on the data, zeros in the weights
+            would not act, or the scores are not finite or do not have the names and shapes of the weights.
     """
     _check_supported(problem, criterion)
-    with evaluating(problem.model):
-        scores = criterion.score(problem)
+    with evaluating(problem.model, problem.weights), torch.enable_grad():
+        _rehearse(problem, criterion)
+        try:
+            scores = criterion.score(problem)
+        except FAILURES as error:
+            if isinstance(error, ValueError) or not _raised_by_torch(error):
+                raise
+            raise explained(error, problem.model, f"'{criterion.name}' fails on this network") from error
     fault = faults(problem, scores)
     if fault:
         raise ValueError(f"'{criterion.name}' {fault}")
     return scores
+
+
+def _rehearse(problem: Problem, criterion: Criterion) -> None:
+    """Run the network once on two samples if the criterion reads data, and check that its weights act. Raises ValueError if not."""
+    if criterion.data_free:
+        check_acting(problem.model, problem.weights, None)
+        return
+    x, y = problem.example
+    devices = [problem.device] if problem.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        outputs_and_loss(problem.model, problem.loss, x, y)
+        check_acting(problem.model, problem.weights, lambda: problem.model(x))
+
+
+def _raised_by_torch(error: BaseException) -> bool:
+    """Whether the code of torch raised an exception, not that of a criterion."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and str(traceback.tb_frame.f_globals.get("__name__", "")).startswith("torch.")
 
 
 def _check_supported(problem: Problem, criterion: Criterion) -> None:
@@ -128,9 +126,10 @@ def cut(
         present = replace(present, target=target)
         found = scores if scores is not None else score(present, criterion)
         mask = granularity.cut(present, found, target, cost)
-        with evaluating(present.model):
+        with evaluating(present.model, present.weights):
             criterion.compensate(present, mask, found.state)
-        apply_mask(present.model, mask)
+        with acting_afterwards(present.model, present.weights):
+            apply_mask(present.model, mask)
         present = replace(present, mask=mask)
     return present.mask
 
@@ -179,26 +178,3 @@ class Pruner:
             raise ValueError(f"sparsity {self.sparsity} is lower than the sparsity of the current mask, {1.0 - kept / total:.4g}")
         more = [{epoch: s for epoch, s in lap.cuts.items() if count_masked(s, total) > total - kept} for lap in laps]
         return tuple(replace(lap, cuts=cuts) for lap, cuts in zip(laps, more, strict=True))
-
-
-def shuffled(mask: Mask, generator: torch.Generator) -> Mask:
-    """A random permutation of the mask within each layer; the density of each layer stays the same."""
-    return {n: m.flatten()[torch.randperm(m.numel(), generator=generator).to(m.device)].view(m.shape) for n, m in mask.items()}
-
-
-def sparsity_of(mask: Mask) -> float:
-    """The fraction of weights that the mask removes."""
-    kept, total = kept_weights(mask)
-    return 1.0 - kept / total
-
-
-def kept_weights(mask: Mask) -> tuple[int, int]:
-    """(kept, all): numbers of weights in the mask. Kept weights whose value is zero count as kept."""
-    return sum(int(m.sum()) for m in mask.values()), sum(m.numel() for m in mask.values())
-
-
-def mask_holds(model: nn.Module, mask: Mask) -> bool:
-    """Whether every masked weight of the model is exactly zero."""
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        return all(not parameters[name][~m].any() for name, m in mask.items())

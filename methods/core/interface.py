@@ -2,14 +2,14 @@
 
 Conventions of the whole package:
 
-- prunable weights: the weight tensors of all Linear and Conv layers, including the first and the last one;
+- prunable weights: the matrices and kernels that multiply activations, see `methods.core.prunable`;
 - score: larger for weights that should be kept;
 - mask: True for weights that are kept;
 - sparsity: the fraction of the prunable weights that is removed, in [0, 1).
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -18,11 +18,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+
+from methods.core.acting import acting_weights
+from methods.core.masks import Mask, settled
+from methods.core.prunable import Prunable, prunable
+from methods.core.reading import pairs
 
 Values = dict[str, Tensor]
-Mask = dict[str, Tensor]
 Batches = Iterable[tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 Cost = Callable[[nn.Module], float]  # the cost of a physically smaller network: FLOPs, parameters, milliseconds
@@ -48,25 +51,6 @@ def derive(seed: int, *purpose: str) -> int:
     """
     digest = hashlib.sha256("/".join([str(seed), *purpose]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name -> weight of every Linear and Conv layer, in the order of `model.named_parameters()`. A tied weight appears once."""
-    weights = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Linear, _ConvNd)) and isinstance(m.weight, nn.Parameter)}
-    return {name: p for name, p in model.named_parameters() if id(p) in weights}
-
-
-def full_mask(model: nn.Module) -> Mask:
-    """The mask that keeps every prunable weight."""
-    return {name: torch.ones_like(p, dtype=torch.bool) for name, p in prunable(model).items()}
-
-
-@torch.no_grad()
-def apply_mask(model: nn.Module, mask: Mask) -> None:
-    """Set the masked weights of the model to zero, in place."""
-    parameters = dict(model.named_parameters())
-    for name, m in mask.items():
-        parameters[name].masked_fill_(~m, 0.0)
 
 
 @dataclass(frozen=True)
@@ -108,9 +92,13 @@ class Problem:
         batches: re-iterable of (inputs, targets) of the training split.
         loss: (outputs, targets) -> mean loss of a batch, a scalar tensor.
         seed: seed of all random draws; draw with `generator(purpose)` only.
-        mask: the current mask; an empty one is replaced by the mask that keeps everything.
+        mask: the current mask; weights that it does not name are kept.
         target: the requested sparsity.
         posterior: the result of the training, if there is one.
+        include, exclude: patterns of names that add to the prunable weights or take from them, see `methods.prunable`.
+
+    Raises:
+        ValueError: if the mask has a name, shape or value that does not fit, or a pattern matches nothing.
     """
 
     model: nn.Module
@@ -120,20 +108,45 @@ class Problem:
     mask: Mask = field(default_factory=dict)
     target: float = 0.0
     posterior: Posterior | None = None
+    include: Sequence[str] | str = ()
+    exclude: Sequence[str] | str = ()
 
     def __post_init__(self) -> None:
-        if not self.mask:
-            self.mask = full_mask(self.model)
+        self.mask = settled(self.mask, self.weights, self.model)
 
     @property
-    def weights(self) -> dict[str, nn.Parameter]:
+    def weights(self) -> Prunable:
         """Name -> prunable weight."""
-        return prunable(self.model)
+        return prunable(self.model, self.include, self.exclude)
+
+    @property
+    def acting(self) -> Values:
+        """Name -> what the network multiplies with: the weight, or what its layer computes from it, e.g. under weight norm."""
+        return acting_weights(self.model, self.weights)
 
     @property
     def device(self) -> torch.device:
         """The device of the model."""
         return next(self.model.parameters()).device
+
+    def read(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass over the batches, (inputs, targets) on the model's device; empty batches are left out.
+
+        Raises:
+            ValueError: if a batch is not such a pair.
+        """
+        return pairs(self.batches, self.device)
+
+    @cached_property
+    def example(self) -> tuple[Tensor, Tensor]:
+        """The first two samples, or one if the first batch has no more: (inputs, targets) on the model's device.
+
+        Raises:
+            ValueError: if there are no samples.
+        """
+        for x, y in self.read():
+            return x[:2], y[:2]
+        raise ValueError("there are no training samples: the batches are empty")
 
     def generator(self, *purpose: str) -> torch.Generator:
         """A fresh CPU generator for one named purpose; the same seed and purpose give the same draws."""
@@ -144,14 +157,14 @@ class Problem:
         """The shape of one input, without the batch dimension: `batches.input_shape` if it exists, otherwise that of the first batch.
 
         Raises:
-            ValueError: if there are no batches.
+            ValueError: if there are no samples.
         """
         known = getattr(self.batches, "input_shape", None)
         if known is not None:
             return tuple(known)
-        for x, _ in self.batches:
-            return tuple(x.shape[1:])
-        raise ValueError("the shape of the inputs is unknown: there are no batches")
+        if _length(self.batches) == 0:
+            raise ValueError("the shape of the inputs is unknown: pass batches")
+        return tuple(self.example[0].shape[1:])
 
     @cached_property
     def samples(self) -> int:
@@ -163,7 +176,7 @@ class Problem:
             drawn = self.batches.sampler
             if isinstance(drawn, Sized):
                 return len(drawn)
-        return sum(len(y) for _, y in self.batches)
+        return sum(len(y) for _, y in self.read())
 
 
 @dataclass
@@ -181,7 +194,18 @@ class Scores:
 
 def count_batches(batches: Batches) -> int:
     """The number of batches of one pass: `len(batches)` if it has a length, otherwise counted in one pass."""
-    return len(batches) if isinstance(batches, Sized) else sum(1 for _ in batches)
+    known = _length(batches)
+    return sum(1 for _ in batches) if known is None else known
+
+
+def _length(batches: Batches) -> int | None:
+    """`len(batches)`; None if it has none, like a DataLoader over an `IterableDataset`, or only an estimate."""
+    if isinstance(batches, DataLoader) and isinstance(batches.dataset, IterableDataset):
+        return None
+    try:
+        return len(batches) if isinstance(batches, Sized) else None
+    except (TypeError, NotImplementedError):
+        return None
 
 
 def count_masked(sparsity: float, prunable_weights: int) -> int:
@@ -190,6 +214,6 @@ def count_masked(sparsity: float, prunable_weights: int) -> int:
     Raises:
         ValueError: if the sparsity is not in [0, 1).
     """
-    if not 0.0 <= sparsity < 1.0:
+    if isinstance(sparsity, str) or not 0.0 <= sparsity < 1.0:
         raise ValueError(f"sparsity {sparsity!r} is not in [0, 1)")
     return round(sparsity * prunable_weights)

@@ -31,12 +31,15 @@ def rescope(values: Values, scope: str, problem: Problem) -> Values:
         Name -> rescaled scores, of the same shapes.
 
     Raises:
-        ValueError: if the scope is unknown.
+        ValueError: if the scope is unknown, or a score is not finite: it would get a rank like any other.
     """
     if scope == "global":
         return values
     if scope not in SCOPES:
         raise ValueError(f"scope '{scope}' is not one of {', '.join(SCOPES)}")
+    for name, s in values.items():
+        if not bool(s.isfinite().all()):
+            raise ValueError(f"the scores of '{name}' are not finite")
     generator = problem.generator("scope")
     return {name: _layer(s, problem.mask[name], scope, generator) for name, s in values.items()}
 

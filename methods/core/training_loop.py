@@ -6,15 +6,22 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrize
 
 from methods.core.configurations import Training
-from methods.core.cutting import Pruner, cut, own_modes
-from methods.core.interface import Batches, Mask, Posterior, Problem, count_batches, derive
+from methods.core.cutting import Pruner, cut
+from methods.core.interface import Batches, Posterior, Problem, count_batches, derive
+from methods.core.masks import Mask
+from methods.core.modes import own_modes
+from methods.core.reading import outputs_and_loss, pairs
 from methods.core.schedule import Lap
 
 # `Training.lr` is the learning rate of SGD with momentum; that of another optimiser is this factor times it.
 OPTIMIZERS: dict[str, float] = {"sgd": 1.0, "adam": 0.01}
+# How the forward passes of training compute; weights, gradients and the optimiser stay as they are.
+PRECISIONS: dict[str, torch.dtype | None] = {"full": None, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +37,10 @@ class Recipe:
         momentum: momentum of SGD; β₁ of Adam.
         warmup: fraction of the steps with a rising learning rate.
         lr_scale: factor on the learning rate.
+        precision: "full": forward passes compute in the precision of the weights; "bfloat16": under `torch.autocast`.
 
     Raises:
-        ValueError: if the optimiser is unknown or `epochs` is negative.
+        ValueError: if the optimiser or the precision is unknown, or `epochs` is negative.
     """
 
     epochs: int
@@ -40,8 +48,11 @@ class Recipe:
     momentum: float = 0.9
     warmup: float = 0.1
     lr_scale: float = 1.0
+    precision: str = "full"
 
     def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision '{self.precision}' is not one of {', '.join(PRECISIONS)}")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer '{self.optimizer}' is not one of {', '.join(OPTIMIZERS)}")
         if self.epochs < 0:
@@ -57,6 +68,11 @@ class Recipe:
         if self.optimizer == "adam":
             return torch.optim.Adam(parameters, lr=lr, betas=(self.momentum, 0.999), fused=True)
         return torch.optim.SGD(parameters, lr=lr, momentum=self.momentum, fused=True)
+
+    def cast(self, device: torch.device) -> torch.autocast:
+        """The context of forward passes."""
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
     def factor(self, progress: float) -> float:
         """The factor on the peak learning rate after a fraction `progress` of all steps."""
@@ -77,7 +93,8 @@ def fit(
 ) -> Posterior:
     """Train the model of a problem in place.
 
-    Masked weights are zero at every step, whatever the optimiser stores about them.
+    Masked weights are zero at every step, whatever the optimiser stores about them. If the model is in training mode, modules that
+    are in eval mode stay so (frozen batch norm). If it is in eval mode, all modules are trained but norms with frozen parameters.
 
     Args:
         problem: network, training data, loss, seed and mask.
@@ -96,12 +113,13 @@ def fit(
         The posterior that the training leaves.
 
     Raises:
-        FloatingPointError: if the loss is no longer finite.
-        ValueError: if there are no batches, or the pruner does not fit the network or the number of epochs.
+        FloatingPointError: if a loss or a weight is no longer finite.
+        ValueError: if there are no batches or nothing to train, the network or the loss fails on a batch, or the pruner does not
+            fit the network or the number of epochs.
     """
     run = _Run(problem, training, recipe, problem.batches if batches is None else batches, previous, pruner, on_epoch)
     devices = [problem.device] if problem.device.type == "cuda" else []
-    with own_modes(problem.model), torch.random.fork_rng(devices=devices):
+    with own_modes(problem.model), torch.enable_grad(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive(problem.seed, "training"))  # dropout draws from torch's global generator
         return run()
 
@@ -119,6 +137,7 @@ class _Run:
         self.n_batches = count_batches(batches)
         if not self.n_batches:
             raise ValueError("there are no batches to train on")
+        self.resting = _resting(problem.model)
         self.cuts_left = sum(len(lap.cuts) for lap in self.laps)
         self.moved = False
         self.optimizer: torch.optim.Optimizer
@@ -127,6 +146,8 @@ class _Run:
         problem, model = self.problem, self.problem.model
         self.state = self.previous if self.previous is not None else self.training.prepare(problem)
         self.named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        if not self.named:
+            raise ValueError("no parameter of the model requires a gradient, so there is nothing to train")
         if self.cuts_left and not problem.mask.keys() <= problem.weights.keys():
             raise ValueError(f"training '{self.training.name}' re-parametrises the weights, so they cannot be pruned during training")
         self.masked = _masked(model, problem.mask)
@@ -169,10 +190,14 @@ class _Run:
         """One pass over the batches; the learning rate reaches zero after `epochs` epochs."""
         model, device, steps = self.problem.model, self.problem.device, self.n_batches * epochs
         model.train()
+        for module in self.resting:
+            module.training = False
         decayed = [(p, self.state.decay[n]) for n, p in self.named.items() if n in self.state.decay]
-        step = self.n_batches * (epoch - 1)
-        for x, y in self.batches:
-            loss = self.problem.loss(model(x.to(device)), y.to(device))
+        step, losses = self.n_batches * (epoch - 1), []
+        for x, y in pairs(self.batches, device):
+            with self.recipe.cast(device):
+                _, loss = outputs_and_loss(model, self.problem.loss, x, y)
+            losses.append(loss.detach())
             extra = self.training.penalty(self.named, self.state)
             if extra is not None:
                 loss = loss + extra
@@ -186,8 +211,7 @@ class _Run:
             step += 1
         _mask_weights(self.masked)
         self.moved = True
-        if not math.isfinite(float(loss.detach())):
-            raise FloatingPointError(f"the training loss is {float(loss.detach())} after epoch {epoch} of {epochs}")
+        _check_finite(losses, self.named, f"epoch {epoch} of {epochs}")
 
     def _cut(self, sparsity: float, persistent: bool) -> None:
         assert self.pruner is not None
@@ -202,13 +226,36 @@ class _Run:
             _mask_memory(self.optimizer, self.masked)
 
 
+def _resting(model: nn.Module) -> list[nn.Module]:
+    """The modules that stay in eval mode while the model trains."""
+    if model.training:
+        return [m for m in model.modules() if not m.training]
+    norms = [m for m in model.modules() if isinstance(m, (_BatchNorm, _InstanceNorm)) and m.weight is not None]
+    return [m for m in norms if not any(p.requires_grad for p in m.parameters())]
+
+
+def _check_finite(losses: list[Tensor], named: dict[str, nn.Parameter], when: str) -> None:
+    """Raise FloatingPointError if a loss of an epoch, or a weight after it, is not finite. Read once per epoch, as reading waits."""
+    if not losses:
+        raise ValueError("there are no samples to train on: the batches are empty")
+    values = torch.stack(losses)
+    if not bool(values.isfinite().all()):
+        first = int((~values.isfinite()).nonzero()[0])
+        raise FloatingPointError(f"the training loss is {float(values[first])} in {when}, batch {first + 1}")
+    with torch.no_grad():
+        largest = torch.stack([n.float() for n in torch._foreach_norm(list(named.values()), float("inf"))])
+    if not bool(largest.isfinite().all()):
+        name = list(named)[int((~largest.isfinite()).nonzero()[0])]
+        raise FloatingPointError(f"'{name}' is no longer finite after a step in {when}, although the losses are: its gradient is not")
+
+
 @torch.no_grad()
 def _decay_gradients(decayed: list[tuple[nn.Parameter, Tensor]]) -> None:
     """Add the gradient d θ T / N of the Gaussian prior, as if ½ Σ d θ² T / N were in the loss: one call for all parameters."""
     reached = [(p, c) for p, c in decayed if p.grad is not None]
     if reached:
         gradients: list[Tensor] = [p.grad for p, _ in reached]  # type: ignore[misc]
-        torch._foreach_addcmul_(gradients, [p for p, _ in reached], [c for _, c in reached])
+        torch._foreach_addcmul_(gradients, [p for p, _ in reached], [c.to(p.dtype) for p, c in reached])
 
 
 def _masked(model: nn.Module, mask: Mask) -> list[tuple[nn.Parameter, Tensor]]:

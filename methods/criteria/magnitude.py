@@ -28,6 +28,6 @@ class Magnitude(Criterion):
     scope: str = Choice("global", *SCOPES, meaning="how scores of different layers are compared")
 
     def score(self, problem: Problem) -> Scores:
-        """|w|, or w² for "lamp", rescaled by scope."""
+        """|w|, or w² for "lamp", rescaled by scope. If a layer computes its weight from a parameter, w is what multiplies."""
         power = 2 if self.scope == "lamp" else 1
-        return Scores(rescope({n: w.detach().abs().pow(power) for n, w in problem.weights.items()}, self.scope, problem))
+        return Scores(rescope({n: w.abs().pow(power) for n, w in problem.acting.items()}, self.scope, problem))

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from methods.core.configurations import Granularity
 from methods.core.hyperparameters import Choice
-from methods.core.interface import Cost, Mask, Posterior, Problem, Scores, full_mask
+from methods.core.interface import Cost, Posterior, Problem, Scores
+from methods.core.masks import Mask, full_mask
 from methods.registry.registry import register
 from methods.structure.channel_groups import Coupling, removed, survivors
 from methods.structure.graph_trace import traced

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from methods.core.configurations import Granularity
 from methods.core.hyperparameters import Int
-from methods.core.interface import Cost, Mask, Problem, Scores
+from methods.core.interface import Cost, Problem, Scores
+from methods.core.masks import Mask
+from methods.core.prunable import summed
 from methods.registry.registry import register
 
 # Torch's semi-structured format requires a half-precision weight whose rows and columns are multiples of these.
@@ -19,8 +21,10 @@ ROWS, COLUMNS = 32, 64
 class Pattern(Granularity):
     """Keep the n best-scored of every m consecutive weights along the input dimension.
 
-    In a Linear layer a group lies along the input features, in a convolution along the input channels, separately for each position
-    of the kernel. Layers whose number of inputs is not a multiple of m stay dense.
+    A group lies along the dimension that products sum over, as hardware reads it (see `methods.core.prunable.summed`): the input
+    features of a Linear layer or a matrix of attention or a recurrent layer, the input channels of a convolution, transposed or not,
+    separately for each position of the kernel and each group of channels. Layers whose number of inputs is not a multiple of m, and
+    weights that are not multiplied as matrices (Bilinear, embeddings), stay dense.
 
     The pattern has one sparsity, 1 - n/m of the layers that it fits. Smaller sparsities (of intermediate rounds) remove the
     lowest-scored of the weights that the pattern will remove, ranked over all layers. Ties are broken at random by the problem's
@@ -44,12 +48,12 @@ class Pattern(Granularity):
 
     def unsupported(self, problem: Problem) -> str | None:
         """A reason if no layer has a multiple of m inputs."""
-        fits = any(self.fits(w) for w in problem.weights.values())
-        return None if fits else f"no layer has a multiple of {self.m} inputs"
+        return None if self._along(problem) else f"no layer has a multiple of {self.m} inputs"
 
-    def fits(self, weight: Tensor) -> bool:
-        """Whether the number of inputs of a weight (out, in, *kernel) is a multiple of m."""
-        return weight.shape[1] % self.m == 0
+    def _along(self, problem: Problem) -> dict[str, int]:
+        """Name of each weight that the pattern fits -> the dimension that groups lie along."""
+        known = summed(problem.model)
+        return {n: known[n][0] for n in problem.mask if n in known and known[n][1] % self.m == 0}
 
     def cut(self, problem: Problem, scores: Scores, sparsity: float, cost: Cost | None = None) -> Mask:
         """See `Granularity.cut`.
@@ -63,16 +67,17 @@ class Pattern(Granularity):
         if reason := self.unsupported(problem):
             raise ValueError(reason)
         mask = {name: m.clone() for name, m in problem.mask.items()}
-        names = [name for name, m in mask.items() if self.fits(m)]
+        along = self._along(problem)
         generator = problem.generator("ties")
-        ranked = {name: self._ranked(scores.values[name], mask[name], generator) for name in names}
+        ranked = {name: self._ranked(scores.values[name], mask[name], dim, generator) for name, dim in along.items()}
         for name, part in self._chosen(ranked, share).items():
             places, _ = ranked[name]
             dropped = torch.zeros(places.shape, dtype=torch.bool)
             dropped.scatter_(1, places[:, self.n :], part)
-            if bool((dropped & ~self._groups(problem.mask[name]).cpu()).sum() != (~self._groups(problem.mask[name])).sum()):
+            before = ~self._groups(problem.mask[name], along[name]).cpu()
+            if int((dropped & before).sum()) != int(before.sum()):
                 raise ValueError(f"the current mask of '{name}' removes more than {self.n}:{self.m} at sparsity {sparsity}")
-            mask[name] = self._weights(~dropped, mask[name].shape).to(mask[name].device)
+            mask[name] = self._weights(~dropped, mask[name].shape, along[name]).to(mask[name].device)
         return mask
 
     def _chosen(self, ranked: dict[str, tuple[Tensor, Tensor]], share: float) -> dict[str, Tensor]:
@@ -94,12 +99,13 @@ class Pattern(Granularity):
         self.refuse(cost)
         share = self._share(sparsity)
         total = removed = 0
+        along = self._along(problem)
         for name, m in problem.mask.items():
-            if not self.fits(m):
+            if name not in along:
                 if not bool(m.all()):
                     raise RuntimeError(f"'{name}' is cut, but its number of inputs is not a multiple of {self.m}")
                 continue
-            kept = self._groups(m).sum(1)
+            kept = self._groups(m, along[name]).sum(1)
             if int(kept.min()) < self.n:
                 raise RuntimeError(f"'{name}' keeps {int(kept.min())} of {self.m} weights in a group, but the pattern requires {self.n}")
             total += len(kept) * (self.m - self.n)
@@ -113,17 +119,18 @@ class Pattern(Granularity):
             raise ValueError(f"{self.n}:{self.m} has sparsity {self.fixed_sparsity:g}: {sparsity:g} is not between 0 and this")
         return sparsity / self.fixed_sparsity
 
-    def _groups(self, weight: Tensor) -> Tensor:
-        """(out, in, *kernel) -> (groups, m), with the input channels as the last dimension before grouping."""
-        return weight.movedim(1, -1).reshape(-1, self.m)
+    def _groups(self, weight: Tensor, dim: int) -> Tensor:
+        """(groups, m), with the dimension that products sum over as the last one before grouping."""
+        return weight.movedim(dim, -1).reshape(-1, self.m)
 
-    def _weights(self, groups: Tensor, shape: torch.Size) -> Tensor:
+    def _weights(self, groups: Tensor, shape: torch.Size, dim: int) -> Tensor:
         """The inverse of `_groups`."""
-        return groups.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1).contiguous()
+        rest = [n for d, n in enumerate(shape) if d != dim]
+        return groups.reshape(*rest, shape[dim]).movedim(-1, dim).contiguous()
 
-    def _ranked(self, scores: Tensor, mask: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _ranked(self, scores: Tensor, mask: Tensor, dim: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(places, scores) of each group, best first, each (groups, m) on the CPU. Masked weights come last."""
-        values = self._groups(scores.detach().double().masked_fill(~mask, -torch.inf)).cpu()
+        values = self._groups(scores.detach().double().masked_fill(~mask, -torch.inf), dim).cpu()
         tie_breakers = torch.rand(values.shape, generator=generator, dtype=torch.float64).argsort(dim=1)
         order = values.gather(1, tie_breakers).argsort(dim=1, descending=True, stable=True)
         places = tie_breakers.gather(1, order)

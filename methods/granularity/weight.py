@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from methods.core.configurations import Granularity
-from methods.core.interface import Cost, Mask, Problem, Scores, count_masked
+from methods.core.interface import Cost, Problem, Scores, count_masked
+from methods.core.masks import Mask
 from methods.registry.registry import register
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from methods.core.interface import prunable
+from methods.core.prunable import prunable
 from methods.structure.channel_groups import Axis, Coupling
 
 Build = Callable[[nn.Module, Tensor], Any]  # (model, example inputs) -> torch_pruning.DependencyGraph

@@ -15,8 +15,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from methods.core.cutting import evaluating
-from methods.core.interface import Mask, prunable
+from methods.core.masks import Mask
+from methods.core.modes import evaluating
+from methods.core.prunable import prunable
 from methods.structure.flow_modes import LARGE, SMALL, Connections, Flow, near
 
 SCALES = 1.0, 2.0**-480, 2.0**480, 2.0**-960, 2.0**960

@@ -15,7 +15,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from methods.core.interface import apply_mask
+from methods.core.masks import apply_mask
 from methods.structure.channel_groups import Coupling, removed
 
 TOLERANCE = 1e-7  # relative to the largest output; errors are of order one

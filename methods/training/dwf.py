@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from methods.core.configurations import Training
@@ -40,11 +41,11 @@ class Dwf(Training):
     symmetries": the objective, the truncated draw whose product has the variance of the layer's own initialisation, the larger
     learning rate. Departures: the draws are assigned by rank and scaled, the factors of a weight together, so that their product is
     the given initial weight (or NEAREST of the layer's root mean square, with its sign, if it is smaller). This gives the wanted
-    variance without the loss by truncation, and the initial network of all other trainings. Weights are cut to an exact count,
-    not at a threshold. Parameters that are not factorised (biases, norms, weights that are all zero or shared by several modules)
-    have the L2 penalty ½ · `weight_decay` of `map`; during fine-tuning the whole network has it, because the penalty of λ is not
-    smooth in w. The posterior is this prior, without curvature. The bounds and the defaults are ours: a larger `lr` makes networks
-    sparser, but was seen to diverge from 0.25 on (LeNet-5, MNIST).
+    variance without the loss by truncation, and the initial network of all other trainings. Weights are cut to an exact count, not
+    at a threshold. Parameters that are not factorised (biases, norms, weights that are all zero, shared by several modules, or
+    matrices of recurrent layers and attention) have the L2 penalty ½ · `weight_decay` of `map`; during fine-tuning the whole
+    network has it, because the penalty of λ is not smooth in w. The posterior is this prior, without curvature. The bounds and the
+    defaults are ours: a larger `lr` makes networks sparser, but was seen to diverge from 0.25 on (LeNet-5, MNIST).
     """
 
     lr: float = Float(0.2, 0.06, 0.3, log=True, above=0, meaning="peak learning rate of SGD with momentum")
@@ -58,9 +59,11 @@ class Dwf(Training):
         """Factorise the weights. The prior is d = N · 2λ/D for their factors and N · weight_decay for all other parameters."""
         model = problem.model
         owners = [id(p) for m in model.modules() for p in m.parameters(recurse=False)]
+        owner = {f"{path}.weight".lstrip("."): m for path, m in model.named_modules()}
         factors = []
         for name, w in problem.weights.items():
-            if w.requires_grad and bool(w.any()) and owners.count(id(w)) == 1:
+            plain = isinstance(owner.get(name), (nn.Linear, _ConvNd, nn.Bilinear))
+            if plain and w.requires_grad and bool(w.any()) and owners.count(id(w)) == 1:
                 path = name.removesuffix("weight")
                 product = Product(self.depth, derive(problem.seed, "dwf", name))
                 parametrize.register_parametrization(model.get_submodule(path.rstrip(".")), "weight", product)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from methods.core.configurations import Training
-from methods.core.cutting import evaluating
 from methods.core.hyperparameters import Choice, Float, Int
 from methods.core.interface import Batches, Posterior, Problem, Values, count_batches
+from methods.core.modes import evaluating
 from methods.curvature.blocks import Block, Diagonal, Kronecker
 from methods.curvature.compute import STRUCTURES, Curvature, curvature
 from methods.curvature.loss_factors import KINDS

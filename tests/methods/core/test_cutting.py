@@ -159,6 +159,8 @@ def test_each_of_the_tied_weights_is_kept_equally_often() -> None:
 class Overwrites(Criterion):
     """s = |w|; `compensate` sets every weight, masked or not, to what the state says."""
 
+    data_free: ClassVar[bool] = True
+
     def score(self, problem: Problem) -> Scores:
         return Scores({n: w.detach().abs() for n, w in problem.weights.items()}, state=7.0)
 
@@ -173,6 +175,7 @@ class Rounds(Criterion):
     """s = |w| in four rounds; `seen` records what each round was given."""
 
     nested: ClassVar = False
+    data_free: ClassVar = True
     seen: ClassVar[list[tuple[float, int, bool]]] = []
 
     def rounds(self, present: float, target: float) -> tuple[float, ...]:
@@ -241,3 +244,13 @@ def test_held_sees_a_single_revived_weight() -> None:
     with torch.no_grad():
         model.weight[~mask["weight"]] += torch.tensor([0.0, 0.0, 1e-30, 0.0, 0.0])
     assert not methods.mask_holds(model, mask)
+
+
+@pytest.mark.parametrize("scope", ["global", "layer", "erk", "lamp"])
+@pytest.mark.parametrize("name", ["magnitude", "obd", "opd", "kfac_obs", "woodfisher"])
+def test_scores_that_are_not_finite_never_become_a_mask(mlp: Any, batches: Any, name: str, scope: str) -> None:
+    model = mlp()
+    model[2].weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"not finite") as error:
+        methods.prune(model, batches, name, sparsity=0.9, scope=scope)
+    assert "\n" not in str(error.value)

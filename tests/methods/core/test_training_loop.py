@@ -377,7 +377,7 @@ def test_a_training_may_reparametrise_the_model(batches: Data, mlp: Make, traini
 def test_a_loss_that_is_not_finite_is_an_error_that_says_when(batches: Data, mlp: Make, training: str) -> None:
     x, y = batches[1]
     before = torch.get_rng_state()
-    with pytest.raises(FloatingPointError, match=r"the training loss is nan after epoch 1 of 3"):
+    with pytest.raises(FloatingPointError, match=r"the training loss is nan in epoch 1 of 3, batch 2"):
         fit(Problem(mlp(), [batches[0], (x * torch.nan, y)]), methods.make("trainings", training, {}), Recipe(epochs=3))
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -438,3 +438,72 @@ def test_a_training_is_a_configuration_with_a_learning_rate() -> None:
         training = methods.make("trainings", name, {"lr": 0.5})
         assert isinstance(training, Training)
         assert training.lr == 0.5
+
+
+class Root(nn.Module):
+    """The root of the absolute value: finite outputs with gradients that are not finite at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+        nn.init.zeros_(self.layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).abs().sqrt()
+
+
+def test_weights_that_are_not_finite_after_finite_losses_are_an_error() -> None:
+    with pytest.raises(FloatingPointError, match=r"'layer.weight' is no longer finite after a step in epoch 1 of 1"):
+        methods.train(Root(), [(torch.zeros(8, 3), torch.arange(8) % 4)], epochs=1)
+
+
+def test_a_batch_whose_loss_is_nan_is_named_wherever_it_comes() -> None:
+    x = torch.randn(16, 3, 6, 6)
+    y = torch.randint(4, (16, 6, 6))
+    ignored = torch.full_like(y[:8], -100)
+    for data, number in (([(x[:8], y[:8]), (x[8:], ignored)], 2), ([(x[:8], ignored), (x[8:], y[8:])], 1)):
+        with pytest.raises(FloatingPointError, match=f"the training loss is nan in epoch 1 of 2, batch {number}"):
+            methods.train(nn.Conv2d(3, 4, 1), data, epochs=2)
+
+
+def normed() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.5), nn.Linear(12, 3))
+
+
+def statistics_move(model: nn.Sequential) -> bool:
+    before = model[1].running_mean.clone()
+    methods.train(model, [(torch.randn(32, 6) + 3.0, torch.arange(32) % 3)], epochs=1)
+    return not torch.equal(before, model[1].running_mean)
+
+
+def test_frozen_norms_stay_frozen() -> None:
+    model = normed().train()
+    model[1].eval()
+    assert not statistics_move(model)
+    assert [m.training for m in model.modules()] == [True, True, False, True, True, True]
+    model = normed().eval()
+    model[1].requires_grad_(False)
+    assert not statistics_move(model)
+    assert statistics_move(normed().eval())  # a network that was just evaluated is trained as a whole
+    assert statistics_move(normed().train())
+
+
+def test_nothing_to_train_is_said(batches: Data, mlp: Make) -> None:
+    for training in ("map", "spam"):
+        with pytest.raises(ValueError, match=r"^no parameter of the model requires a gradient, so there is nothing to train$"):
+            methods.train(mlp().requires_grad_(False), batches, training, epochs=1)
+
+
+def test_bfloat16_casts_forward_passes_and_keeps_weights_and_gradients(batches: Data, mlp: Make) -> None:
+    seen = []
+    model = mlp()
+    model[2].register_forward_hook(lambda _, inputs, output: seen.append(output.dtype))
+    methods.train(model, batches, epochs=1, precision="bfloat16")
+    assert set(seen) == {torch.bfloat16}
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    seen.clear()
+    methods.train(model, batches, epochs=1)
+    assert set(seen) == {torch.float32}
+    with pytest.raises(ValueError, match="precision 'half' is not one of full, bfloat16"):
+        methods.train(mlp(), batches, precision="half")

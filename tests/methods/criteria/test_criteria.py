@@ -285,7 +285,7 @@ def test_the_temperature_of_grasp_changes_the_ranking(batches: Data, mlp: Make) 
 
 def test_grasp_needs_class_labels(mlp: Make) -> None:
     with pytest.raises(ValueError, match="integer class labels"):
-        methods.scores(mlp(), [(torch.randn(4, 6), torch.randn(4))], "grasp", loss=F.mse_loss)
+        methods.scores(mlp(), [(torch.randn(4, 6), torch.randn(4, 3))], "grasp", loss=F.mse_loss)
 
 
 # --- curvature and obd

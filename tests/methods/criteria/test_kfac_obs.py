@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import methods
 from methods import Problem
-from methods.core.cutting import evaluating
+from methods.core.modes import evaluating
 from methods.criteria.kfac_obs import KfacObs, solve
 from methods.curvature.blocks import Kronecker
 from methods.curvature.compute import curvature

@@ -149,3 +149,42 @@ def test_semi_structured_weights_compute_the_same() -> None:
         dense = model(inputs)
         assert semi_structured(model, mask) == ["0.weight"], "ten outputs are too few for the sparse form"
         torch.testing.assert_close(model(inputs), dense, rtol=1e-2, atol=1e-2)
+
+
+def test_a_transposed_convolution_has_groups_of_the_channels_that_its_products_sum_over() -> None:
+    problem = problem_of(nn.ConvTranspose2d(8, 6, 2, groups=2))  # (in, out / groups, 2, 2): each output sums over 4 inputs
+    scores = magnitudes(problem)
+    mask = Pattern().cut(problem, scores, 0.5)["0.weight"]
+    for out in range(3):
+        for row in range(2):
+            for column in range(2):
+                for group in (slice(0, 4), slice(4, 8)):
+                    values, kept = scores.values["0.weight"][group, out, row, column], mask[group, out, row, column]
+                    assert kept.sum() == 2
+                    assert values[kept].min() > values[~kept].max()
+
+
+def test_the_removed_inputs_of_a_transposed_convolution_have_no_effect_on_groups_of_outputs() -> None:
+    """In the dense matrix of the layer, every output reads at most two of each four input channels at a place."""
+    torch.manual_seed(0)
+    layer = nn.ConvTranspose1d(8, 3, 2, bias=False)
+    problem = Problem(nn.Sequential(layer), [])
+    problem.mask = Pattern().cut(problem, magnitudes(problem), 0.5)
+    methods.apply_mask(problem.model, problem.mask)
+    with torch.no_grad():
+        matrix = layer(torch.eye(8).view(8, 8, 1)).flatten(1).T  # (output and place, input channel)
+    assert all(int((row.view(2, 4)[k] != 0).sum()) == 2 for row in matrix for k in range(2))
+
+
+def test_bilinear_layers_and_included_embeddings_stay_dense() -> None:
+    model = nn.ModuleDict({"pair": nn.Bilinear(4, 8, 2), "table": nn.Embedding(4, 8), "head": nn.Linear(8, 4)})
+    problem = Problem(model, [], include="table.*")
+    mask = Pattern().cut(problem, magnitudes(problem), 0.5)
+    assert {n: bool(m.all()) for n, m in mask.items()} == {"pair.weight": True, "table.weight": True, "head.weight": False}
+
+
+def test_recurrent_and_attention_matrices_have_groups_along_their_inputs() -> None:
+    problem = Problem(nn.ModuleDict({"rnn": nn.GRU(8, 4), "attention": nn.MultiheadAttention(8, 2)}), [])
+    mask = Pattern().cut(problem, magnitudes(problem), 0.5)
+    assert set(mask) == {"rnn.weight_ih_l0", "rnn.weight_hh_l0", "attention.in_proj_weight", "attention.out_proj.weight"}
+    assert all((m.view(len(m), -1, 4).sum(2) == 2).all() for m in mask.values())
