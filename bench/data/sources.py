@@ -1,4 +1,4 @@
-"""Read data from scikit-learn, torchvision, and from a user's own images with timm's readers.
+"""Read data from scikit-learn, torchvision, and from a user's own images (`bench.data.images`).
 
 All functions return whole, decoded tensors. `bench.data.dataset` splits and standardises them.
 """
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.data import images
 from bench.spec.errors import UserError, nearest
 
 _TORCHVISION = {  # our name -> torchvision's class
@@ -40,8 +41,9 @@ _DESCRIPTIONS = {
     "folder:PATH": "your images: PATH/train/ and PATH/test/, one sub-folder per class; PATH may lie in --data-root",
     "tar:PATH": "your images: PATH/train.tar and PATH/test.tar, one folder per class",
 }
-# Raised by torchvision, timm's readers and Pillow for files that are missing, truncated or of another type.
+# Raised by torchvision for files that are missing or truncated.
 _UNREADABLE = (OSError, RuntimeError, ValueError, IndexError, EOFError, AssertionError, tarfile.TarError)
+DECODING = 2  # counts the changes of what `bench.data.images` makes of a file, so that a cache from before is not used
 
 
 def names() -> list[str]:
@@ -132,13 +134,13 @@ def _torchvision(name: str, root: Path, *, download: bool) -> Raw:
     for part in ("train", "test"):
         which: dict[str, Any] = {"split": part} if name == "svhn" else {"train": part == "train"}
         source = getattr(datasets, _TORCHVISION[name])(root, download=download, **which)
-        images = torch.as_tensor(source.data)
-        if images.ndim == 3:  # MNIST and similar: (n, h, w)
-            images = images[:, None]
-        elif images.shape[-1] == 3:  # CIFAR: channels last
-            images = images.permute(0, 3, 1, 2)
+        pixels = torch.as_tensor(source.data)
+        if pixels.ndim == 3:  # MNIST and similar: (n, h, w)
+            pixels = pixels[:, None]
+        elif pixels.shape[-1] == 3:  # CIFAR: channels last
+            pixels = pixels.permute(0, 3, 1, 2)
         targets = torch.as_tensor(source.labels if name == "svhn" else source.targets)
-        tensors += [images.contiguous(), targets.long()]
+        tensors += [pixels.contiguous(), targets.long()]
     return Raw(*tensors)
 
 
@@ -149,23 +151,23 @@ def _read_images(name: str, scheme: str, path: Path, cache: Path | None) -> Raw:
         if not (part.is_file() if scheme == "tar" else part.is_dir()):
             raise UserError(f"dataset {name!r}: {part} is missing; expected {describe(name)}")
     if cache is None:
-        return _decode(name, parts)
+        return Raw(*images.decode(name, parts, describe(name)))
     stored = cache / f"images-{_sources_key(parts)[:20]}.safetensors"
     raw = _read_cache(stored)
     if raw is None:
-        raw = _decode(name, parts)
+        raw = Raw(*images.decode(name, parts, describe(name)))
         _write_cache(stored, raw)
     return raw
 
 
 def _sources_key(parts: list[Path]) -> str:
-    """A hash of the path, size and time of every image file."""
+    """A hash of the path, size and time of every image file, and of how they are decoded."""
     files = list(parts)
     for part in parts:
         files += [Path(at, file) for at, _, found in os.walk(part, followlinks=True) for file in found]
     stats = [(str(file.absolute()), file.stat()) for file in files if file.exists()]  # a link may be broken
     lines = sorted(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}" for file, stat in stats)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join([f"decoded by rule {DECODING}", *lines]).encode(errors="surrogateescape")).hexdigest()
 
 
 def _read_cache(file: Path) -> Raw | None:
@@ -187,52 +189,6 @@ def _write_cache(file: Path, raw: Raw) -> None:
         _write(file, lambda target: save_file(raw._asdict(), target, metadata={"sha256": digest(raw)}))
     except OSError as error:
         raise UserError(f"decoded images cannot be stored in {file.parent}: {line(error)}") from error
-
-
-def _decode(name: str, parts: list[Path]) -> Raw:
-    """All images of train and test, in timm's order and the size of the first image; one channel if all are grey."""
-    from timm.data.readers.reader_factory import create_reader
-
-    try:
-        readers = [create_reader("", root=str(part)) for part in parts]
-    except _UNREADABLE as error:
-        raise UserError(f"dataset {name!r}: no images can be read: {line(error)}") from error
-    labels = [set(getattr(reader, "class_to_idx", None) or reader.class_name_to_idx) for reader in readers]
-    if "" in labels[0] | labels[1]:
-        raise UserError(f"dataset {name!r} has images outside the class folders; expected {describe(name)}")
-    if labels[0] != labels[1]:
-        odd = ", ".join(sorted(labels[0] ^ labels[1])[:5])
-        raise UserError(f"dataset {name!r}: train and test must have the same classes; only one of them has {odd}")
-    train, train_targets = _pixels(name, readers[0], None)
-    test, test_targets = _pixels(name, readers[1], (train.shape[3], train.shape[2]))
-    if all(torch.equal(images[:, :1].expand_as(images), images) for images in (train, test)):
-        train, test = train[:, :1].contiguous(), test[:, :1].contiguous()
-    return Raw(train, train_targets, test, test_targets)
-
-
-def _pixels(name: str, reader: Any, size: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-    """(images uint8 (n, 3, h, w), targets) of a reader; all images in `size` (width, height), or in the size of the first one."""
-    from PIL import Image
-
-    broken = (*_UNREADABLE, SyntaxError, Image.DecompressionBombError)  # a broken PNG is a SyntaxError
-    pixels, targets = np.empty(0, np.uint8), np.empty(len(reader), np.int64)
-    for index in range(len(reader)):
-        try:
-            stream, targets[index] = reader[index]
-            with stream, Image.open(stream) as image:
-                colour = image.convert("RGB")
-        except broken as error:
-            file = reader.filename(index)
-            raise UserError(f"dataset {name!r}: {file} cannot be read as an image: {line(error)}") from error
-        size = size or colour.size
-        if index == 0:
-            pixels = np.empty((len(reader), 3, size[1], size[0]), np.uint8)
-        if colour.size != size:
-            colour = colour.resize(size, Image.Resampling.BILINEAR)
-        pixels[index] = np.asarray(colour).transpose(2, 0, 1)
-    if hasattr(reader, "tar_state"):  # timm leaves the archive open
-        reader.tar_state.tf.close()
-    return torch.from_numpy(pixels), torch.from_numpy(targets)
 
 
 def hold_out(name: str, targets: Tensor, size: float | int, seed: int) -> tuple[Tensor, Tensor]:

@@ -279,7 +279,7 @@ def test_images_are_decoded_once(tmp_path: Path, kind: str, monkeypatch: pytest.
         raise AssertionError("decoded again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "_decode", refuse)
+        patch.setattr(sources.images, "decode", refuse)
         assert load(name, None, cache=cache).fingerprint == first.fingerprint
     for changed in ("data/train.tar", "data/train/cat/0.png"):
         stat = (tmp_path / changed).stat()
