@@ -105,7 +105,7 @@ def cells(request: Request, seeds: Iterable[int], notes: list[str]) -> Iterator[
         if protocol.pretrained:  # raises before anything runs if there are no pretrained weights
             build.create(architecture, loaded.input_shape, loaded.classes, pretrained=True)
         common = _common(request, protocol, loaded.fingerprint, architecture)
-        common["tensors"] = workbench.tensors(architecture, loaded.input_shape, loaded.classes)
+        common["tensors"] = workbench.tensors(architecture, loaded.input_shape, loaded.classes, protocol.include, protocol.exclude)
         for seed in seeds:
             yield Cell(request, dataset, architecture, protocol, seed, {**common, "seed": seed})
 

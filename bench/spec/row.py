@@ -60,7 +60,9 @@ class Row:
     finetune_epochs: int = column("fine-tuning epochs after pruning; 0: no fine-tuning (one-shot)", Role.KEY, "epochs", least=0)
     status: str = column(f"collapsed: {COLLAPSED}", Role.COUNT, values=STATUSES)
     sparsity_reached: float | None = column("fraction of prunable weights removed", Role.COUNT, "fraction", default=None, **SHARE)
-    prunable_weights: int | None = column("weights of Linear and Conv layers", Role.COUNT, "weights", default=None, least=1)
+    prunable_weights: int | None = column(
+        "weights that sparsities count: matrices and kernels that multiply activations", Role.COUNT, "weights", default=None, least=1
+    )
     kept_weights: int | None = column("prunable weights that the mask keeps", Role.COUNT, "weights", default=None, least=0)
     parameters: int | None = column("all parameters of the dense network", Role.COUNT, "parameters", default=None, least=1)
     parameters_kept: int | None = column("kept parameters, with biases and normalisation", Role.COUNT, "parameters", default=None, least=0)

@@ -17,6 +17,7 @@ class _Strict(BaseModel):
 
 
 OPTIMIZERS = "^(sgd|adam)$"
+PRECISIONS = "^(full|bfloat16)$"
 
 
 class Settings(_Strict):
@@ -26,6 +27,8 @@ class Settings(_Strict):
     optimizer: str | None = Field(None, pattern=OPTIMIZERS, description="Optimizer: sgd or adam.")
     lr_scale: float | None = Field(None, gt=0, description="Factor of the learning rate of every training.")
     augment: tuple[str, ...] | None = Field(None, description="Augmentation of the training images: any of crop and flip.")
+    include: tuple[str, ...] | None = Field(None, description="Patterns of names of further parameters to prune.")
+    exclude: tuple[str, ...] | None = Field(None, description="Patterns of names of weights to leave out.")
 
 
 class Block(_Strict):
@@ -64,6 +67,13 @@ class Suite(_Strict):
     optimizer: str = Field("sgd", pattern=OPTIMIZERS, description="Optimizer: sgd or adam.")
     lr_scale: float = Field(1.0, gt=0, description="Factor of the learning rate of every training.")
     augment: tuple[str, ...] = Field((), description="Augmentation of the training images: any of crop and flip.")
+    precision: str = Field(
+        "full", pattern=PRECISIONS, description="Forward passes of training: full, in the weights' precision; bfloat16, under autocast."
+    )
+    include: tuple[str, ...] = Field(
+        (), description="Patterns of names of further parameters to prune, e.g. embed.*; see methods.prunable."
+    )
+    exclude: tuple[str, ...] = Field((), description="Patterns of names of weights to leave out. Sparsities do not count them.")
     validation: float = Field(0.15, gt=0, lt=1, description="Fraction of the training data that is held out for tuning.")
     split_seed: int = Field(0, ge=0, description="Seed that splits training and validation data.")
     train_limit: int | None = Field(None, ge=10, description="Largest number of training examples; without it, all.")
@@ -110,6 +120,9 @@ class Suite(_Strict):
             split_seed=self.split_seed,
             train_limit=self.train_limit,
             pretrained=self.pretrained,
+            precision=self.precision,
+            include=self.include if own.include is None else own.include,
+            exclude=self.exclude if own.exclude is None else own.exclude,
         )
 
 
@@ -152,7 +165,7 @@ def first_fault(error: ValidationError) -> str:
     if not where:
         return fault["msg"].removeprefix("Value error, ")  # a rule for several keys: its message names them
     said = re.sub(r"^\w+ should ", "must ", fault["msg"].removeprefix("Value error, "))
-    said = said.replace(f"match pattern '{OPTIMIZERS}'", "be sgd or adam")
+    said = said.replace(f"match pattern '{OPTIMIZERS}'", "be sgd or adam").replace(f"match pattern '{PRECISIONS}'", "be full or bfloat16")
     return f"{where}: {said}, got {fault['input']!r}"
 
 
@@ -176,3 +189,6 @@ class Protocol:
     split_seed: int
     train_limit: int | None = None
     pretrained: bool = False
+    precision: str = "full"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()

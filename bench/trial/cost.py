@@ -39,10 +39,16 @@ class Dense:
     layers: dict[str, int]
 
 
-def dense(model: nn.Module, input_shape: tuple[int, ...]) -> Dense:
-    """The counts of a dense network. `input_shape`: the shape of one input, without the batch."""
-    flops, layers = layer_flops(model, input_shape)
-    return Dense(sum(p.numel() for p in prunable(model).values()), parameters(model), flops, layers)
+def dense(model: nn.Module, input_shape: tuple[int, ...], include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Dense:
+    """The counts of a dense network.
+
+    Args:
+        model: the network.
+        input_shape: the shape of one input, without the batch.
+        include, exclude: see `methods.prunable`.
+    """
+    flops, layers = layer_flops(model, input_shape, include, exclude)
+    return Dense(sum(p.numel() for p in prunable(model, include, exclude).values()), parameters(model), flops, layers)
 
 
 def parameters(model: nn.Module) -> int:

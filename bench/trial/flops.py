@@ -8,7 +8,7 @@ its products, and the release and the device decide which kernels are fused. Att
 import copy
 import math
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -30,15 +30,18 @@ BACKENDS: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn, torch.
 _lock = threading.RLock()  # the switches are global: a second thread would restore the values that the first one set
 
 
-def layer_flops(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, dict[str, int]]:
+def layer_flops(
+    model: nn.Module, input_shape: tuple[int, ...], include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> tuple[int, dict[str, int]]:
     """Count the FLOPs of a network for one input, in eval mode. The model is not changed.
 
     The FLOPs of a weight are those of all products with it as a factor: a layer that is called twice, or a weight shared by
-    two layers, counts twice. Products without a prunable weight, as in attention and recurrent layers, count in the total only.
+    two layers, counts twice. Products without a prunable weight, as inside attention, count in the total only.
 
     Args:
         model: the network.
         input_shape: the shape of one input, without the batch.
+        include, exclude: see `methods.prunable`.
 
     Returns:
         The total, and name of each prunable weight -> FLOPs of its layer.
@@ -47,7 +50,7 @@ def layer_flops(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, di
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     inputs = torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device)
     devices = [like.device] if like.device.type == "cuda" else []
-    counter = _Counter(prunable(model), inputs)
+    counter = _Counter(prunable(model, include, exclude), inputs)
     with _lock, torch.random.fork_rng(devices=devices), _plain_kernels(like.dtype), torch.no_grad(), counter:
         model(inputs)
     return counter.total, counter.layers

@@ -16,6 +16,7 @@ from torch import nn
 import methods
 from bench import data
 from bench.networks import build
+from bench.spec.errors import UserError
 from bench.spec.suite import Protocol
 from bench.storage.checkpoints import Networks
 from bench.trial import cost, metrics
@@ -52,7 +53,8 @@ class Workbench:
         """What methods see of a network: the training data in one fixed order, without augmentation, and no other data."""
         scoring = self.dataset.train.shuffled(methods.derive(self.job.seed, "scoring"))
         batches = data.Batches(scoring, self.job.protocol.batch_size, seed=0, shuffle=False)
-        return Problem(model, batches, seed=self.job.seed, posterior=posterior)
+        include, exclude = self.job.protocol.include, self.job.protocol.exclude
+        return Problem(model, batches, seed=self.job.seed, posterior=posterior, include=include, exclude=exclude)
 
     def initial(self, purpose: str = "initial weights") -> nn.Module:
         """The network before training.
@@ -134,7 +136,7 @@ class Workbench:
         start = time.perf_counter()
         protocol, purpose = self.job.protocol, "fine-tuning" if previous else "training"
         scale = protocol.lr_scale * (self.job.finetune_lr_scale if previous else 1.0)
-        recipe = Recipe(epochs=epochs, optimizer=protocol.optimizer, lr_scale=scale)
+        recipe = Recipe(epochs=epochs, optimizer=protocol.optimizer, lr_scale=scale, precision=protocol.precision)
         seed = methods.derive(self.job.seed, purpose)
         batches = data.Batches(self.dataset.train, protocol.batch_size, seed=seed, shuffle=True, augment=protocol.augment)
         state = methods.fit(problem, self.training, recipe, batches=batches, previous=previous, pruner=pruner, on_epoch=self.heartbeat)
@@ -200,8 +202,9 @@ class Workbench:
         split = self.dataset.test if self.job.split == "test" else self.dataset.validation
         logits = metrics.logits_of(problem.model, split)
         measured = metrics.quality(logits, split.targets)
-        dense = _dense(self.job.architecture, self.dataset.input_shape, self.dataset.classes)
-        flops = (dense.flops, dense.layers) if total == dense.prunable else layer_flops(problem.model, self.dataset.input_shape)
+        shape, choice = self.dataset.input_shape, (self.job.protocol.include, self.job.protocol.exclude)
+        dense = _dense(self.job.architecture, shape, self.dataset.classes, *choice)
+        flops = (dense.flops, dense.layers) if total == dense.prunable else layer_flops(problem.model, shape, *choice)
         size = cost.size(problem.model, problem.mask, flops)
         return {
             "status": "collapsed" if size.layers_collapsed > 0 or network.dense_at_chance else "ok",
@@ -266,16 +269,26 @@ def _has_paths(architecture: str, input_shape: tuple[int, ...], classes: int) ->
 
 
 @lru_cache(maxsize=64)
-def tensors(architecture: str, input_shape: tuple[int, ...], classes: int) -> str:
-    """A text that changes with the architecture: names, shapes and types of its state, and its `repr`."""
+def tensors(
+    architecture: str, input_shape: tuple[int, ...], classes: int, include: tuple[str, ...] = (), exclude: tuple[str, ...] = ()
+) -> str:
+    """A text that changes with the architecture: names, shapes and types of its state, and its `repr`.
+
+    Raises:
+        UserError: a pattern of `include` or `exclude` matches no weight of the architecture.
+    """
     with torch.random.fork_rng(devices=[]):
         model = build.create(architecture, input_shape, classes)
+    try:
+        methods.prunable(model, include, exclude)
+    except ValueError as error:
+        raise UserError(f"architecture '{architecture}': {error}; [architecture.{architecture}] may have patterns of its own") from None
     return "\n".join([*(f"{n} {tuple(t.shape)} {t.dtype}" for n, t in model.state_dict().items()), repr(model)])
 
 
 @lru_cache(maxsize=64)
-def _dense(architecture: str, input_shape: tuple[int, ...], classes: int) -> cost.Dense:
+def _dense(architecture: str, input_shape: tuple[int, ...], classes: int, include: tuple[str, ...], exclude: tuple[str, ...]) -> cost.Dense:
     """The counts of the dense network, cached for each architecture."""
     with torch.random.fork_rng(devices=[]):
         model = build.create(architecture, input_shape, classes)
-    return cost.dense(model, input_shape)
+    return cost.dense(model, input_shape, include, exclude)

@@ -88,7 +88,7 @@ def flow(model: nn.Module, weights: Mapping[str, Tensor], input_shape: tuple[int
 
     Args:
         model: a network for which `undefined` is None.
-        weights: name -> value to use for each prunable weight.
+        weights: name -> value to use; other prunable weights are used as they are.
         input_shape: shape of one input, without the batch dimension.
 
     Returns:
@@ -98,7 +98,7 @@ def flow(model: nn.Module, weights: Mapping[str, Tensor], input_shape: tuple[int
         ValueError: if R cannot be represented in double precision.
     """
     parameters = prunable(model)
-    leaves = {n: w.detach().double().abs().requires_grad_() for n, w in weights.items()}
+    leaves = {n: weights.get(n, p).detach().double().abs().requires_grad_() for n, p in parameters.items()}
     ones = torch.ones(1, *input_shape, dtype=torch.float64, device=next(iter(leaves.values())).device)
     with evaluating(model), torch.enable_grad():
         for scale in SCALES:
@@ -109,9 +109,10 @@ def flow(model: nn.Module, weights: Mapping[str, Tensor], input_shape: tuple[int
         else:
             if total != 0:
                 raise ValueError("the sum over the paths of the network cannot be represented in double precision")
-            return {n: torch.zeros_like(w) for n, w in leaves.items()}
-    gradients = torch.autograd.grad(total, list(leaves.values()), 1 / total.detach(), materialize_grads=True)
-    return {n: g * leaves[n].detach() for n, g in zip(leaves, gradients, strict=True)}
+            return {n: torch.zeros_like(leaves[n]) for n in weights}
+    scored = [leaves[n] for n in weights]
+    gradients = torch.autograd.grad(total, scored, 1 / total.detach(), materialize_grads=True)
+    return {n: g * leaves[n].detach() for n, g in zip(weights, gradients, strict=True)}
 
 
 def effective_sparsity(model: nn.Module, mask: Mask, input_shape: tuple[int, ...]) -> float | None:
@@ -122,7 +123,7 @@ def effective_sparsity(model: nn.Module, mask: Mask, input_shape: tuple[int, ...
 
     Args:
         model: the network; it is not changed.
-        mask: name -> bool tensor, for each prunable weight.
+        mask: name -> bool tensor; prunable weights that it does not name are kept and not counted.
         input_shape: shape of one input, without the batch dimension.
 
     Returns:
@@ -130,10 +131,14 @@ def effective_sparsity(model: nn.Module, mask: Mask, input_shape: tuple[int, ...
     """
     if undefined(model, input_shape, Connections) is not None:
         return None
-    leaves = {id(p): mask[n].to(p.device, torch.float64).requires_grad_() for n, p in prunable(model).items()}
+    parameters = prunable(model)
+    leaves = {
+        n: mask.get(n, torch.ones_like(p, dtype=torch.bool)).to(p.device, torch.float64).requires_grad_() for n, p in parameters.items()
+    }
     device = next(iter(leaves.values())).device
-    with evaluating(model), torch.enable_grad(), Connections(leaves, reach=True):
+    with evaluating(model), torch.enable_grad(), Connections({id(p): leaves[n] for n, p in parameters.items()}, reach=True):
         total = model(torch.ones(1, *input_shape, dtype=torch.float64, device=device)).sum()
-    gradients = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
-    live = sum(int((m * g > 0).sum()) for m, g in zip(leaves.values(), gradients, strict=True))
-    return 1.0 - live / sum(m.numel() for m in leaves.values())
+    counted = [leaves[n] for n in mask]
+    gradients = torch.autograd.grad(total, counted, materialize_grads=True)
+    live = sum(int((m * g > 0).sum()) for m, g in zip(counted, gradients, strict=True))
+    return 1.0 - live / sum(m.numel() for m in counted)

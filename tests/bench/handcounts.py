@@ -46,6 +46,17 @@ def recurrent(gates: int, hidden: int, layers: int = 1, directions: int = 1, pro
     return 2 * multiply_adds
 
 
+def recurrent_matrices(gates: int, hidden: int, layers: int = 1, directions: int = 1, steps: int = 5, inputs: int = 6) -> dict[str, int]:
+    """The same by matrix: W_ih multiplies the input of every step, W_hh the state."""
+    found = {}
+    for layer in range(layers):
+        for back in ("", "_reverse")[:directions]:
+            found[f"weight_ih_l{layer}{back}"] = 2 * steps * gates * hidden * inputs
+            found[f"weight_hh_l{layer}{back}"] = 2 * steps * gates * hidden * hidden
+        inputs = directions * hidden
+    return found
+
+
 def encoder_layer(hidden: int) -> int:
     """A layer of a transformer's encoder: attention with its projections, then two linear layers."""
     return projection(outputs=36) + attention() + projection() + projection(outputs=hidden) + projection(inputs=hidden)

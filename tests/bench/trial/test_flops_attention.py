@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.trial.flops import layer_flops
-from tests.bench.handcounts import Net, attention, count, encoder_layer, projection, recurrent
+from tests.bench.handcounts import Net, attention, count, encoder_layer, projection, recurrent, recurrent_matrices
 
 # --- attention: 5 tokens of width 12
 
@@ -42,7 +42,10 @@ def attending(*, call: dict[str, Any] | None = None, **options: Any) -> nn.Modul
 def test_multihead_attention(call: dict[str, Any], fast_path: bool) -> None:
     out = projection()
     expected = projection(outputs=3 * 12) + attention() + out
-    assert layer_flops(attending(call=call), (5, 12)) == (expected, {"layer.out_proj.weight": out})
+    assert layer_flops(attending(call=call), (5, 12)) == (
+        expected,
+        {"layer.in_proj_weight": projection(outputs=3 * 12), "layer.out_proj.weight": out},
+    )
 
 
 def test_multihead_attention_with_other_keys() -> None:
@@ -84,7 +87,8 @@ def test_a_kernel_that_a_network_insists_on_is_counted_too() -> None:
 def test_transformer_layers(fast_path: bool, training: bool) -> None:
     layer = nn.TransformerEncoderLayer(12, 4, 20, batch_first=True).train(training)
     own = {"self_attn.out_proj": projection(), "linear1": projection(outputs=20), "linear2": projection(inputs=20)}
-    assert layer_flops(layer, (5, 12)) == (encoder_layer(20), {f"{name}.weight": flops for name, flops in own.items()})
+    layers = {"self_attn.in_proj_weight": projection(outputs=36)} | {f"{name}.weight": flops for name, flops in own.items()}
+    assert layer_flops(layer, (5, 12)) == (encoder_layer(20), layers)
     ignored = torch.tensor([[False] * 4 + [True]])
     encoder = Net(lambda m, x: m.layers(x, src_key_padding_mask=ignored), layers=nn.TransformerEncoder(layer, 2))
     assert count(encoder, 5, 12) == 2 * encoder_layer(20)
@@ -118,7 +122,9 @@ def test_a_recurrent_layer(kind: type[nn.RNNBase], gates: int, bias: bool, layer
     layer = kind(6, 7, layers, bias=bias, bidirectional=directions == 2, batch_first=True)
     model = Net(lambda m, x: m.last(m.layer(x)[0]), layer=layer, last=nn.Linear(7 * directions, 3))
     last = 2 * 5 * 7 * directions * 3
-    assert layer_flops(model, (5, 6)) == (recurrent(gates, 7, layers, directions) + last, {"last.weight": last})
+    matrices = {f"layer.{name}": flops for name, flops in recurrent_matrices(gates, 7, layers, directions).items()}
+    assert sum(matrices.values()) == recurrent(gates, 7, layers, directions)
+    assert layer_flops(model, (5, 6)) == (recurrent(gates, 7, layers, directions) + last, matrices | {"last.weight": last})
     over_time = Net(lambda m, x: m.layer(x.transpose(0, 1))[0], layer=kind(6, 7, layers, bias=bias, bidirectional=directions == 2))
     assert count(over_time, 5, 6) == recurrent(gates, 7, layers, directions)
 

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bench.networks import build
 from bench.trial.flops import _Counter, _plain_kernels, layer_flops
 from methods import prunable
-from tests.bench.handcounts import Forward, Net, attention, count, encoder_layer, projection, recurrent
+from tests.bench.handcounts import Forward, Net, attention, count, encoder_layer, projection, recurrent, recurrent_matrices
 
 # --- the same number in every circumstance
 
@@ -42,10 +42,12 @@ def mixed() -> nn.Module:
 
 
 MIXED_LAYERS = {"conv.weight": 2 * 25 * 2 * 9, "last.weight": 2 * 2 * 2 * 3} | {
+    "encoder.self_attn.in_proj_weight": projection(outputs=36),
     "encoder.self_attn.out_proj.weight": projection(),
     "encoder.linear1.weight": projection(outputs=20),
     "encoder.linear2.weight": projection(inputs=20),
 }
+MIXED_LAYERS |= {f"lstm.{name}": flops for name, flops in recurrent_matrices(4, 4, 2, 2, inputs=12).items()}
 MIXED = (
     encoder_layer(20)
     + recurrent(4, 4, 2, 2, inputs=12)
@@ -248,7 +250,8 @@ def walked(model: nn.Module, shape: tuple[int, ...]) -> tuple[int, dict[str, int
             elif isinstance(module, nn.LSTM):
                 lines, steps, width = inputs[0].shape
                 directions = 1 + module.bidirectional
-                rest.append(lines * recurrent(4, module.hidden_size, module.num_layers, directions, steps=steps, inputs=width))
+                matrices = recurrent_matrices(4, module.hidden_size, module.num_layers, directions, steps=steps, inputs=width)
+                layers.update({f"{name}.{matrix}": lines * flops for matrix, flops in matrices.items()})
 
         return see
 
