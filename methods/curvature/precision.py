@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.core.interface import Batches, Problem
+from methods.core.interface import Problem
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -62,9 +62,9 @@ class _Widened:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        batches: Batches = self.problem.batches
-        return ((widened(x), widened(y)) for x, y in batches)
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.problem.batches:
+            yield tuple(map(widened, batch)) if isinstance(batch, (tuple, list)) else batch
 
     @property
     def samples(self) -> int:

@@ -40,7 +40,7 @@ class SampleMean:
         check_outputs(f, y)
         if self.cross_entropy is not None:
             _check_classes(f, y)
-        value = _called(self.loss, f, y)
+        value = _scalar(self.loss(f, y))
         if not self.compared and len(y) > 1:
             _compare(self.loss, f.detach(), y)
             self.compared = True
@@ -76,16 +76,11 @@ def _check_classes(f: Tensor, y: Tensor) -> None:
         raise ValueError(f"cross_entropy of outputs {tuple(f.shape)} needs targets of shape {tuple(wanted)}, not {tuple(y.shape)}")
 
 
-def _called(loss: Loss, f: Tensor, y: Tensor) -> Tensor:
-    """The loss, a scalar tensor; errors of torch become one line."""
-    try:
-        value = loss(f, y)
-    except (RuntimeError, IndexError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"the loss fails for outputs {tuple(f.shape)} and targets {tuple(y.shape)}: {reason}") from error
+def _scalar(value: object) -> Tensor:
+    """The value of a loss; raises ValueError if it is not one number."""
     if not isinstance(value, Tensor) or value.numel() != 1:
-        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f'the loss must return the mean over the samples, one number, not {got}: use reduction="mean"')
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise ValueError(f'the loss must return the mean over the samples of a batch, one number, not {got}: use reduction="mean"')
     return value.squeeze()
 
 
