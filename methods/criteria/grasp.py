@@ -5,11 +5,13 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from methods.core.configurations import Criterion
 from methods.core.hyperparameters import Float, Int
 from methods.core.interface import Problem, Scores, Stage
+from methods.curvature.differentiation import Repairs, differentiable, differentiable_once_only
+from methods.curvature.precision import full_precision
+from methods.curvature.sample_mean import SampleMean, check_outputs
 from methods.registry.registry import register
 
 
@@ -37,17 +39,15 @@ class Grasp(Criterion):
         """w ⊙ Hg from a double backward pass: Hg = ∇(ĝᵀ∇L) with ĝ constant.
 
         Raises:
-            ValueError: if the targets are not class labels.
+            ValueError: if the targets are not class labels, there are no batches, the loss is not a mean over samples, or an
+                operation of the network has no second derivative.
         """
-        x, y = self._balanced(problem)
-        names, weights = list(problem.weights), list(problem.weights.values())
-        # Fused attention kernels have no second derivative.
-        with sdpa_kernel(SDPBackend.MATH):
-            loss = problem.loss(problem.model(x) / self.temperature, y)
-            g = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
-            flow = torch.stack([(a.detach() * a).sum() for a in g]).sum()
-            hg = torch.autograd.grad(flow, weights, materialize_grads=True)
-        return Scores({n: w.detach() * h for n, w, h in zip(names, weights, hg, strict=True)})
+        with full_precision(problem) as wide, differentiable(wide.model, twice=True), Repairs(twice=True):
+            x, y = self._balanced(wide)
+            names, weights = list(wide.weights), list(wide.weights.values())
+            loss = SampleMean(wide.loss)(wide.model(x) / self.temperature, y)
+            hg = _hessian_times_gradient(loss, list(weights))
+            return Scores({n: w.detach() * h for n, w, h in zip(names, weights, hg, strict=True)})
 
     def _balanced(self, problem: Problem) -> tuple[Tensor, Tensor]:
         """The first `per_class` samples of each class, or all if there are fewer."""
@@ -58,8 +58,7 @@ class Grasp(Criterion):
             if y.is_floating_point() or y.dim() != 1:
                 raise ValueError("grasp needs integer class labels of shape (n,), because it draws samples per class")
             if not classes:
-                with torch.no_grad():
-                    classes = problem.model(x[:1].to(problem.device)).shape[1]
+                classes = self._classes(problem, x)
             chosen = []
             for i, label in enumerate(y.tolist()):
                 if taken.get(label, 0) < self.per_class:
@@ -69,4 +68,27 @@ class Grasp(Criterion):
             ys.append(y[chosen])
             if sum(taken.values()) == classes * self.per_class:
                 break
+        if not xs:
+            raise ValueError("grasp needs training data: there are no batches")
         return torch.cat(xs).to(problem.device), torch.cat(ys).to(problem.device)
+
+    @staticmethod
+    def _classes(problem: Problem, x: Tensor) -> int:
+        """The number of outputs of the network."""
+        with torch.no_grad():
+            f = problem.model(x[:1].to(problem.device))
+        check_outputs(f, x[:1])
+        return f.shape[1] if f.dim() > 1 else 1
+
+
+def _hessian_times_gradient(loss: Tensor, weights: list[Tensor]) -> tuple[Tensor, ...]:
+    """Hg; raises ValueError if an operation has no second derivative."""
+    reason = "a function of it is marked with once_differentiable"
+    try:
+        g = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
+        flow = torch.stack([(a.detach() * a).sum() for a in g]).sum()
+        if not differentiable_once_only(flow):
+            return torch.autograd.grad(flow, weights, materialize_grads=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+    raise ValueError(f"grasp needs second derivatives, which torch does not have for this network: {reason}")

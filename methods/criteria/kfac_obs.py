@@ -14,6 +14,7 @@ from methods.core.schedule import cubic
 from methods.curvature.blocks import Precision
 from methods.curvature.compute import SHARING, curvature
 from methods.curvature.loss_factors import KINDS
+from methods.curvature.precision import widened
 from methods.registry.registry import register
 
 ITERATIONS = 200  # steps of conjugate gradients, at most
@@ -61,7 +62,7 @@ class KfacObs(Criterion):
             problem, self.curvature, structure="kronecker", samples=self.samples, sharing=self.sharing, names=list(weights)
         ).blocks  # fmt: skip
         fisher = {n: b.scaled(1.0 / problem.samples).precision(torch.tensor(self.damping)) for n, b in found.items()}
-        values = {n: w.detach().square() / (2.0 * fisher[n].inverse().diagonal().view(w.shape)) for n, w in weights.items()}
+        values = {n: widened(w.detach()).square() / (2.0 * fisher[n].inverse().diagonal().view(w.shape)) for n, w in weights.items()}
         return Scores(rescope(values, self.scope, problem), state=fisher)
 
     @torch.no_grad()
@@ -70,7 +71,7 @@ class KfacObs(Criterion):
         fisher: dict[str, Precision] = state
         for name, w in problem.weights.items():
             kept, alive = mask[name].flatten(), problem.mask[name].flatten()
-            removed = torch.where(alive & ~kept, w.flatten(), 0.0)
+            removed = torch.where(alive & ~kept, widened(w.detach()).flatten(), 0.0)
             if self.update == "joint":
                 change = solve(fisher[name], kept, fisher[name].times(removed) * kept)
             elif self.update == "summed":

@@ -9,6 +9,7 @@ from methods.core.interface import Problem, Scores, Stage
 from methods.core.layer_scaling import SCOPES, rescope
 from methods.curvature.compute import curvature
 from methods.curvature.loss_factors import KINDS
+from methods.curvature.precision import widened
 from methods.registry.registry import register
 
 
@@ -36,5 +37,5 @@ class Obd(Criterion):
         """½ h ⊙ w², h averaged over samples."""
         weights = problem.weights
         h = curvature(problem, self.curvature, draws=self.draws, samples=self.samples, names=list(weights)).diagonal
-        values = {n: 0.5 * (h[n] / problem.samples) * w.detach().square() for n, w in weights.items()}
+        values = {n: 0.5 * (h[n] / problem.samples) * widened(w.detach()).square() for n, w in weights.items()}
         return Scores(rescope(values, self.scope, problem))

@@ -13,6 +13,7 @@ from methods.core.layer_scaling import SCOPES, rescope
 from methods.curvature.blocks import Kronecker
 from methods.curvature.compute import curvature
 from methods.curvature.loss_factors import KINDS
+from methods.curvature.precision import widened
 from methods.posterior.prior import uniform_prior
 from methods.registry.registry import register
 
@@ -59,7 +60,7 @@ class Opd(Criterion):
             temperature = posterior.temperature if posterior else 1.0
             fitted = curvature(problem, self.curvature, draws=self.draws, samples=self.samples, names=missing).diagonal
             p |= {n: h / temperature + d[n] for n, h in fitted.items()}
-        values = {n: p[n] * w.detach().square() for n, w in weights.items()}
+        values = {n: p[n] * widened(w.detach()).square() for n, w in weights.items()}
         return Scores(rescope(values, self.scope, problem))
 
     def _precision(self, name: str, posterior: Posterior, d: Tensor) -> Tensor:

@@ -10,6 +10,9 @@ from methods.core.configurations import Criterion
 from methods.core.hyperparameters import Int
 from methods.core.interface import Problem, Scores, Stage
 from methods.core.schedule import exponential
+from methods.curvature.differentiation import Repairs, differentiable
+from methods.curvature.precision import full_precision
+from methods.curvature.sample_mean import SampleMean
 from methods.registry.registry import register
 
 
@@ -42,14 +45,21 @@ class Snip(Criterion):
         return exponential(present, target, self.n_rounds)
 
     def score(self, problem: Problem) -> Scores:
-        """|g ⊙ w|, from one forward and backward pass per batch."""
-        weights = problem.weights
-        total = {n: torch.zeros_like(w) for n, w in weights.items()}
-        samples = 0
-        for x, y in islice(problem.batches, self.n_batches):
-            x, y = x.to(problem.device), y.to(problem.device)
-            gradients = torch.autograd.grad(problem.loss(problem.model(x), y), list(weights.values()), materialize_grads=True)
-            for name, g in zip(weights, gradients, strict=True):
-                total[name] += g * len(y)
-            samples += len(y)
-        return Scores({n: (g / samples * weights[n].detach()).abs() for n, g in total.items()})
+        """|g ⊙ w|, from one forward and backward pass per batch.
+
+        Raises:
+            ValueError: if there are no batches, or the loss is not a mean over samples.
+        """
+        with full_precision(problem) as wide, differentiable(wide.model), Repairs():
+            weights, mean = wide.weights, SampleMean(wide.loss)
+            total = {n: torch.zeros_like(w) for n, w in weights.items()}
+            samples = 0
+            for x, y in islice(wide.batches, self.n_batches):
+                x, y = x.to(wide.device), y.to(wide.device)
+                gradients = torch.autograd.grad(mean(wide.model(x), y), list(weights.values()), materialize_grads=True)
+                for name, g in zip(weights, gradients, strict=True):
+                    total[name] += g * len(y)
+                samples += len(y)
+            if not samples:
+                raise ValueError("snip needs training data: there are no batches")
+            return Scores({n: (g / samples * weights[n].detach()).abs() for n, g in total.items()})

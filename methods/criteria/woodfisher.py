@@ -15,6 +15,7 @@ from methods.core.interface import Mask, Problem, Scores, Stage, Values
 from methods.core.layer_scaling import SCOPES, rescope
 from methods.core.schedule import cubic
 from methods.curvature.per_sample import sample_gradients
+from methods.curvature.precision import widened
 from methods.registry.registry import register
 
 MEMORY = 2 << 30  # bytes of all blocks if the criterion chooses their side; fixed, so that all machines choose the same
@@ -80,7 +81,7 @@ class WoodFisher(Criterion):
         values = {}
         for name, w in problem.weights.items():
             inverse = torch.cat([_diagonal_of_inverse(torch.linalg.cholesky(f)) for _, f in _parts(fisher[name])])
-            values[name] = w.detach().square() / (2.0 * _whole(inverse, w))
+            values[name] = widened(w.detach()).square() / (2.0 * _whole(inverse, w))
         return Scores(rescope(values, self.scope, problem), None if self.update == "none" else fisher)
 
     def _fisher(self, problem: Problem) -> Values:

@@ -16,6 +16,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from methods.curvature.eigen import eigh
+
 MAX_EXACT = 512  # largest side of Kronecker factors for which a unit-wise prior is exact; above it is projected
 
 
@@ -183,7 +185,7 @@ class Kronecker:
     @cached_property
     def eigen(self) -> tuple[Tensor, Tensor, Tensor]:
         """(Λ (G, o, i), Q_B, Q_A)."""
-        (b, qb), (a, qa) = _eigh(self.outer), _eigh(self.inner)
+        (b, qb), (a, qa) = eigh(self.outer), eigh(self.inner)
         return b.unsqueeze(2) * a.unsqueeze(1), qb, qa
 
     def diagonal(self) -> Tensor:
@@ -253,27 +255,3 @@ class Kronecker:
     def back(self, values: Tensor, qb: Tensor, qa: Tensor) -> Tensor:
         """Diagonal, in the basis of the weights, of Q diag(values) Qᵀ: (Q_B²) values (Q_A²)ᵀ, of the parameter's shape."""
         return (qb.square() @ values @ qa.square().mT).reshape(self.shape)
-
-
-def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors.
-
-    Eigenvalues up to the rounding error ε √n λ_max are set to zero. A factor seldom has full rank, and in single precision the
-    rounding error times the largest eigenvalue of the other factor could exceed the prior.
-    """
-    values, vectors = _stable_eigh(matrix)
-    least = torch.finfo(matrix.dtype).eps * matrix.shape[-1] ** 0.5 * values[..., -1:]
-    return torch.where(values > least, values, 0.0), vectors
-
-
-def _stable_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """`torch.linalg.eigh`, in double precision if single fails, as LAPACK does for many zero rows (of dead units)."""
-    try:
-        values, vectors = torch.linalg.eigh(matrix)
-        if vectors.isfinite().all() or matrix.dtype == torch.float64:
-            return values, vectors
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        if matrix.dtype == torch.float64:
-            raise
-    values, vectors = torch.linalg.eigh(matrix.double())
-    return values.to(matrix.dtype), vectors.to(matrix.dtype)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from methods.curvature.differentiation import repair
 from methods.curvature.layer_calls import Elementwise, Product, Use
 
 
@@ -46,6 +47,7 @@ class Capture(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        repair(func, out)
         read = READERS.get(func)
         use = read(self, *args, **kwargs) if read and torch.is_grad_enabled() else None
         if use is None or out.shape[0] % self.batch:

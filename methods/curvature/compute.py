@@ -15,9 +15,9 @@ cannot replace "ggn" after training. The square of the mean gradient of a mini-b
 sample is computed on its own: see `methods.curvature.passes`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from methods.core.interface import Problem, Values
@@ -25,7 +25,10 @@ from methods.curvature import passes
 from methods.curvature.accumulators import DiagonalSum, Sum, kronecker_sums
 from methods.curvature.blocks import Block
 from methods.curvature.capture import Capture
-from methods.curvature.loss_factors import KINDS, columns_of, half_squared_error
+from methods.curvature.differentiation import differentiable
+from methods.curvature.loss_factors import KINDS, columns_of, cross_entropy_of, half_squared_error
+from methods.curvature.precision import full_precision
+from methods.curvature.sample_mean import SampleMean, check_outputs
 
 STRUCTURES = ("diagonal", "kronecker")
 SHARING = ("expand", "reduce")
@@ -89,41 +92,64 @@ def curvature(
             or there are no batches.
     """
     _check(problem, kind, structure, sharing)
-    model, shapes = problem.model, _parameters(problem, names)
-    generator = problem.generator(purpose)
-    totals: dict[str, Sum] = {}
-    captured: list[str] | None = None
-    loss, seen = 0.0, 0
-    with passes.frozen(model):
-        for x, y in passes.first_batches(problem, samples):
-            if captured is None:
-                captured = passes.trusted(model, x, shapes)
-                totals = {n: DiagonalSum(p) for n, p in shapes.items()}
-            f, capture = passes.forward(model, x, {n: shapes[n] for n in captured})
-            outputs = f.detach()
-            loss += float(problem.loss(outputs, y)) * len(y)
-            columns = columns_of(kind, problem.loss, outputs, y, draws, generator)
-            if seen == 0 and structure == "kronecker":
-                totals |= kronecker_sums(capture.uses, shapes, sharing, positions, problem.generator(purpose, "positions"))
-            _add(capture, f, columns, totals)
-            rest = {n: p for n, p in shapes.items() if n not in captured}
-            if rest:
-                passes.add_by_vmap(model, x, columns, rest, totals)
-            seen += len(y)
-    if captured is None:
-        raise ValueError("the curvature needs training data: there are no batches")
-    scale = problem.samples / seen
-    return Curvature({n: total.block(scale) for n, total in totals.items()}, loss * scale)
+    wanted = _parameters(problem, names)
+    with full_precision(problem) as wide, differentiable(wide.model), passes.frozen(wide.model):
+        summed = _Sums(wide, kind, structure, draws, sharing, positions, wanted, purpose)
+        for x, y in passes.first_batches(wide, samples):
+            summed.add(x, y)
+        if not summed.seen:
+            raise ValueError("the curvature needs training data: there are no batches")
+        return summed.scaled(problem.samples / summed.seen)
+
+
+class _Sums:
+    """The curvature and the loss, summed over the batches so far. Arguments: see `curvature`; `wanted`: name -> parameter."""
+
+    def __init__(
+        self, problem: Problem, kind: str, structure: str, draws: int, sharing: str, positions: int | None, wanted: Values, purpose: str
+    ) -> None:
+        self.problem, self.kind, self.structure, self.draws, self.wanted = problem, kind, structure, draws, wanted
+        self.factors = sharing, positions, problem.generator(purpose, "positions")
+        self.generator = problem.generator(purpose)
+        self.mean = SampleMean(problem.loss)
+        self.loss, self.seen = 0.0, 0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add a batch."""
+        model, wanted = self.problem.model, self.wanted
+        if not self.seen:
+            self.captured = passes.trusted(model, x, wanted)
+            self.totals: dict[str, Sum] = {n: DiagonalSum(p) for n, p in wanted.items()}
+        f, capture = passes.forward(model, x, {n: wanted[n] for n in self.captured})
+        check_outputs(f, y)
+        outputs = f.detach()
+        self.loss += float(self.mean(outputs, y)) * len(y)
+        columns = columns_of(self.kind, self.mean.loss, outputs, y, self.draws, self.generator)
+        if not self.seen and self.structure == "kronecker":
+            self.totals |= kronecker_sums(capture.uses, wanted, *self.factors)
+        _add(capture, f, columns, self.totals)
+        rest = {n: p for n, p in wanted.items() if n not in self.captured}
+        if rest:
+            passes.add_directly(model, x, columns, rest, self.totals)
+        self.seen += len(y)
+
+    def scaled(self, scale: float) -> Curvature:
+        """The sums times `scale`; raises ValueError if one is not finite."""
+        blocks = {n: total.block(scale) for n, total in self.totals.items()}
+        for name, block in blocks.items():
+            if not bool(block.diagonal().isfinite().all()):
+                raise ValueError(f"the curvature of '{name}' is not finite: check the network's outputs and its weights")
+        return Curvature(blocks, self.loss * scale)
 
 
 def _check(problem: Problem, kind: str, structure: str, sharing: str) -> None:
     for word, value, known in (("curvature", kind, KINDS), ("structure", structure, STRUCTURES), ("sharing", sharing, SHARING)):
         if value not in known:
             raise ValueError(f"{word} '{value}' is not one of {', '.join(known)}")
-    if kind != "ef" and problem.loss not in (F.cross_entropy, half_squared_error):
+    if kind != "ef" and problem.loss is not half_squared_error and cross_entropy_of(problem.loss) is None:
         raise ValueError(
-            f"curvature='{kind}' works only with cross_entropy or methods.curvature.loss_factors.half_squared_error; "
-            "for any other loss use curvature='ef'"
+            f"curvature='{kind}' works only with F.cross_entropy, nn.CrossEntropyLoss() or methods.curvature.loss_factors."
+            "half_squared_error; for any other loss use curvature='ef'"
         )
 
 
@@ -133,10 +159,10 @@ def _parameters(problem: Problem, names: list[str] | None) -> Values:
     return {n: parameters[n] for n in wanted}
 
 
-def _add(capture: Capture, f: Tensor, columns: list[Tensor], totals: dict[str, Sum]) -> None:
+def _add(capture: Capture, f: Tensor, columns: Sequence[Tensor], totals: dict[str, Sum]) -> None:
     """Propagate the columns of a batch backward, and add what the captured calls receive."""
     for k in range(0, len(columns), TOGETHER):
-        capture.backward(f, columns[k : k + TOGETHER], keep=k + TOGETHER < len(columns))
+        capture.backward(f, list(columns[k : k + TOGETHER]), keep=k + TOGETHER < len(columns))
         for name, own in passes.by_name(capture.uses).items():
             totals[name].add(name, own, first=k == 0)
         for use in capture.uses:

@@ -8,8 +8,11 @@ from torch import Tensor
 from methods.core.interface import Problem, Values
 from methods.curvature import passes
 from methods.curvature.accumulators import samples as gradients_of
+from methods.curvature.differentiation import Repairs, differentiable
 from methods.curvature.loss_factors import columns_of
-from methods.curvature.passes import by_name, by_vmap, first_batches, forward, frozen, trusted
+from methods.curvature.passes import by_name, directly, first_batches, forward, frozen, trusted
+from methods.curvature.precision import full_precision
+from methods.curvature.sample_mean import SampleMean
 
 PASS = 128  # samples of one forward pass, at most
 
@@ -35,39 +38,40 @@ def sample_gradients(
     Raises:
         ValueError: if there are no batches.
     """
-    parameters = dict(problem.model.named_parameters())
-    wanted: Values = {n: parameters[n] for n in names}
-    return _one_by_one(problem, wanted, samples) if mini_batch == 1 else _by_mini_batch(problem, wanted, samples, mini_batch)
+    with full_precision(problem) as wide, differentiable(wide.model):
+        parameters = dict(wide.model.named_parameters())
+        wanted: Values = {n: parameters[n] for n in names}
+        yield from _one_by_one(wide, wanted, samples) if mini_batch == 1 else _by_mini_batch(wide, wanted, samples, mini_batch)
 
 
 def _one_by_one(problem: Problem, wanted: Values, samples: int | None) -> Iterator[tuple[str, Tensor]]:
-    model, captured = problem.model, None
+    model, captured, mean = problem.model, None, SampleMean(problem.loss)
     size = max(1, min(PASS, passes.FORMED // max(p.numel() for p in wanted.values())))
     for x, y in _regrouped(problem, size, samples):
         with frozen(model):
             if captured is None:
                 captured = trusted(model, x, wanted)
             f, capture = forward(model, x, {n: wanted[n] for n in captured})
-            columns = columns_of("ef", problem.loss, f.detach(), y, 1, problem.generator())
-            capture.backward(f, columns, keep=False)
+            columns = columns_of("ef", mean, f.detach(), y, 1, problem.generator())
+            capture.backward(f, list(columns), keep=False)
         uses = by_name(capture.uses)
         for name in captured:
             yield name, next(gradients_of(name, uses[name])) if name in uses else y.new_zeros(len(y), *wanted[name].shape, dtype=f.dtype)
         rest = {n: p for n, p in wanted.items() if n not in captured}
-        for part in by_vmap(model, x, columns[0], rest) if rest else ():
+        for part in directly(model, x, columns[0], rest) if rest else ():
             yield from part.items()
 
 
 def _by_mini_batch(problem: Problem, wanted: Values, samples: int | None, size: int) -> Iterator[tuple[str, Tensor]]:
-    together = max(1, passes.FORMED // sum(p.numel() for p in wanted.values()))
+    together, mean = max(1, passes.FORMED // sum(p.numel() for p in wanted.values())), SampleMean(problem.loss)
     stored: list[tuple[Tensor, ...]] = []
     for k, (x, y) in enumerate(_regrouped(problem, size, samples)):
         if k and len(y) < size:
             break
-        with frozen(problem.model), torch.enable_grad():
+        with frozen(problem.model), torch.enable_grad(), Repairs():
             for p in wanted.values():
                 p.requires_grad_(True)
-            loss = problem.loss(problem.model(x), y)
+            loss = mean(problem.model(x), y)
             stored.append(torch.autograd.grad(loss, list(wanted.values()), materialize_grads=True))
         if len(stored) == together:
             yield from zip(wanted, map(torch.stack, zip(*stored, strict=True)), strict=True)

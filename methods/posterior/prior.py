@@ -5,5 +5,9 @@ from torch import Tensor, nn
 
 
 def uniform_prior(model: nn.Module, precision: float) -> dict[str, Tensor]:
-    """The same prior precision for every trainable parameter: name -> scalar tensor."""
-    return {n: torch.tensor(precision, dtype=p.dtype, device=p.device) for n, p in model.named_parameters() if p.requires_grad}
+    """The same prior precision for every trainable parameter: name -> scalar tensor, float32 for half-precision parameters."""
+    return {
+        n: torch.tensor(precision, dtype=torch.promote_types(p.dtype, torch.float32), device=p.device)
+        for n, p in model.named_parameters()
+        if p.requires_grad
+    }

@@ -15,6 +15,7 @@ from methods.core.modes import evaluating
 from methods.curvature.blocks import Block, Diagonal, Kronecker
 from methods.curvature.compute import STRUCTURES, Curvature, curvature
 from methods.curvature.loss_factors import KINDS
+from methods.curvature.precision import widened
 from methods.posterior.marginal_likelihood import PRIORS, Maximiser, log_marginal_likelihood
 from methods.posterior.prior import uniform_prior
 from methods.registry.registry import register
@@ -144,4 +145,4 @@ def _with(state: Posterior, measured: Curvature) -> Posterior:
 def _squares(problem: Problem, state: Posterior) -> Values:
     """θ² of the parameters that have a prior."""
     parameters = dict(problem.model.named_parameters())
-    return {n: parameters[n].square() for n in state.prior}
+    return {n: widened(parameters[n]).square() for n in state.prior}
