@@ -135,8 +135,8 @@ class _Run:
         self.previous, self.pruner, self.on_epoch = previous, pruner, on_epoch
         self.laps = pruner.laps(problem, recipe.epochs) if pruner is not None else (Lap(1, recipe.epochs),)
         self.n_batches = count_batches(batches)
-        if not self.n_batches:
-            raise ValueError("there are no batches to train on")
+        if not self.n_batches or not problem.samples:
+            raise ValueError("there are no samples to train on: the batches are empty")
         self.resting = _resting(problem.model)
         self.cuts_left = sum(len(lap.cuts) for lap in self.laps)
         self.moved = False
@@ -236,8 +236,6 @@ def _resting(model: nn.Module) -> list[nn.Module]:
 
 def _check_finite(losses: list[Tensor], named: dict[str, nn.Parameter], when: str) -> None:
     """Raise FloatingPointError if a loss of an epoch, or a weight after it, is not finite. Read once per epoch, as reading waits."""
-    if not losses:
-        raise ValueError("there are no samples to train on: the batches are empty")
     values = torch.stack(losses)
     if not bool(values.isfinite().all()):
         first = int((~values.isfinite()).nonzero()[0])

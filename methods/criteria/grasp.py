@@ -54,7 +54,7 @@ class Grasp(Criterion):
         xs, ys = [], []
         taken: dict[int, int] = {}
         classes = 0
-        for x, y in problem.batches:
+        for x, y in problem.read():
             if y.is_floating_point() or y.dim() != 1:
                 raise ValueError("grasp needs integer class labels of shape (n,), because it draws samples per class")
             if not classes:
@@ -70,13 +70,13 @@ class Grasp(Criterion):
                 break
         if not xs:
             raise ValueError("grasp needs training data: there are no batches")
-        return torch.cat(xs).to(problem.device), torch.cat(ys).to(problem.device)
+        return torch.cat(xs), torch.cat(ys)
 
     @staticmethod
     def _classes(problem: Problem, x: Tensor) -> int:
         """The number of outputs of the network."""
         with torch.no_grad():
-            f = problem.model(x[:1].to(problem.device))
+            f = problem.model(x[:1])
         check_outputs(f, x[:1])
         return f.shape[1] if f.dim() > 1 else 1
 

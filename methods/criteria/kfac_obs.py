@@ -8,8 +8,9 @@ from torch import Tensor
 
 from methods.core.configurations import Criterion
 from methods.core.hyperparameters import Choice, Float, Int
-from methods.core.interface import Mask, Problem, Scores, Stage
+from methods.core.interface import Problem, Scores, Stage
 from methods.core.layer_scaling import SCOPES, rescope
+from methods.core.masks import Mask
 from methods.core.schedule import cubic
 from methods.curvature.blocks import Precision
 from methods.curvature.compute import SHARING, curvature

@@ -54,8 +54,7 @@ class Snip(Criterion):
             weights, mean = wide.weights, SampleMean(wide.loss)
             total = {n: torch.zeros_like(w) for n, w in weights.items()}
             samples = 0
-            for x, y in islice(wide.batches, self.n_batches):
-                x, y = x.to(wide.device), y.to(wide.device)
+            for x, y in islice(wide.read(), self.n_batches):
                 gradients = torch.autograd.grad(mean(wide.model(x), y), list(weights.values()), materialize_grads=True)
                 for name, g in zip(weights, gradients, strict=True):
                     total[name] += g * len(y)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from methods.core.configurations import Criterion
 from methods.core.hyperparameters import Choice, Float, Int
-from methods.core.interface import Mask, Problem, Scores, Stage, Values
+from methods.core.interface import Problem, Scores, Stage, Values
 from methods.core.layer_scaling import SCOPES, rescope
+from methods.core.masks import Mask
 from methods.core.schedule import cubic
 from methods.curvature.per_sample import sample_gradients
 from methods.curvature.precision import widened

@@ -180,8 +180,8 @@ def _places(model: nn.Module) -> dict[str, str]:
 def first_batches(problem: Problem, samples: int | None) -> Iterator[tuple[Tensor, Tensor]]:
     """The first batches of the training data on the model's device, until `samples` samples are reached."""
     seen = 0
-    for x, y in problem.batches:
+    for x, y in problem.read():
         if samples is not None and seen >= samples:
             return
-        yield x.to(problem.device), y.to(problem.device)
+        yield x, y
         seen += len(y)

@@ -24,7 +24,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from methods.core.interface import Mask, Values
+from methods.core.interface import Values
+from methods.core.masks import Mask
 from methods.curvature.blocks import Block, Diagonal, Kronecker, Separable
 from methods.posterior.projected import FARTHEST, Projected
 from methods.posterior.units import STILL, Units, has_units

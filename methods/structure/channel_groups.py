@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from methods.core.interface import Mask, Values
+from methods.core.interface import Values
+from methods.core.masks import Mask
 
 
 @dataclass(frozen=True)

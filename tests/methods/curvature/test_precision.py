@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import methods
 from methods import Problem
 from methods.core.cutting import score
-from methods.core.interface import full_mask
+from methods.core.masks import full_mask
 from methods.criteria.grasp import Grasp
 from methods.criteria.kfac_obs import KfacObs
 from methods.criteria.obd import Obd
