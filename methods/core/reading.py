@@ -75,10 +75,12 @@ def outputs_and_loss(model: nn.Module, loss: Callable[[Any, Tensor], Tensor], x:
     try:
         value = loss(outputs, y)
     except FAILURES as error:
-        given = (
-            described("outputs", outputs) if isinstance(outputs, Tensor) else f"outputs that are a {type(outputs).__name__}, not a tensor,"
-        )
-        raise explained(error, model, f"the loss fails on {given} and {described('targets', y)}") from error
+        if not isinstance(outputs, Tensor):
+            raise ValueError(
+                f"the network returns a {type(outputs).__name__}, not a tensor, and the loss fails on it: wrap the network in a module "
+                "that returns one tensor, or pass a loss that takes what it returns"
+            ) from error
+        raise explained(error, model, f"the loss fails on {described('outputs', outputs)} and {described('targets', y)}") from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         kind = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise ValueError(f"the loss must be a scalar tensor, the mean over the samples of a batch, but is {kind}: use reduction='mean'")

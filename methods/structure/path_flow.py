@@ -59,9 +59,12 @@ def _probed(model: nn.Module, input_shape: tuple[int, ...], view: type[Flow]) ->
     seen = view(weights, probe=True)
     try:
         with evaluating(model), torch.enable_grad(), seen:
-            f = model(inputs).detach()
+            f = model(inputs)
     except Exception as error:  # networks raise all kinds of exceptions; they have no paths then
         return f"it cannot be run on real numbers with other weights ({' '.join(str(error).split())[:120]})"
+    if not isinstance(f, Tensor):
+        return f"it returns a {type(f).__name__}, not a tensor"
+    f = f.detach()
     if seen.breaks:
         return f"its outputs are not sums over paths of weights: it contains {', '.join([*dict.fromkeys(seen.breaks)][:5])}"
     if seen.fault:

@@ -31,7 +31,9 @@ def test_a_pattern_that_matches_nothing_is_one_line(tiny: Path, bench: Bench) ->
     suite(tiny, 'exclude = ["head.*"]')
     code, _, error = bench("run", *OPTIONS, "--datasets", "digits", "--architectures", "mlp", "--methods", "magnitude")
     assert code == 2
-    assert "architecture 'mlp': exclude='head.*' matches no prunable weight; there are 1.weight, 3.weight, 5.weight" in " ".join(error.split())
+    assert "architecture 'mlp': exclude='head.*' matches no prunable weight; there are 1.weight, 3.weight, 5.weight" in " ".join(
+        error.split()
+    )
 
 
 def test_autocast_trains_another_network_that_does_as_well(tiny: Path, bench: Bench) -> None:

@@ -106,8 +106,13 @@ FAILURES: list[tuple[Callable[[], nn.Module], Any, Any, str]] = [
     (lambda: nn.Sequential(nn.Linear(6, 4), nn.Linear(5, 3)), [(X, Y)], F.cross_entropy, "the network fails on inputs of type float32"),
     (lambda: nn.Linear(6, 3), [(X, Y + 1)], F.cross_entropy, "the loss fails on outputs of type float32 and shape "),
     (lambda: nn.Linear(6, 3), [(X, Y.int())], F.cross_entropy, "the loss fails on outputs of type float32 and shape "),
-    (lambda: Returns(lambda f: (f, f)), [(X, Y)], F.cross_entropy, "the loss fails on outputs that are a tuple, not a tensor"),
-    (lambda: Returns(lambda f: {"out": f}), [(X, Y)], F.cross_entropy, "the loss fails on outputs that are a dict, not a tensor"),
+    (lambda: Returns(lambda f: (f, f)), [(X, Y)], F.cross_entropy, "the network returns a tuple, not a tensor, and the loss fails on it"),
+    (
+        lambda: Returns(lambda f: {"out": f}),
+        [(X, Y)],
+        F.cross_entropy,
+        "the network returns a dict, not a tensor, and the loss fails on it",
+    ),
     (lambda: nn.Linear(6, 3), [(X, Y)], nn.CrossEntropyLoss(reduction="none"), "the loss must be a scalar tensor"),
     (lambda: nn.Linear(6, 3), [(X, Y)], lambda f, y: 3.0, "the loss must be a scalar tensor"),
 ]
