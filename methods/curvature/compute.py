@@ -7,6 +7,9 @@ columns of V_n are propagated backward:
     "mc"    Monte-Carlo Gauss-Newton   `draws` columns, ∂ℓ(f(x_n), ỹ)/∂f / √draws with ỹ ~ softmax(f(x_n))
     "ggn"   generalised Gauss-Newton   classes - 1 columns, V Vᵀ = diag(p) - p pᵀ with p = softmax(f(x_n))
 
+Outputs with several positions, ignored labels and other losses: see `methods.curvature.loss_factors` and `sample_mean`. Networks in
+half precision are computed in float32.
+
 For `half_squared_error`, V Vᵀ = 1: "mc" draws standard normal columns, "ggn" has one column per output.
 
 For cross-entropy the generalised Gauss-Newton matrix equals the Fisher of the model's predictions (Martens 2020, JMLR 21:146,
@@ -15,18 +18,18 @@ cannot replace "ggn" after training. The square of the mean gradient of a mini-b
 sample is computed on its own: see `methods.curvature.passes`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from torch import Tensor
 
+from methods.core.differentiation import differentiable
 from methods.core.interface import Problem, Values
 from methods.curvature import passes
 from methods.curvature.accumulators import DiagonalSum, Sum, kronecker_sums
 from methods.curvature.blocks import Block
 from methods.curvature.capture import Capture
-from methods.curvature.differentiation import differentiable
-from methods.curvature.loss_factors import KINDS, columns_of, cross_entropy_of, half_squared_error
+from methods.curvature.loss_factors import KINDS, PositionColumns, columns_of, cross_entropy_of, half_squared_error
 from methods.curvature.precision import full_precision
 from methods.curvature.sample_mean import SampleMean, check_outputs
 
@@ -88,8 +91,9 @@ def curvature(
         The curvature and the loss.
 
     Raises:
-        ValueError: if an argument is unknown, "mc" or "ggn" is used with a loss other than cross-entropy and `half_squared_error`,
-            or there are no batches.
+        ValueError: if an argument is unknown, "mc" or "ggn" is used with a loss other than cross-entropy and `half_squared_error`, the
+            loss is not a mean over samples, the outputs are not one tensor with the samples first, the curvature is not finite, or
+            there are no batches.
     """
     _check(problem, kind, structure, sharing)
     wanted = _parameters(problem, names)
@@ -159,10 +163,11 @@ def _parameters(problem: Problem, names: list[str] | None) -> Values:
     return {n: parameters[n] for n in wanted}
 
 
-def _add(capture: Capture, f: Tensor, columns: Sequence[Tensor], totals: dict[str, Sum]) -> None:
+def _add(capture: Capture, f: Tensor, columns: list[Tensor] | PositionColumns, totals: dict[str, Sum]) -> None:
     """Propagate the columns of a batch backward, and add what the captured calls receive."""
+    left = iter(columns)
     for k in range(0, len(columns), TOGETHER):
-        capture.backward(f, list(columns[k : k + TOGETHER]), keep=k + TOGETHER < len(columns))
+        capture.backward(f, list(islice(left, TOGETHER)), keep=k + TOGETHER < len(columns))
         for name, own in passes.by_name(capture.uses).items():
             totals[name].add(name, own, first=k == 0)
         for use in capture.uses:

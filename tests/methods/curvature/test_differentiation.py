@@ -7,16 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
 from methods import Problem
+from methods.core.differentiation import Repairs, differentiable
 from methods.criteria.grasp import Grasp
 from methods.criteria.kfac_obs import KfacObs
 from methods.criteria.snip import Snip
 from methods.criteria.woodfisher import WoodFisher
 from methods.curvature import eigen, passes
 from methods.curvature.compute import curvature
-from methods.curvature.differentiation import Repairs
 from methods.curvature.eigen import eigh
 from methods.curvature.per_sample import sample_gradients
 
@@ -81,7 +81,7 @@ def stem(norm: nn.Module) -> Make:
     """Convolution, norm, then tokens: the structure of xcit, levit and other hybrids of convolutions and attention."""
 
     def forward(m: Any, x: Tensor) -> Tensor:
-        tokens = m.norm(m.conv(x)).flatten(2).transpose(1, 2)
+        tokens = m.norm(m.conv(x)).flatten(2).transpose(1, 2).contiguous()
         return m.head(torch.tanh(m.mix(tokens))).mean(1)
 
     return lambda: Flow(forward, conv=nn.Conv2d(2, 4, 3, padding=1, bias=False), norm=norm, mix=nn.Linear(4, 4), head=nn.Linear(4, CLASSES))
@@ -236,6 +236,28 @@ def test_grasp_says_where_a_second_derivative_does_not_exist() -> None:
     with pytest.raises(ValueError, match="grasp needs second derivatives, which torch does not have") as error:
         Grasp().score(Problem(build(lambda: second(Once.apply)), [data(6, 4, 3)]))
     assert "\n" not in str(error.value)
+
+
+def test_grasp_takes_no_samples_with_an_ignored_label() -> None:
+    x, y = data(12, 4, 3)
+    y[::2] = -100
+    model = build(lambda: second(torch.tanh))
+    found, wanted = (Grasp(per_class=2).score(Problem(model, [batch])).values for batch in ((x, y), (x[1::2], y[1::2])))
+    assert found["first.weight"].any()
+    assert all(torch.equal(found[n], s) for n, s in wanted.items())
+
+
+def test_contexts_that_overlap_leave_checkpoints_as_they_were() -> None:
+    """As with two generators of gradients that are read in turn."""
+    before = CheckpointFunction.apply
+    first, second = (differentiable(nn.Linear(1, 1)) for _ in range(2))
+    first.__enter__()
+    second.__enter__()
+    assert CheckpointFunction.apply(torch.add, True, 1, 2) == 3
+    first.__exit__(None, None, None)
+    assert CheckpointFunction.apply(torch.add, True, 1, 2) == 3
+    second.__exit__(None, None, None)
+    assert CheckpointFunction.apply == before
 
 
 @pytest.mark.parametrize("criterion", [Snip(), Grasp(), WoodFisher(), KfacObs()], ids=lambda c: c.name)
