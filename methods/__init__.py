@@ -14,6 +14,7 @@
 import warnings
 from typing import Any
 
+from methods.adapters import Importance
 from methods.api import compact, prune, scores, train, train_pruned
 from methods.checking.clauses import check
 from methods.core.configurations import Configuration, Criterion, Granularity, Training
@@ -58,7 +59,7 @@ from methods import criteria, granularity, training
 from methods.registry import named_methods  # noqa: F401 (registers them)
 
 __all__ = [
-    "Batches", "Choice", "Configuration", "Cost", "Criterion", "Float", "Gradual", "Granularity", "Int", "Iterative", "Lap",
+    "Batches", "Choice", "Configuration", "Cost", "Criterion", "Float", "Gradual", "Granularity", "Importance", "Int", "Iterative", "Lap",
     "Mask", "Method", "Option", "Posterior", "Problem", "Pruner", "Range", "Recipe", "Rewinding", "Schedule", "Scores", "Stage",
     "Training", "UnknownName", "Values", "apply_mask", "check", "compact", "count_masked", "criteria", "cut", "define",
     "derive", "describe", "effective_sparsity", "fit", "full_mask", "get", "get_granularity", "granularity", "kept_weights",
