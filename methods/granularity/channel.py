@@ -1,8 +1,4 @@
-"""Structured pruning: whole channels and attention heads, with everything coupled to them, which can be removed physically.
-
-This is the only module that imports torch-pruning (Fang et al. 2023, "DepGraph: Towards any structural pruning"), which finds how
-layers depend on each other and removes channels of modules. The import takes a second, so it happens at the first use.
-"""
+"""Structured pruning: whole channels and attention heads, with everything coupled to them, which can be removed physically."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -24,32 +20,26 @@ CLOSE = 1e-3  # a reached fraction of a cost this close to the requested one is 
 _known: WeakKeyDictionary[nn.Module, tuple[Any, Coupling]] = WeakKeyDictionary()
 
 
-def _graph(model: nn.Module, example: Tensor) -> Any:
-    import torch_pruning
+def coupling_of(problem: Problem) -> Coupling:
+    """Find which channels of a problem's model must be removed together.
 
-    return torch_pruning.DependencyGraph().build_dependency(model, (example,), verbose=False)
-
-
-def coupling_of(model: nn.Module, input_shape: tuple[int, ...]) -> Coupling:
-    """Find which channels of a model must be removed together.
-
-    The result is stored as long as the model exists and its parameters keep their shapes.
+    The result is stored as long as the model exists, its parameters keep their shapes, and the same weights are prunable.
 
     Args:
-        model: the network.
-        input_shape: shape of one input, without the batch dimension.
+        problem: network, shape of the inputs, and the weights that are pruned.
 
     Returns:
         The coupling.
 
     Raises:
-        ValueError: if the network cannot be traced, has tied weights, uses a layer twice, or no channel can be removed.
+        ValueError: if the network cannot be traced, or no channel can be removed.
     """
-    key = (tuple(input_shape), tuple((n, p.shape) for n, p in model.named_parameters()))
+    model, input_shape, shapes = problem.model, problem.input_shape, {n: w.shape for n, w in problem.weights.items()}
+    key = (tuple(input_shape), tuple(shapes), tuple((n, p.shape) for n, p in model.named_parameters()))
     known = _known.get(model)
     if known is None or known[0] != key:
         with torch.random.fork_rng(devices=[]):
-            coupling = traced(model, input_shape, _graph)
+            coupling = traced(model, shapes, input_shape)
             rejected = torch.tensor(unsound(model, coupling, input_shape), dtype=torch.long)
         coupling = replace(coupling, free=coupling.free & ~torch.isin(coupling.pools, rejected))
         if not coupling.free.any():
@@ -92,7 +82,7 @@ class Channel(Granularity):
         """
         if not 0.0 <= sparsity < 1.0:
             raise ValueError(f"sparsity {sparsity!r} is not in [0, 1)")
-        coupling = coupling_of(problem.model, problem.input_shape)
+        coupling = coupling_of(problem)
         present = coupling.kept_units(problem.mask)
         tie_breakers = torch.rand(len(present), generator=problem.generator("ties"), dtype=torch.float64)
         order = coupling.order(self._worth(coupling, scores, problem.mask), present, tie_breakers, by_pool=self.ranking == "layer")
@@ -122,7 +112,7 @@ class Channel(Granularity):
             RuntimeError: if the mask does not consist of whole channels, empties a layer, removes a channel that must stay, or
                 differs from the sparsity by more than half the size of the largest unit.
         """
-        coupling = coupling_of(problem.model, problem.input_shape)
+        coupling = coupling_of(problem)
         try:
             kept = coupling.kept_units(problem.mask)
         except ValueError as error:
@@ -146,7 +136,7 @@ class Channel(Granularity):
             ValueError: if the mask does not consist of whole channels.
             RuntimeError: if the smaller model does not contain exactly the kept weights.
         """
-        coupling = coupling_of(problem.model, problem.input_shape)
+        coupling = coupling_of(problem)
         kept = coupling.kept_units(problem.mask)
         small = removed(problem.model, coupling, kept)
         left = survivors(problem.model, coupling, kept)

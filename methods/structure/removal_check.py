@@ -74,14 +74,13 @@ class _Rehearsal:
         parameters = dict(model.named_parameters())
         for axis in self.coupling.axes:
             dropped = ((axis.units >= 0) & ~kept[axis.units]).nonzero().squeeze(1).to(self.inputs.device)
+            if axis.owner not in parameters:
+                continue  # a buffer
+            tensor = parameters[axis.owner]
             if axis.kind == "columns":
-                weight = parameters[f"{axis.owner}.weight"]
-                weight.index_copy_(1, dropped, weight.index_select(1, dropped) * factor)
-            elif axis.owner in parameters:
-                parameters[axis.owner].index_fill_(axis.dim, dropped, 0.0)
+                tensor.index_copy_(axis.dim, dropped, tensor.index_select(axis.dim, dropped) * factor)
             else:
-                for p in model.get_submodule(axis.owner).parameters(recurse=False):
-                    p.index_fill_(0, dropped, 0.0)
+                tensor.index_fill_(axis.dim, dropped, 0.0)
         outputs: Tensor = model(self.inputs)
         return outputs
 
