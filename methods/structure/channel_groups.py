@@ -158,62 +158,69 @@ def _sorted(values: Tensor, tie_breakers: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def removed(model: nn.Module, coupling: Coupling, kept: Tensor) -> nn.Module:
+def removed(model: nn.Module, coupling: Coupling, kept: Tensor, share: bool = False) -> nn.Module:
     """Make a physically smaller copy of a model.
 
     Args:
         model: the network; it is not changed.
         coupling: its coupling.
         kept: bool, the units to keep.
+        share: whether the parameters and buffers that keep their shape are those of the model, not copies.
 
     Returns:
         A plain module without gradients; training modes, `requires_grad`, dtype, device and memory format are those of the model.
     """
-    small = copy.deepcopy(model)
-    stays, changed = _with_none(kept), {}
-    tensors = {**dict(small.named_parameters()), **dict(small.named_buffers())}
-    for axis in coupling.axes:
-        left = stays[axis.units]
-        if not bool(left.all()):
-            old = tensors[axis.owner]
-            now = changed.get(id(old), old)
-            changed[id(old)] = now.index_select(axis.dim, left.nonzero().squeeze(1).to(now.device))
-    for module in small.modules():  # a tied weight is replaced in each of its modules
-        _replace(module, changed)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    memo: dict[int, Any] = {id(t): t for t in tensors.values()} if share else {}
+    memo |= {id(tensors[n]): t for n, t in _smaller(tensors, coupling, kept).items()}
+    small = copy.deepcopy(model, memo)  # a tied weight is replaced wherever it is used
+    for old, new in zip(model.modules(), small.modules(), strict=True):
+        _set_sizes(old, new)
     for name in coupling.heads:
         attention: Any = small.get_submodule(name)
         attention.num_heads = attention.proj.in_features // attention.head_dim
         if hasattr(attention, "attn_dim"):
             attention.attn_dim = attention.proj.in_features
+    if not share:
+        for p in small.parameters():
+            p.grad = None
     return small
 
 
-def _replace(module: Any, changed: dict[int, Tensor]) -> None:
-    """Replace parameters and buffers of a module by smaller ones, and set the attributes that hold their sizes."""
+def _smaller(tensors: dict[str, Tensor], coupling: Coupling, kept: Tensor) -> dict[str, Tensor]:
+    """Name -> smaller copy, of the parameters and buffers that do not keep all of their units."""
+    stays, found = _with_none(kept), dict[str, Tensor]()
+    for axis in coupling.axes:
+        left = stays[axis.units].nonzero().squeeze(1)
+        if len(left) < len(axis.units):
+            old = tensors[axis.owner]
+            found[axis.owner] = found.get(axis.owner, old).index_select(axis.dim, left.to(old.device))
+    for name, new in found.items():
+        old = tensors[name]
+        if old.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last):
+            new = new.contiguous(memory_format=torch.channels_last)
+        found[name] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+    return found
+
+
+def _set_sizes(old: Any, new: Any) -> None:
+    """Set the attributes of a module that hold the sizes of its parameters."""
     sizes: dict[int, int] = {}
-    for store in (module._parameters, module._buffers):
-        for name, old in store.items():
-            new = changed.get(id(old))
-            if new is None:
-                continue
-            sizes |= {a: b for a, b in zip(old.shape, new.shape, strict=True) if a != b}
-            if isinstance(old, nn.Parameter):
-                if old.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last):
-                    new = new.contiguous(memory_format=torch.channels_last)
-                new = changed[id(old)] = new if isinstance(new, nn.Parameter) else nn.Parameter(new, requires_grad=old.requires_grad)
-            store[name] = new
+    for before, after in ((old._parameters, new._parameters), (old._buffers, new._buffers)):
+        for name, tensor in before.items():
+            if tensor is not None:
+                sizes |= {a: b for a, b in zip(tensor.shape, after[name].shape, strict=True) if a != b}
     if not sizes:
         return
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, _ConvNd):
-        _set_channels(module)
+    if isinstance(new, nn.Linear):
+        new.out_features, new.in_features = new.weight.shape
+    elif isinstance(new, _ConvNd):
+        _set_channels(new)
     for attribute in ("num_features", "num_channels", "num_parameters"):
-        old = getattr(module, attribute, None)
-        if old in sizes:
-            setattr(module, attribute, sizes[old])
-    if getattr(module, "normalized_shape", None) is not None:
-        module.normalized_shape = tuple(sizes.get(n, n) for n in module.normalized_shape)
+        if getattr(old, attribute, None) in sizes:
+            setattr(new, attribute, sizes[getattr(old, attribute)])
+    if getattr(old, "normalized_shape", None) is not None:
+        new.normalized_shape = tuple(sizes.get(n, n) for n in old.normalized_shape)
 
 
 def _set_channels(conv: Any) -> None:
