@@ -42,7 +42,7 @@ def coupling_of(problem: Problem) -> Coupling:
             coupling = traced(model, shapes, input_shape)
             rejected = torch.tensor(unsound(model, coupling, input_shape), dtype=torch.long)
         coupling = replace(coupling, free=coupling.free & ~torch.isin(coupling.pools, rejected))
-        if not coupling.free.any():
+        if not coupling.removable.any():
             raise ValueError("no channel of this network can be removed without changing its inputs or outputs")
         known = _known[model] = key, coupling
     return known[1]
@@ -185,17 +185,17 @@ class _Share:
         """Whether the difference is at most half the size of the largest unit, so that no closer value can be expected."""
         difference = abs(reached - asked) - 1e-12
         if self.cost is None:
-            return difference <= float(self.coupling.sizes[self.coupling.free].max()) / self.dense / 2
+            return difference <= float(self.coupling.sizes[self.coupling.removable].max()) / self.dense / 2
         return difference <= CLOSE or any(difference <= self(kept) / 2 for kept in self._single())
 
     def _single(self) -> Iterator[Tensor]:
         """Units kept if one is removed: the largest unit of each pool in turn, the largest pools first."""
         seen = set()
-        sizes = torch.where(self.coupling.free, self.coupling.sizes, -1.0)
+        sizes = torch.where(self.coupling.removable, self.coupling.sizes, -1.0)
         for unit in sizes.argsort(descending=True).tolist():
             pool = int(self.coupling.pools[unit])
             kept = torch.arange(len(sizes)) != unit
-            if self.coupling.free[unit] and pool not in seen and not self.coupling.empties(kept):
+            if self.coupling.removable[unit] and pool not in seen:
                 seen.add(pool)
                 yield kept
 

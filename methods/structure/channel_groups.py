@@ -62,6 +62,15 @@ class Coupling:
         return {n: (first, second) for n, (first, second) in found.items()}
 
     @cached_property
+    def removable(self) -> Tensor:
+        """Whether each unit may be removed without emptying a layer: free, and not the only unit of all rows or of all columns."""
+        found = self.free.clone()
+        for line in [line for lines in self.lines.values() for line in lines]:
+            if bool((line == line[0]).all()) and line[0] >= 0:
+                found[line[0]] = False
+        return found
+
+    @cached_property
     def sizes(self) -> Tensor:
         """The number of prunable weights of each unit in the dense network."""
         return self.sums({n: torch.ones(s) for n, s in self.shapes.items()})

@@ -104,18 +104,19 @@ class Labels:
             return operand.expand(shape)
         for other in others:
             _, several = self.common(other, repeated)
-            if bool(several.any()) and not self._apart(padded, other, repeated):
+            if bool(several.any()) and not self.apart(other, repeated):
                 padded = torch.where(several, float(NONE), padded)
         return padded.expand(shape)
 
-    def _apart(self, operand: Tensor, other: Tensor, repeated: tuple[int, ...]) -> bool:
-        """Whether no channel of the other operand meets two elements of this one, as with a scale of each channel."""
-        if operand.numel() < 2 or operand.numel() > other.numel() // 2:
+    def apart(self, labels: Tensor, dims: tuple[int, ...]) -> bool:
+        """Whether no channel lies at two places of the other dimensions: along `dims` are then parts of one channel, not channels."""
+        roots = self.root(labels)
+        highest = roots.amax(dims, keepdim=True)
+        real = highest[highest > FIXED]
+        if highest.numel() < 2 or len(real.unique()) < len(real):
             return False
-        places = torch.arange(operand.numel(), device=operand.device, dtype=torch.float64).view(operand.shape).expand(other.shape)
-        roots = self.root(other)
-        real = roots > FIXED
-        pairs = torch.stack([roots[real], places[real]]).unique(dim=1)
+        places = torch.arange(highest.numel(), device=roots.device, dtype=torch.float64).view(highest.shape).expand(roots.shape)
+        pairs = torch.stack([roots[roots > FIXED], places[roots > FIXED]]).unique(dim=1)
         return len(pairs[0].unique()) == pairs.shape[1]
 
     def contracted(self, a: Tensor, b: Tensor) -> Tensor:

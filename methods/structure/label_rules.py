@@ -90,7 +90,10 @@ def results(labels: Labels, call: Call) -> list[Tensor] | None:
         return [_matrix(labels, call)]
     if "scaled_dot_product" in name:
         q, k, v = call.operands[:3]
-        return [labels.contracted(labels.contracted(q, k.mT), v), *(torch.full_like(r, FIXED, dtype=torch.float64) for r in call.results[1:])]
+        return [
+            labels.contracted(labels.contracted(q, k.mT), v),
+            *(torch.full_like(r, FIXED, dtype=torch.float64) for r in call.results[1:]),
+        ]
     if any(part in name for part in NORMS):
         return [_normalised(labels, call)] + [torch.full_like(r, FIXED, dtype=torch.float64) for r in call.results[1:]]
     if name.removesuffix("_with_indices").removesuffix("_aa").lstrip("_").endswith(SPATIAL):
@@ -123,7 +126,10 @@ def _reduced(labels: Labels, call: Call) -> list[Tensor]:
         dims = -1 if dims is None else dims
         return [labels.common(x, (dims,))[0].expand(call.results[0].shape)]
     dims = [dims] if isinstance(dims, int) else dims
-    found, _ = labels.common(x, tuple(dims or range(x.dim())))
+    dims = tuple(dims or range(x.dim()))
+    found, several = labels.common(x, dims)
+    if bool(several.any()) and labels.apart(x, dims):  # a sum of several channels for each channel of the result
+        found = labels.joined(x, dims)
     return [found.reshape(r.shape) for r in call.results]
 
 
