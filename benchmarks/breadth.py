@@ -218,6 +218,12 @@ def tried(name: str, chosen: list[str], limit: float) -> Iterator[dict[str, Any]
             yield {"step": left.pop(0), "pixels": pixels, "outcome": reason}
 
 
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def run(options: argparse.Namespace) -> None:
     """Compute the rows that are missing."""
     chosen = options.steps.split(",") if options.steps else list(steps())
@@ -226,8 +232,8 @@ def run(options: argparse.Namespace) -> None:
         raise SystemExit(f"unknown step '{unknown[0]}': choose from {', '.join(steps())}")
     only = set(options.only.split(",")) if options.only else None
     out, lock = Path(options.out), threading.Lock()
-    done = {(r["model"], r["step"]) for r in csv.DictReader(out.open(encoding="utf-8"))} if out.exists() else set()
-    models = [m for m in csv.DictReader(MODELS.open(encoding="utf-8")) if only is None or m["model"] in only or m["module"] in only]
+    done = {(r["model"], r["step"]) for r in read(out)} if out.exists() else set()
+    models = [m for m in read(MODELS) if only is None or m["model"] in only or m["module"] in only]
     with out.open("a", newline="", encoding="utf-8") as file, ThreadPoolExecutor(options.jobs) as pool:
         writer = csv.DictWriter(file, COLUMNS)
         if not done:
@@ -245,7 +251,7 @@ def run(options: argparse.Namespace) -> None:
 
 def table(path: str) -> None:
     """Print the results as a table in markdown: a row for each model, a column for each step, and totals."""
-    rows = list(csv.DictReader(Path(path).open(encoding="utf-8")))
+    rows = read(Path(path))
     names = [s for s in steps() if any(r["step"] == s for r in rows)]
     cells = {(r["model"], r["step"]): r for r in rows}
     print("| module | model | pixels | " + " | ".join(names) + " |\n|---|---|---:|" + "---|" * len(names))

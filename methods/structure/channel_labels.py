@@ -117,7 +117,7 @@ class Labels:
             return False
         places = torch.arange(highest.numel(), device=roots.device, dtype=torch.float64).view(highest.shape).expand(roots.shape)
         pairs = torch.stack([roots[roots > FIXED], places[roots > FIXED]]).unique(dim=1)
-        return len(pairs[0].unique()) == pairs.shape[1]
+        return len(pairs[0].unique()) == int(pairs.shape[1])
 
     def contracted(self, a: Tensor, b: Tensor) -> Tensor:
         """The labels of the matrix product of (..., m, k) and (..., k, n): channels that are summed over are coupled in pairs."""

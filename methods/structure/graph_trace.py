@@ -1,7 +1,6 @@
 """The coupling of the channels of a network, found by a forward pass in which every tensor carries labels of channels."""
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,8 +9,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._pytree import tree_flatten
 
 from methods.structure.channel_groups import Axis, Coupling
-from methods.structure.channel_labels import FIXED, Labels
-from methods.structure.label_flow import Layer, LabelFlow
+from methods.structure.channel_labels import Labels
+from methods.structure.label_flow import LabelFlow, Layer
 
 # The matrices of these modules have channels in an order that the module's own code defines; what enters or leaves them stays.
 OPAQUE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.Embedding, nn.EmbeddingBag)

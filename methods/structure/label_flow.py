@@ -149,7 +149,7 @@ def _labelled(value: Any) -> bool:
 
 class _Operations(TorchDispatchMode):
     def __init__(self, flow: LabelFlow) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flow = flow
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

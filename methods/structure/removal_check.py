@@ -103,7 +103,7 @@ class _Network:
     def _masked(self, kept: Tensor) -> Tensor:
         """The outputs of the masked network."""
         gone = ~torch.cat([kept, kept.new_ones(1)])
-        changed = {}
+        changed: dict[str, Tensor] = {}
         for name, lines in self.coupling.lines.items():
             for dim, line in enumerate(lines):
                 dropped = gone[line].nonzero().squeeze(1).to(self.inputs.device)

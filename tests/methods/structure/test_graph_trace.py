@@ -119,7 +119,8 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, bool]] = {
                               nn.ConvTranspose2d(5, 4, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)),
         (2, 4, 4), 6 + 5 + 4, True),
     "two filters for each channel": (
-        lambda: nn.Sequential(conv(2, 6, 1), conv(6, 12, 3, groups=6), conv(12, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3)),
+        lambda: nn.Sequential(conv(2, 6, 1), conv(6, 12, 3, groups=6), conv(12, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                              nn.Linear(5, 3)),
         (2, 4, 4), 6 + 5, True),
     "one group": (
         lambda: nn.Sequential(conv(2, 6, 1), nn.GroupNorm(1, 6), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)),
@@ -135,7 +136,8 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, bool]] = {
                     b=nn.Linear(5, 7), head=nn.Linear(7, 3)),
         (4,), 7, True),
     "sum of parts": (
-        lambda: Net(lambda m, x: m.head((y := m.stem(x)).view(-1, 2, y.shape[1] // 2).sum(1).relu()), stem=nn.Linear(3, 8), head=nn.Linear(4, 3)),
+        lambda: Net(lambda m, x: m.head((y := m.stem(x)).view(-1, 2, y.shape[1] // 2).sum(1).relu()), stem=nn.Linear(3, 8),
+                    head=nn.Linear(4, 3)),
         (3,), 4, True),
     "attention of torch": (
         lambda: Net(lambda m, x: m.head(m.b((y := m.stem(x)) + m.mha(y, y, y)[0]).relu().mean(1)), stem=nn.Linear(3, 8),
@@ -150,7 +152,8 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, bool]] = {
                     b=nn.Linear(4, 5), head=nn.Linear(5, 3)),
         (3,), 5, True),
     "an operation without a rule": (
-        lambda: Net(lambda m, x: m.head(m.b(torch.sort(m.stem(x)).values).relu()), stem=nn.Linear(3, 6), b=nn.Linear(6, 5), head=nn.Linear(5, 3)),
+        lambda: Net(lambda m, x: m.head(m.b(torch.sort(m.stem(x)).values).relu()), stem=nn.Linear(3, 6), b=nn.Linear(6, 5),
+                    head=nn.Linear(5, 3)),
         (3,), 5, True),
 }  # fmt: skip
 
