@@ -91,8 +91,7 @@ def channel(model: nn.Module, data: Data) -> dict[str, float]:
         masked, smaller = model.double().eval()(x.double()), small.double().eval()(x.double())
     assert masked.shape == smaller.shape
     left = sum(p.numel() for p in methods.Problem(small, data).weights.values())
-    if left != sum(int(m.sum()) for m in mask.values()):
-        raise AssertionError(f"the smaller network has {left} prunable weights")
+    assert left == sum(int(m.sum()) for m in mask.values())
     difference = float((masked - smaller).abs().max() / masked.abs().max())
     return {"reached": methods.sparsity_of(mask), "difference": difference, "tracing_seconds": traced}
 
@@ -130,8 +129,7 @@ def torch_pruning(model: nn.Module, data: Data, heads: bool) -> dict[str, float]
     after = sum(p.numel() for p in model.parameters())
     with torch.no_grad():
         assert model(x).shape == (len(x), CLASSES)
-    if after == before:
-        raise AssertionError("nothing was removed")
+    assert after < before, "nothing was removed"
     return {"reached": 1 - after / before}
 
 
