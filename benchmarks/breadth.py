@@ -15,7 +15,6 @@ import argparse
 import copy
 import csv
 import json
-import os
 import selectors
 import subprocess
 import sys
@@ -49,7 +48,9 @@ def smallest() -> Iterator[tuple[str, str, int]]:
         found = []
         for name in timm.list_models(module=module):
             with torch.device("meta"):
-                found.append((sum(p.numel() for p in timm.create_model(name, num_classes=CLASSES).parameters()), name))
+                model = timm.create_model(name, num_classes=CLASSES)
+            if model.num_classes == CLASSES:  # a few have no classifier
+                found.append((sum(p.numel() for p in model.parameters()), name))
         if found:
             yield module, min(found)[1], min(found)[0]
 
@@ -199,12 +200,10 @@ def tried(name: str, chosen: list[str], limit: float) -> Iterator[dict[str, Any]
     while left:
         command = [sys.executable, __file__, "--worker", name, "--steps", ",".join(left)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        late, pixels = False, ""
+        line: str | None = ""
+        pixels = ""
         for line in lines(process, limit):
-            if line is None:
-                late = True
-                break
-            row = json.loads(line) if line.startswith("{") else {}
+            row = json.loads(line) if line is not None and line.startswith("{") else {}
             pixels = row.get("pixels", pixels)
             if "step" in row:
                 left.remove(row["step"])
@@ -212,7 +211,7 @@ def tried(name: str, chosen: list[str], limit: float) -> Iterator[dict[str, Any]
         process.kill()
         code = process.wait()
         if left:
-            reason = f"slow: more than {limit:g} s" if late else f"fails: the process ended with code {code}"
+            reason = f"slow: more than {limit:g} s" if line is None else f"fails: the process ended with code {code}"
             yield {"step": left.pop(0), "pixels": pixels, "outcome": reason}
 
 
@@ -294,7 +293,6 @@ def main() -> None:
     elif options.table:
         table(options.table)
     elif options.out:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
         run(options)
     else:
         parser.error("--out or --table is required")
