@@ -124,7 +124,7 @@ class _BasicBlock(nn.Module):
         y: Tensor = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
         if self.stride == 1:
             return functional.relu(x + y)
-        # Equal to a shortcut padded with zeros, which torch-pruning cannot trace.
+        # Equal to a shortcut padded with zeros, but channels can be removed from it.
         old, new = torch.split(y, [x.shape[1], y.shape[1] - x.shape[1]], dim=1)
         return functional.relu(torch.cat([old + x[:, :, :: self.stride, :: self.stride], new], dim=1))
 

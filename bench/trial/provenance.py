@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("timm", "torch-pruning", "torchmetrics")  # packages other than torch that affect the numbers
+PACKAGES = ("timm", "torchmetrics")  # packages other than torch that affect the numbers
 
 
 def versions() -> dict[str, str]:

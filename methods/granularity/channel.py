@@ -1,8 +1,4 @@
-"""Structured pruning: whole channels and attention heads, with everything coupled to them, which can be removed physically.
-
-This is the only module that imports torch-pruning (Fang et al. 2023, "DepGraph: Towards any structural pruning"), which finds how
-layers depend on each other and removes channels of modules. The import takes a second, so it happens at the first use.
-"""
+"""Structured pruning: whole channels and attention heads, with everything coupled to them, which can be removed physically."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +11,7 @@ from torch import Tensor, nn
 from methods.core.configurations import Granularity
 from methods.core.hyperparameters import Choice
 from methods.core.interface import Cost, Posterior, Problem, Scores
-from methods.core.masks import Mask, full_mask
+from methods.core.masks import Mask
 from methods.registry.registry import register
 from methods.structure.channel_groups import Coupling, removed, survivors
 from methods.structure.graph_trace import traced
@@ -25,35 +21,29 @@ CLOSE = 1e-3  # a reached fraction of a cost this close to the requested one is 
 _known: WeakKeyDictionary[nn.Module, tuple[Any, Coupling]] = WeakKeyDictionary()
 
 
-def _graph(model: nn.Module, example: Tensor) -> Any:
-    import torch_pruning
+def coupling_of(problem: Problem) -> Coupling:
+    """Find which channels of a problem's model must be removed together.
 
-    return torch_pruning.DependencyGraph().build_dependency(model, (example,), verbose=False)
-
-
-def coupling_of(model: nn.Module, input_shape: tuple[int, ...]) -> Coupling:
-    """Find which channels of a model must be removed together.
-
-    The result is stored as long as the model exists and its parameters keep their shapes.
+    The result is stored as long as the model exists, its parameters keep their shapes, and the same weights are prunable.
 
     Args:
-        model: the network.
-        input_shape: shape of one input, without the batch dimension.
+        problem: network, shape of the inputs, and the weights that are pruned.
 
     Returns:
         The coupling.
 
     Raises:
-        ValueError: if the network cannot be traced, has tied weights, uses a layer twice, or no channel can be removed.
+        ValueError: if the network cannot be traced, or no channel can be removed.
     """
-    key = (tuple(input_shape), tuple((n, p.shape) for n, p in model.named_parameters()))
+    model, input_shape, shapes = problem.model, problem.input_shape, {n: w.shape for n, w in problem.weights.items()}
+    key = (tuple(input_shape), tuple(shapes), tuple((n, p.shape) for n, p in model.named_parameters()))
     known = _known.get(model)
     if known is None or known[0] != key:
         with torch.random.fork_rng(devices=[]):
-            coupling = traced(model, input_shape, _graph)
+            coupling = traced(model, shapes, input_shape)
             rejected = torch.tensor(unsound(model, coupling, input_shape), dtype=torch.long)
         coupling = replace(coupling, free=coupling.free & ~torch.isin(coupling.pools, rejected))
-        if not coupling.free.any():
+        if not coupling.removable.any():
             raise ValueError("no channel of this network can be removed without changing its inputs or outputs")
         known = _known[model] = key, coupling
     return known[1]
@@ -93,7 +83,7 @@ class Channel(Granularity):
         """
         if not 0.0 <= sparsity < 1.0:
             raise ValueError(f"sparsity {sparsity!r} is not in [0, 1)")
-        coupling = coupling_of(problem.model, problem.input_shape)
+        coupling = coupling_of(problem)
         present = coupling.kept_units(problem.mask)
         tie_breakers = torch.rand(len(present), generator=problem.generator("ties"), dtype=torch.float64)
         order = coupling.order(self._worth(coupling, scores, problem.mask), present, tie_breakers, by_pool=self.ranking == "layer")
@@ -123,7 +113,7 @@ class Channel(Granularity):
             RuntimeError: if the mask does not consist of whole channels, empties a layer, removes a channel that must stay, or
                 differs from the sparsity by more than half the size of the largest unit.
         """
-        coupling = coupling_of(problem.model, problem.input_shape)
+        coupling = coupling_of(problem)
         try:
             kept = coupling.kept_units(problem.mask)
         except ValueError as error:
@@ -147,7 +137,7 @@ class Channel(Granularity):
             ValueError: if the mask does not consist of whole channels.
             RuntimeError: if the smaller model does not contain exactly the kept weights.
         """
-        coupling = coupling_of(problem.model, problem.input_shape)
+        coupling = coupling_of(problem)
         kept = coupling.kept_units(problem.mask)
         small = removed(problem.model, coupling, kept)
         left = survivors(problem.model, coupling, kept)
@@ -159,7 +149,7 @@ class Channel(Granularity):
         if shuffled:
             raise RuntimeError(f"the smaller network has the entries of '{shuffled[0]}' in a different order")
         posterior = None if problem.posterior is None else _sliced(problem.posterior, left, problem.model)
-        return replace(problem, model=small, mask=full_mask(small), posterior=posterior)
+        return replace(problem, model=small, mask={}, posterior=posterior)
 
     def _worth(self, coupling: Coupling, scores: Scores, mask: Mask) -> Tensor:
         """The score of each unit after normalisation; masked weights are ignored."""
@@ -196,17 +186,17 @@ class _Share:
         """Whether the difference is at most half the size of the largest unit, so that no closer value can be expected."""
         difference = abs(reached - asked) - 1e-12
         if self.cost is None:
-            return difference <= float(self.coupling.sizes[self.coupling.free].max()) / self.dense / 2
+            return difference <= float(self.coupling.sizes[self.coupling.removable].max()) / self.dense / 2
         return difference <= CLOSE or any(difference <= self(kept) / 2 for kept in self._single())
 
     def _single(self) -> Iterator[Tensor]:
         """Units kept if one is removed: the largest unit of each pool in turn, the largest pools first."""
         seen = set()
-        sizes = torch.where(self.coupling.free, self.coupling.sizes, -1.0)
+        sizes = torch.where(self.coupling.removable, self.coupling.sizes, -1.0)
         for unit in sizes.argsort(descending=True).tolist():
             pool = int(self.coupling.pools[unit])
             kept = torch.arange(len(sizes)) != unit
-            if self.coupling.free[unit] and pool not in seen and not self.coupling.empties(kept):
+            if self.coupling.removable[unit] and pool not in seen:
                 seen.add(pool)
                 yield kept
 

@@ -6,13 +6,13 @@ outputs are added. This module does not know how the coupling was found.
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from methods.core.interface import Values
 from methods.core.masks import Mask
@@ -20,21 +20,19 @@ from methods.core.masks import Mask
 
 @dataclass(frozen=True)
 class Axis:
-    """One dimension of a module, or of a parameter that belongs to no known module.
+    """One dimension of a parameter or buffer along which units lie.
 
     Attributes:
-        owner: name of the module or parameter.
-        kind: "rows" or "columns" of a Linear or Conv weight; "own" for anything else, e.g. the channels of a norm.
+        owner: name of the parameter or buffer.
+        dim: the dimension.
+        kind: "rows" (output channels) or "columns" (input channels) of a Linear or Conv weight; "own" for anything else, e.g. a bias.
         units: the unit of each index; -1 for none.
-        dim: the dimension, for a parameter.
-        remove: `remove(owner, indices)` removes indices: of a module in place, of a parameter by returning a smaller one.
     """
 
     owner: str
+    dim: int
     kind: str
     units: Tensor
-    dim: int
-    remove: Callable[[Any, list[int]], Any]
 
 
 @dataclass(frozen=True)
@@ -57,17 +55,26 @@ class Coupling:
 
     @cached_property
     def lines(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Prunable name -> (unit of each row, unit of each column); -1 for none."""
-        found = {n: [torch.full((s[0],), -1), torch.full((s[1],), -1)] for n, s in self.shapes.items()}
+        """Prunable name -> (units along the first dimension, units along the second); -1 for none."""
+        found = {n: [torch.full((size,), -1) for size in _matrix(s)[:2]] for n, s in self.shapes.items()}
         for axis in self.axes:
-            if axis.kind != "own":
-                found[f"{axis.owner}.weight"][axis.kind == "columns"] = axis.units
-        return {n: (rows, columns) for n, (rows, columns) in found.items()}
+            if axis.kind != "own" and axis.owner in found:
+                found[axis.owner][axis.dim] = axis.units
+        return {n: (first, second) for n, (first, second) in found.items()}
+
+    @cached_property
+    def removable(self) -> Tensor:
+        """Whether each unit may be removed without emptying a layer: free, and not the only unit of all rows or of all columns."""
+        found = self.free.clone()
+        for line in [line for lines in self.lines.values() for line in lines]:
+            if bool((line == line[0]).all()) and line[0] >= 0:
+                found[line[0]] = False
+        return found
 
     @cached_property
     def sizes(self) -> Tensor:
         """The number of prunable weights of each unit in the dense network."""
-        return self.sums({n: torch.ones(s[:2]) * (s.numel() // (s[0] * s[1])) for n, s in self.shapes.items()})
+        return self.sums({n: torch.ones(s) for n, s in self.shapes.items()})
 
     @property
     def weights(self) -> int:
@@ -78,8 +85,7 @@ class Coupling:
         """The sum of the values over all weights of each unit, each weight once for a unit: float64, on the CPU."""
         total = torch.zeros(len(self.pools) + 1, dtype=torch.float64)
         for name, (rows, columns) in self.lines.items():
-            table = values[name].detach().flatten(2) if values[name].dim() > 2 else values[name].detach().unsqueeze(2)
-            table = table.to(torch.float64).sum(2).cpu()
+            table = values[name].detach().reshape(_matrix(values[name].shape)).to(torch.float64).sum(2).cpu()
             last = len(self.pools)  # collects the weights of no unit, which are dropped
             total.index_add_(0, rows.remainder(last + 1), table.sum(1)).index_add_(0, columns.remainder(last + 1), table.sum(0))
             # If a unit has a row and a column of the same weight, their intersection was counted twice.
@@ -91,22 +97,20 @@ class Coupling:
     def kept_weights(self, kept: Tensor) -> int:
         """The number of weights of the kept units (`kept`: bool)."""
         stays = _with_none(kept)
-        return sum(int(stays[r].sum()) * int(stays[c].sum()) * (s.numel() // (s[0] * s[1]))
-                   for s, (r, c) in zip(self.shapes.values(), self.lines.values(), strict=True))  # fmt: skip
+        return sum(int(stays[r].sum()) * int(stays[c].sum()) * _matrix(self.shapes[n])[2] for n, (r, c) in self.lines.items())
 
     def mask(self, kept: Tensor, device: torch.device | str = "cpu") -> Mask:
         """The mask that keeps a weight if the units of its row and of its column are kept."""
         stays = _with_none(kept)
         mask = {}
         for name, (rows, columns) in self.lines.items():
-            shape = self.shapes[name]
-            table = stays[rows].unsqueeze(1) & stays[columns].unsqueeze(0)
-            mask[name] = table.view(*table.shape, *[1] * (len(shape) - 2)).expand(shape).to(device).contiguous()
+            table = (stays[rows].unsqueeze(1) & stays[columns].unsqueeze(0)).unsqueeze(2)
+            mask[name] = table.expand(_matrix(self.shapes[name])).reshape(self.shapes[name]).to(device)
         return mask
 
     def kept_units(self, mask: Mask) -> Tensor:
         """The units that a mask keeps, as a bool tensor; raises ValueError if it does not consist of whole units."""
-        kept = self.sums({n: m.float() for n, m in mask.items()}) > 0
+        kept = (self.sums({n: m.float() for n, m in mask.items()}) > 0) | (self.sizes == 0)
         if any(not torch.equal(m, mask[n].cpu()) for n, m in self.mask(kept).items()):
             raise ValueError("the mask does not consist of whole channels: some weights of a channel are masked and others are not")
         return kept
@@ -147,6 +151,11 @@ class Coupling:
         return units[_sorted(place, tie_breakers[units])]
 
 
+def _matrix(shape: torch.Size) -> tuple[int, int, int]:
+    """A weight's shape with all dimensions after the second as one."""
+    return shape[0], shape[1] if len(shape) > 1 else 1, shape[2:].numel()
+
+
 def _with_none(kept: Tensor) -> Tensor:
     """`kept` with True appended: the index -1 (no unit) is always kept."""
     return torch.cat([kept, torch.ones(1, dtype=torch.bool)])
@@ -159,41 +168,80 @@ def _sorted(values: Tensor, tie_breakers: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def removed(model: nn.Module, coupling: Coupling, kept: Tensor) -> nn.Module:
+def removed(model: nn.Module, coupling: Coupling, kept: Tensor, share: bool = False) -> nn.Module:
     """Make a physically smaller copy of a model.
 
     Args:
         model: the network; it is not changed.
         coupling: its coupling.
         kept: bool, the units to keep.
+        share: whether the parameters and buffers that keep their shape are those of the model, not copies.
 
     Returns:
         A plain module without gradients; training modes, `requires_grad`, dtype, device and memory format are those of the model.
     """
-    small = copy.deepcopy(model)
-    before = dict(model.named_parameters())
-    stays = _with_none(kept)
-    for axis in coupling.axes:
-        dropped = (~stays[axis.units]).nonzero().squeeze(1).tolist()
-        if not dropped:
-            continue
-        path, _, attribute = axis.owner.rpartition(".")
-        if axis.owner in before:
-            owner = small.get_submodule(path)
-            setattr(owner, attribute, axis.remove(getattr(owner, attribute), dropped))
-        else:
-            axis.remove(small.get_submodule(axis.owner), dropped)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    memo: dict[int, Any] = {id(t): t for t in tensors.values()} if share else {}
+    memo |= {id(tensors[n]): t for n, t in _smaller(tensors, coupling, kept).items()}
+    small = copy.deepcopy(model, memo)  # a tied weight is replaced wherever it is used
+    for old, new in zip(model.modules(), small.modules(), strict=True):
+        _set_sizes(old, new)
     for name in coupling.heads:
         attention: Any = small.get_submodule(name)
         attention.num_heads = attention.proj.in_features // attention.head_dim
         if hasattr(attention, "attn_dim"):
             attention.attn_dim = attention.proj.in_features
-    for name, p in small.named_parameters():
-        p.grad = None
-        p.requires_grad_(before[name].requires_grad)
-        if p.dim() == 4 and before[name].is_contiguous(memory_format=torch.channels_last):
-            p.data = p.data.contiguous(memory_format=torch.channels_last)
+    if not share:
+        for p in small.parameters():
+            p.grad = None
     return small
+
+
+def _smaller(tensors: dict[str, Tensor], coupling: Coupling, kept: Tensor) -> dict[str, Tensor]:
+    """Name -> smaller copy, of the parameters and buffers that do not keep all of their units."""
+    stays, found = _with_none(kept), dict[str, Tensor]()
+    for axis in coupling.axes:
+        left = stays[axis.units].nonzero().squeeze(1)
+        if len(left) < len(axis.units):
+            old = tensors[axis.owner]
+            found[axis.owner] = found.get(axis.owner, old).index_select(axis.dim, left.to(old.device))
+    for name, new in found.items():
+        old = tensors[name]
+        if old.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last):
+            new = new.contiguous(memory_format=torch.channels_last)
+        found[name] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+    return found
+
+
+def _set_sizes(old: Any, new: Any) -> None:
+    """Set the attributes of a module that hold the sizes of its parameters."""
+    sizes: dict[int, int] = {}
+    for before, after in ((old._parameters, new._parameters), (old._buffers, new._buffers)):
+        for name, tensor in before.items():
+            if tensor is not None:
+                sizes |= {a: b for a, b in zip(tensor.shape, after[name].shape, strict=True) if a != b}
+    if not sizes:
+        return
+    if isinstance(new, nn.Linear):
+        new.out_features, new.in_features = new.weight.shape
+    elif isinstance(new, _ConvNd):
+        _set_channels(new)
+    for attribute in ("num_features", "num_channels", "num_parameters"):
+        if getattr(old, attribute, None) in sizes:
+            setattr(new, attribute, sizes[getattr(old, attribute)])
+    if getattr(old, "normalized_shape", None) is not None:
+        new.normalized_shape = tuple(sizes.get(n, n) for n in old.normalized_shape)
+
+
+def _set_channels(conv: Any) -> None:
+    """The numbers of channels of a convolution, from the shape of its weight."""
+    first, second = conv.weight.shape[:2]
+    if isinstance(conv, _ConvTransposeNd):
+        groups = first if conv.groups > 1 else 1
+        conv.in_channels, conv.out_channels, conv.groups = first, second * groups, groups
+    else:
+        groups = first * conv.groups // conv.out_channels if conv.groups > 1 else 1
+        conv.in_channels, conv.out_channels, conv.groups = second * groups, first, groups
 
 
 def survivors(model: nn.Module, coupling: Coupling, kept: Tensor) -> dict[str, Tensor]:

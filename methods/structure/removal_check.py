@@ -2,7 +2,7 @@
 
 The coupling comes from a trace, which cannot see everything: a transpose between positions and channels, a reshape, a sum with the
 inputs. So half of the units of a pool are removed, and the pool is accepted if the smaller network runs, its outputs have the same
-shape as before, and one of two conditions holds in double precision:
+shape as before, and one of two conditions holds up to rounding:
 
 - the smaller network has the outputs of the masked one, so nothing reads the removed channels except the masked columns;
 - if everything that produces the channels is zero (rows, biases, scales and shifts of norms), nothing depends on the columns that
@@ -11,14 +11,17 @@ shape as before, and one of two conditions holds in double precision:
 """
 
 import copy
+import math
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from methods.core.masks import apply_mask
 from methods.structure.channel_groups import Coupling, removed
 
-TOLERANCE = 1e-7  # relative to the largest output; errors are of order one
+TOLERANCE = 1e-7  # of double precision, relative to the largest output; errors are of order one
+SURE = (1e-4, 1e-2)  # of single precision: smaller differences are rounding, larger ones are errors; in between double decides
 
 
 class _Rehearsal:
@@ -27,30 +30,37 @@ class _Rehearsal:
     def __init__(self, model: nn.Module, coupling: Coupling, input_shape: tuple[int, ...]) -> None:
         self.coupling = coupling
         self.generator = torch.Generator().manual_seed(0)
-        self.model = copy.deepcopy(model).double().eval()
-        for name, p in self.model.named_parameters():
+        double = copy.deepcopy(model).double().eval()
+        for name, p in double.named_parameters():
             p.copy_(
                 self._draw(p.shape) * (2 / p[0].numel()) ** 0.5 if p.dim() > 1 and name.endswith("weight") else self._draw(p.shape, 0.2) + 1
             )
-        for name, b in self.model.named_buffers():
+        for name, b in double.named_buffers():
             if name.endswith(("running_mean", "running_var")):
                 b.copy_(self._draw(b.shape, 0.2).abs() + 0.5)
-        device = next(self.model.parameters()).device
-        self.inputs = self._draw((2, *input_shape)).to(device)
+        device = next(double.parameters()).device
+        inputs = self._draw((2, *input_shape)).to(device)
+        single = copy.deepcopy(double).float()
+        self.networks = {torch.float32: _Network(single, coupling, inputs.float()), torch.float64: _Network(double, coupling, inputs)}
 
     def _draw(self, shape: tuple[int, ...], scale: float = 1.0) -> Tensor:
         return scale * torch.randn(shape, generator=self.generator, dtype=torch.float64)
 
     def unsound(self, pools: list[int]) -> list[int]:
-        """The pools that units cannot be removed from, by bisection, since usually all are accepted."""
-        if not pools or self._sound(pools):
+        """The pools that units cannot be removed from: a search in single precision, which is faster, and a check in double."""
+        found = self._search(pools, torch.float32)
+        return found + self._search([p for p in pools if p not in set(found)], torch.float64)
+
+    def _search(self, pools: list[int], dtype: torch.dtype) -> list[int]:
+        """By bisection, since usually all are accepted."""
+        if not pools or self._sound(pools, dtype):
             return []
         if len(pools) == 1:
             return pools
         half = len(pools) // 2
-        return self.unsound(pools[:half]) + self.unsound(pools[half:])
+        return self._search(pools[:half], dtype) + self._search(pools[half:], dtype)
 
-    def _sound(self, pools: list[int]) -> bool:
+    def _sound(self, pools: list[int], dtype: torch.dtype) -> bool:
         kept = torch.ones_like(self.coupling.free)
         draws = torch.rand(2, len(kept), generator=self.generator, dtype=torch.float64)
         order = self.coupling.order(draws[0], kept, draws[1])
@@ -58,36 +68,71 @@ class _Rehearsal:
         kept[order[: (len(order) + 1) // 2]] = False
         if bool(kept.all()):
             return True
+        difference = self.networks[dtype].difference(kept)
+        if dtype is torch.float32 and not (difference <= SURE[0] or difference >= SURE[1]):
+            difference, dtype = self.networks[torch.float64].difference(kept), torch.float64
+        return difference <= (TOLERANCE if dtype is torch.float64 else SURE[0])
+
+
+class _Network:
+    """A network in one precision, with some of its units removed, masked or silenced."""
+
+    def __init__(self, model: nn.Module, coupling: Coupling, inputs: Tensor) -> None:
+        self.model, self.coupling, self.inputs = model, coupling, inputs
+        self.parameters = dict(model.named_parameters())
+
+    @cached_property
+    def outputs(self) -> Tensor:
+        """The outputs of the whole network."""
+        outputs: Tensor = self.model(self.inputs)
+        return outputs
+
+    def difference(self, kept: Tensor) -> float:
+        """The smaller one of the differences that the two conditions are about; infinite if the smaller network does not run."""
         try:
-            small = removed(self.model, self.coupling, kept)(self.inputs)
+            small = removed(self.model, self.coupling, kept, share=True)(self.inputs)
         except Exception:  # networks raise all kinds of exceptions
-            return False
-        masked = copy.deepcopy(self.model)
-        apply_mask(masked, self.coupling.mask(kept, self.inputs.device))
-        return _close(small, masked(self.inputs)) or (
-            small.shape == self.model(self.inputs).shape and _close(self._silenced(kept, 1.0), self._silenced(kept, 3.0))
-        )
+            return math.inf
+        if small.shape != self.outputs.shape:
+            return math.inf
+        first = _difference(small, self._masked(kept))
+        if first <= TOLERANCE or (first <= SURE[0] and small.dtype is torch.float32):
+            return first
+        return min(first, _difference(self._silenced(kept, 1.0), self._silenced(kept, 3.0)))
+
+    def _masked(self, kept: Tensor) -> Tensor:
+        """The outputs of the masked network."""
+        gone = ~torch.cat([kept, kept.new_ones(1)])
+        changed: dict[str, Tensor] = {}
+        for name, lines in self.coupling.lines.items():
+            for dim, line in enumerate(lines):
+                dropped = gone[line].nonzero().squeeze(1).to(self.inputs.device)
+                if len(dropped):
+                    changed[name] = changed.get(name, self.parameters[name]).index_fill(dim, dropped, 0.0)
+        return self._with(changed)
 
     def _silenced(self, kept: Tensor, factor: float) -> Tensor:
         """The outputs if everything that produces the removed units is zero and the columns that read them are scaled by a factor."""
-        model = copy.deepcopy(self.model)
-        parameters = dict(model.named_parameters())
+        changed: dict[str, Tensor] = {}
         for axis in self.coupling.axes:
             dropped = ((axis.units >= 0) & ~kept[axis.units]).nonzero().squeeze(1).to(self.inputs.device)
+            if axis.owner not in self.parameters or not len(dropped):
+                continue  # a buffer
+            tensor = changed.get(axis.owner, self.parameters[axis.owner])
             if axis.kind == "columns":
-                weight = parameters[f"{axis.owner}.weight"]
-                weight.index_copy_(1, dropped, weight.index_select(1, dropped) * factor)
-            elif axis.owner in parameters:
-                parameters[axis.owner].index_fill_(axis.dim, dropped, 0.0)
+                changed[axis.owner] = tensor.index_copy(axis.dim, dropped, tensor.index_select(axis.dim, dropped) * factor)
             else:
-                for p in model.get_submodule(axis.owner).parameters(recurse=False):
-                    p.index_fill_(0, dropped, 0.0)
-        outputs: Tensor = model(self.inputs)
+                changed[axis.owner] = tensor.index_fill(axis.dim, dropped, 0.0)
+        return self._with(changed)
+
+    def _with(self, changed: dict[str, Tensor]) -> Tensor:
+        """The outputs with some parameters replaced."""
+        outputs: Tensor = functional_call(self.model, changed, (self.inputs,))
         return outputs
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool((a - b).abs().max() <= TOLERANCE * b.abs().max())
+def _difference(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max())
 
 
 @torch.no_grad()

@@ -121,7 +121,7 @@ def test_networks_with_layer_norms_get_smaller_and_learn(name: str, shape: tuple
 @pytest.mark.parametrize(("name", "inner"), [("vit_micro_patch4", ("fc1", "qkv")), ("test_convnext", ("fc1",))])
 def test_hidden_units_and_heads_go_without_a_trace(name: str, inner: tuple[str, ...]) -> None:
     problem = trained_like(name, COLOUR)
-    coupling = coupling_of(problem.model, COLOUR)
+    coupling = coupling_of(problem)
     kept = torch.ones_like(coupling.free)
     for key, (rows, _) in coupling.lines.items():
         if key.split(".")[-2] in inner:
@@ -138,7 +138,7 @@ def test_hidden_units_and_heads_go_without_a_trace(name: str, inner: tuple[str, 
 
 
 def test_the_units_of_a_transformer() -> None:
-    coupling = coupling_of(trained_like("vit_micro_patch4", COLOUR).model, COLOUR)
+    coupling = coupling_of(trained_like("vit_micro_patch4", COLOUR))
     # The embedding; 4 heads and 192 hidden units; 10 classes, which stay.
     assert sorted(coupling.pools.bincount().tolist()) == [4, 10, 48, 192]
     assert int((~coupling.free).sum()) == 10
@@ -148,7 +148,7 @@ def test_the_units_of_a_transformer() -> None:
 
 def test_mixers_lose_hidden_units_only() -> None:
     problem = trained_like("mixer", COLOUR)
-    coupling = coupling_of(problem.model, COLOUR)
+    coupling = coupling_of(problem)
     free = {n.split(".", 2)[-1] for n, (rows, _) in coupling.lines.items() if coupling.free[rows].all()}
     assert free == {"mlp_tokens.fc1.weight", "mlp_channels.fc1.weight"}
 

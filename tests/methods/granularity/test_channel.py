@@ -1,8 +1,6 @@
 """Channels: coupled by hand-drawn networks, cut to the nearest share, removed with nothing else changed."""
 
 import copy
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -124,7 +122,7 @@ def residual() -> Problem:
 
 
 def coupled(problem: Problem) -> Coupling:
-    return coupling_of(problem.model, problem.input_shape)
+    return coupling_of(problem)
 
 
 def ones(problem: Problem) -> Scores:
@@ -214,7 +212,6 @@ def test_what_cannot_be_removed_stays(make: Callable[[], nn.Module], shape: tupl
     [
         (lambda: nn.Linear(6, 3), "no channel of this network can be removed"),
         (lambda: nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3)), r"cannot be traced with inputs of shape \(6,\)"),
-        (lambda: nn.Sequential(*[nn.Linear(6, 6)] * 2, nn.Linear(6, 3)), r"'0.weight' and '1.weight' are one tied weight"),
     ],
 )
 def test_a_network_without_channels_to_remove_is_one_clear_line(make: Callable[[], nn.Module], message: str) -> None:
@@ -224,18 +221,32 @@ def test_a_network_without_channels_to_remove_is_one_clear_line(make: Callable[[
     assert "\n" not in str(error.value)
 
 
-def test_a_layer_used_twice_is_refused() -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+class Twice(nn.Module):
+    """A layer that is called twice, and a layer with its weight: 6 channels that are all coupled, then 5."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = self.head(self.a(torch.relu(self.a(x))))
-            return out
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.wide, self.head = nn.Linear(6, 5), nn.Linear(5, 3)
+        self.b.weight = self.a.weight
 
-    with pytest.raises(ValueError, match="layer 'a' is used more than once"):
-        CHANNEL.cut(problem_of(Twice), ones(problem_of(Twice)), 0.5)
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        out: Tensor = self.head(torch.relu(self.wide(self.b(torch.relu(self.a(torch.relu(self.a(x))))))))
+        return out
+
+
+def test_a_weight_that_is_used_more_than_once_has_one_set_of_channels() -> None:
+    problem = problem_of(Twice)
+    coupling = coupled(problem)
+    # A row of the stem, a row and a column of the shared weight, a column of `wide`.
+    assert coupling.sizes.tolist() == [6 + 6 + 6 - 1 + 5] * 6 + [6 + 3] * 5 + [5] * 3
+    assert coupling.free.tolist() == [True] * 11 + [False] * 3
+    mask = CHANNEL.cut(problem, squares(problem), 0.5)
+    small = CHANNEL.compact(replace(problem, mask=mask))
+    assert small.model.b.weight is small.model.a.weight  # type: ignore[union-attr]
+    assert kept_weights(small.mask)[1] == kept_weights(mask)[0]
+    torch.testing.assert_close(outputs(small), outputs(masked(problem, mask)), rtol=0, atol=1e-12)
 
 
 def test_coupling_leaves_the_model_and_the_random_state_as_they_are() -> None:
@@ -247,11 +258,6 @@ def test_coupling_leaves_the_model_and_the_random_state_as_they_are() -> None:
     assert all(torch.equal(v, before[n]) for n, v in problem.model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None and p.requires_grad for p in problem.model.parameters())
-
-
-def test_torch_pruning_is_not_imported_before_it_is_used() -> None:
-    code = "import sys, methods; raise SystemExit('torch_pruning' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # --- cutting

@@ -1,0 +1,135 @@
+"""Labels of channels: sets of labels that stand for the same channel, and the rules by which operations carry labels.
+
+During one forward pass every element of every tensor has a label. `NONE`: a constant whose size follows the other operand, e.g. a
+padding of zeros. `FIXED`: an element that cannot be removed, e.g. of the network's inputs. Any larger number: a channel. Label tensors
+have the shape of the tensor that they describe, and are float64, so that every operation that moves data can be applied to them.
+"""
+
+import torch
+from torch import Tensor
+
+NONE, FIXED = 0, 1
+
+
+class Labels:
+    """Disjoint sets of labels. The name of a set, its root, is its smallest label.
+
+    Attributes:
+        locked: root -> whether its channel must stay.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.parent = torch.arange(2, device=device)
+        self.locked = torch.tensor([False, True], device=device)
+
+    def fresh(self, count: int) -> Tensor:
+        """New labels, each in a set of its own."""
+        new = torch.arange(len(self.parent), len(self.parent) + count, device=self.parent.device)
+        self.parent = torch.cat([self.parent, new])
+        self.locked = torch.cat([self.locked, torch.zeros_like(new, dtype=torch.bool)])
+        return new.double()
+
+    def root(self, labels: Tensor) -> Tensor:
+        """The root of each label, float64."""
+        return self.parent[labels.long()].double()
+
+    def lock(self, labels: Tensor) -> None:
+        """The channels with these labels must stay."""
+        self.locked[self.parent[labels.long().flatten()]] = True
+
+    def join(self, a: Tensor, b: Tensor) -> None:
+        """Make the sets of a[i] and b[i] one, for each i. If one of them is FIXED or locked, the other is locked instead."""
+        a, b = torch.broadcast_tensors(self.root(a), self.root(b))
+        differs = (a != b) & (a != NONE) & (b != NONE)
+        if not bool(differs.any()):
+            return
+        pairs = torch.stack([a[differs], b[differs]]).long().sort(0).values.unique(dim=1)
+        while pairs.numel():
+            stays = self.locked[pairs].any(0)
+            self.lock(pairs[:, stays])
+            if not bool(stays.any()):
+                self.parent.scatter_reduce_(0, pairs[1], pairs[0], "amin")
+                self._compress()
+            pairs = self.parent[pairs[:, ~stays]]
+            pairs = pairs[:, pairs[0] != pairs[1]].sort(0).values
+
+    def _compress(self) -> None:
+        while not torch.equal(self.parent, shorter := self.parent[self.parent]):
+            self.parent = shorter
+
+    def common(self, labels: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """The one label along some dimensions, which stay as dimensions of size 1.
+
+        Returns:
+            (label, whether there are several). Where there are several, the label is FIXED. NONE does not count.
+        """
+        roots = self.root(labels)
+        if not dims:
+            return roots, torch.zeros_like(roots, dtype=torch.bool)
+        if roots.numel() == 0:
+            shape = [1 if d in {i % roots.dim() for i in dims} else n for d, n in enumerate(roots.shape)]
+            return roots.new_zeros(shape), torch.zeros(shape, dtype=torch.bool, device=roots.device)
+        high = roots.amax(dims, keepdim=True)
+        low = torch.where(roots == NONE, high, roots).amin(dims, keepdim=True)
+        several = low != high
+        return torch.where(several, float(FIXED), high), several
+
+    def joined(self, labels: Tensor, dims: tuple[int, ...]) -> Tensor:
+        """Join all labels along some dimensions; returns the common label, FIXED if there is nothing but FIXED."""
+        roots = self.root(labels)
+        if not dims or roots.numel() == 0:
+            return self.common(roots, dims)[0]
+        high = roots.amax(dims, keepdim=True)
+        self.join(roots, high)
+        return self.root(high)
+
+    def elementwise(self, operands: list[Tensor], shape: torch.Size) -> Tensor:
+        """The labels of a result of which each element belongs to one element of every operand, after broadcasting."""
+        wide = [o.expand(shape) for o in operands]
+        found = torch.zeros(shape, dtype=torch.float64, device=self.parent.device)
+        for i, operand in enumerate(operands):
+            others = [o for j, o in enumerate(wide) if j != i]
+            label = self._broadcast(operand, others, shape)
+            self.join(found, label)
+            found, label = self.root(found), self.root(label)
+            real = torch.minimum(torch.where(found > FIXED, found, torch.inf), torch.where(label > FIXED, label, torch.inf))
+            found = torch.where(real.isinf(), torch.maximum(found, label), real)
+        return found
+
+    def _broadcast(self, operand: Tensor, others: list[Tensor], shape: torch.Size) -> Tensor:
+        """The labels of an operand after broadcasting: NONE where it is repeated over different channels of the others."""
+        padded = operand.view(*[1] * (len(shape) - operand.dim()), *operand.shape)
+        repeated = tuple(d for d, n in enumerate(padded.shape) if n == 1 and shape[d] > 1)
+        if not repeated:
+            return operand.expand(shape)
+        for other in others:
+            _, several = self.common(other, repeated)
+            if bool(several.any()) and not self.apart(other, repeated):
+                padded = torch.where(several, float(NONE), padded)
+        return padded.expand(shape)
+
+    def apart(self, labels: Tensor, dims: tuple[int, ...]) -> bool:
+        """Whether no channel lies at two places of the other dimensions: along `dims` are then parts of one channel, not channels."""
+        roots = self.root(labels)
+        highest = roots.amax(dims, keepdim=True)
+        real = highest[highest > FIXED]
+        if highest.numel() < 2 or len(real.unique()) < len(real):
+            return False
+        places = torch.arange(highest.numel(), device=roots.device, dtype=torch.float64).view(highest.shape).expand(roots.shape)
+        pairs = torch.stack([roots[roots > FIXED], places[roots > FIXED]]).unique(dim=1)
+        return len(pairs[0].unique()) == int(pairs.shape[1])
+
+    def contracted(self, a: Tensor, b: Tensor) -> Tensor:
+        """The labels of the matrix product of (..., m, k) and (..., k, n): channels that are summed over are coupled in pairs."""
+        (_, of_a), (_, of_b) = self.common(a, (-1,)), self.common(b, (-2,))
+        if bool(of_a.any()) and bool(of_b.any()):
+            self.join(self.joined(a, (-2,)).squeeze(-2), self.joined(b, (-1,)).squeeze(-1))
+        else:  # a sum over channels of one factor and over a fixed number of elements of the other
+            for factor, several in ((a, of_a), (b, of_b)):
+                self.lock(factor.masked_select(several))
+        (left, _), (right, _) = self.common(a, (-1,)), self.common(b, (-2,))
+        left, right = torch.broadcast_tensors(left, right)
+        clash = (left != right) & (left > FIXED) & (right > FIXED)
+        for side in (left, right):  # an outer product: its elements belong to two channels each
+            self.lock(side[clash])
+        return torch.where(clash, float(FIXED), torch.maximum(left, right).clamp(min=FIXED))
