@@ -9,7 +9,7 @@ from torch import Tensor
 from methods.core.configurations import Criterion
 from methods.core.hyperparameters import Float, Int
 from methods.core.interface import Problem, Scores, Stage
-from methods.curvature.differentiation import Repairs, differentiable
+from methods.curvature.differentiation import Repairs, differentiable, differentiable_once_only
 from methods.curvature.precision import full_precision
 from methods.curvature.sample_mean import SampleMean, check_outputs
 from methods.registry.registry import register
@@ -46,13 +46,7 @@ class Grasp(Criterion):
             x, y = self._balanced(wide)
             names, weights = list(wide.weights), list(wide.weights.values())
             loss = SampleMean(wide.loss)(wide.model(x) / self.temperature, y)
-            try:
-                g = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
-                flow = torch.stack([(a.detach() * a).sum() for a in g]).sum()
-                hg = torch.autograd.grad(flow, weights, materialize_grads=True)
-            except RuntimeError as error:
-                reason = str(error).splitlines()[0]
-                raise ValueError(f"grasp needs second derivatives, which torch does not have for this network: {reason}") from error
+            hg = _hessian_times_gradient(loss, list(weights))
             return Scores({n: w.detach() * h for n, w, h in zip(names, weights, hg, strict=True)})
 
     def _balanced(self, problem: Problem) -> tuple[Tensor, Tensor]:
@@ -85,3 +79,16 @@ class Grasp(Criterion):
             f = problem.model(x[:1].to(problem.device))
         check_outputs(f, x[:1])
         return f.shape[1] if f.dim() > 1 else 1
+
+
+def _hessian_times_gradient(loss: Tensor, weights: list[Tensor]) -> tuple[Tensor, ...]:
+    """Hg; raises ValueError if an operation has no second derivative."""
+    reason = "a function of it is marked with once_differentiable"
+    try:
+        g = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
+        flow = torch.stack([(a.detach() * a).sum() for a in g]).sum()
+        if not differentiable_once_only(flow):
+            return torch.autograd.grad(flow, weights, materialize_grads=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+    raise ValueError(f"grasp needs second derivatives, which torch does not have for this network: {reason}")

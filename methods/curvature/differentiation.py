@@ -8,6 +8,7 @@
   function is called directly, which needs more memory and has the same derivative.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -58,11 +59,26 @@ def differentiable(model: nn.Module, twice: bool = False) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_checkpoints_called_directly())
+        if "torch._dynamo" in sys.modules:  # a compiled network runs as written, so that its calls are seen
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         if twice:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if recurrent:
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield
+
+
+def differentiable_once_only(value: Tensor) -> bool:
+    """Whether a gradient in the graph of `value` cannot be differentiated: torch would leave out its part without an error."""
+    seen, left = set(), [value.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            if node.name() == "torch::autograd::Error":
+                return True
+            seen.add(node)
+            left += [following for following, _ in node.next_functions]
+    return False
 
 
 @contextmanager

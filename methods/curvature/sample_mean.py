@@ -1,6 +1,7 @@
 """The loss of a problem as a mean over samples, checked on the first batch."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,22 +28,24 @@ class SampleMean:
     def __init__(self, loss: Loss) -> None:
         self.cross_entropy = cross_entropy_of(loss)
         self.loss: Loss = self.cross_entropy if self.cross_entropy is not None and loss is not self.cross_entropy else loss
-        self.compared = loss is half_squared_error or self.cross_entropy is not None
+        self.known = loss is half_squared_error or self.cross_entropy is not None
+        self.compared = False
         if self.cross_entropy is not None:
             _check_options(self.cross_entropy)
 
-    def __call__(self, f: Tensor, y: Tensor) -> Tensor:
-        """L, a scalar tensor.
+    def __call__(self, f: Any, y: Tensor) -> Tensor:
+        """L, a scalar tensor. A loss of one's own may take outputs that are tuples, lists or dicts of tensors.
 
         Raises:
             ValueError: if the outputs or targets do not fit, or the loss is not a mean over samples.
         """
-        check_outputs(f, y)
+        if isinstance(f, Tensor) or self.known:
+            check_outputs(f, y)
         if self.cross_entropy is not None:
             _check_classes(f, y)
         value = _scalar(self.loss(f, y))
-        if not self.compared and len(y) > 1:
-            _compare(self.loss, f.detach(), y)
+        if not self.known and not self.compared and len(y) > 1:
+            _compare(self.loss, f, y)
             self.compared = True
         return value
 
@@ -84,14 +87,18 @@ def _scalar(value: object) -> Tensor:
     return value.squeeze()
 
 
-def _compare(loss: Loss, f: Tensor, y: Tensor) -> None:
+def _compare(loss: Loss, f: Any, y: Tensor) -> None:
     """Raise ValueError if the loss of some samples is not the mean of their losses."""
     some = torch.linspace(0, len(y) - 1, min(COMPARED, len(y))).round().long().to(y.device)
-    f, y = f[some], y[some]
     for dtype, tolerance in TOLERANCE.items():
         try:
-            together, single = _losses(loss, f.to(dtype), y.to(dtype) if y.is_floating_point() else y)
-        except (RuntimeError, TypeError, ValueError):  # a tensor inside the loss may have another type
+            together, single = _losses(loss, _part(f, some, dtype), _part(y, some, dtype))
+        except (
+            RuntimeError,
+            TypeError,
+            ValueError,
+            AttributeError,
+        ):  # the loss may hold a tensor of another type, or want its own container
             continue
         mean = sum(single) / len(single)
         scale = max(abs(together), sum(map(abs, single)) / len(single))
@@ -103,6 +110,16 @@ def _compare(loss: Loss, f: Tensor, y: Tensor) -> None:
 
 
 @torch.no_grad()
-def _losses(loss: Loss, f: Tensor, y: Tensor) -> tuple[float, list[float]]:
+def _losses(loss: Loss, f: Any, y: Tensor) -> tuple[float, list[float]]:
     """The loss of all samples together, and that of each."""
-    return float(loss(f, y)), [float(loss(f[n : n + 1], y[n : n + 1])) for n in range(len(y))]
+    return float(loss(f, y)), [float(loss(_part(f, slice(n, n + 1)), y[n : n + 1])) for n in range(len(y))]
+
+
+def _part(value: Any, samples: Tensor | slice, dtype: torch.dtype | None = None) -> Any:
+    """Some samples of outputs or targets, real numbers as `dtype`."""
+    if isinstance(value, dict):
+        return {key: _part(v, samples, dtype) for key, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)([_part(v, samples, dtype) for v in value])
+    part = value[samples].detach()
+    return part.to(dtype) if dtype is not None and part.is_floating_point() else part
