@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from methods.core.configurations import Criterion
+from methods.core.differentiation import Repairs, differentiable, differentiable_once_only
 from methods.core.hyperparameters import Float, Int
 from methods.core.interface import Problem, Scores, Stage
-from methods.curvature.differentiation import Repairs, differentiable, differentiable_once_only
 from methods.curvature.precision import full_precision
 from methods.curvature.sample_mean import SampleMean, check_outputs
 from methods.registry.registry import register

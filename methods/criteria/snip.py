@@ -7,10 +7,10 @@ from typing import ClassVar
 import torch
 
 from methods.core.configurations import Criterion
+from methods.core.differentiation import Repairs, differentiable
 from methods.core.hyperparameters import Int
 from methods.core.interface import Problem, Scores, Stage
 from methods.core.schedule import exponential
-from methods.curvature.differentiation import Repairs, differentiable
 from methods.curvature.precision import full_precision
 from methods.curvature.sample_mean import SampleMean
 from methods.registry.registry import register

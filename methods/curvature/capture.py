@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from methods.curvature.differentiation import repair
+from methods.core.differentiation import repair
 from methods.curvature.layer_calls import Elementwise, Product, Use
 
 

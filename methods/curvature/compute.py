@@ -20,12 +20,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from methods.core.differentiation import differentiable
 from methods.core.interface import Problem, Values
 from methods.curvature import passes
 from methods.curvature.accumulators import DiagonalSum, Sum, kronecker_sums
 from methods.curvature.blocks import Block
 from methods.curvature.capture import Capture
-from methods.curvature.differentiation import differentiable
 from methods.curvature.loss_factors import KINDS, columns_of, cross_entropy_of, half_squared_error
 from methods.curvature.precision import full_precision
 from methods.curvature.sample_mean import SampleMean, check_outputs

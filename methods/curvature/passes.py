@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from methods.core.differentiation import Repairs
 from methods.core.interface import Problem, Values
 from methods.curvature.accumulators import Sum, squares
 from methods.curvature.capture import Capture
-from methods.curvature.differentiation import Repairs
 from methods.curvature.layer_calls import Use
 from methods.curvature.sample_mean import check_outputs
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from methods.core.differentiation import Repairs, differentiable
 from methods.core.interface import Problem, Values
 from methods.curvature import passes
 from methods.curvature.accumulators import samples as gradients_of
-from methods.curvature.differentiation import Repairs, differentiable
 from methods.curvature.loss_factors import columns_of
 from methods.curvature.passes import by_name, directly, first_batches, forward, frozen, trusted
 from methods.curvature.precision import full_precision

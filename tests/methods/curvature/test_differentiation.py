@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from methods import Problem
+from methods.core.differentiation import Repairs
 from methods.criteria.grasp import Grasp
 from methods.criteria.kfac_obs import KfacObs
 from methods.criteria.snip import Snip
 from methods.criteria.woodfisher import WoodFisher
 from methods.curvature import eigen, passes
 from methods.curvature.compute import curvature
-from methods.curvature.differentiation import Repairs
 from methods.curvature.eigen import eigh
 from methods.curvature.per_sample import sample_gradients
 
@@ -81,7 +81,7 @@ def stem(norm: nn.Module) -> Make:
     """Convolution, norm, then tokens: the structure of xcit, levit and other hybrids of convolutions and attention."""
 
     def forward(m: Any, x: Tensor) -> Tensor:
-        tokens = m.norm(m.conv(x)).flatten(2).transpose(1, 2)
+        tokens = m.norm(m.conv(x)).flatten(2).transpose(1, 2).contiguous()
         return m.head(torch.tanh(m.mix(tokens))).mean(1)
 
     return lambda: Flow(forward, conv=nn.Conv2d(2, 4, 3, padding=1, bias=False), norm=norm, mix=nn.Linear(4, 4), head=nn.Linear(4, CLASSES))
