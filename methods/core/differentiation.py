@@ -1,8 +1,8 @@
 """Contexts in which torch differentiates a network correctly: without checkpointing, and with repairs of three functions.
 
 - The backward pass of `batch_norm` and `instance_norm` on the CPU reads the gradient in the wrong order if there is one sample and
-  the gradient lies in memory with channels last, as after `flatten(2).transpose(1, 2)`: torch takes it for a contiguous one. This
-  has been so in torch 2.11 to 2.15. A contiguous copy of the gradient avoids it.
+  the gradient lies in memory with channels last, as after `flatten(2).transpose(1, 2)` (seen in torch 2.15). A contiguous copy of
+  the gradient avoids it.
 - `hardsigmoid` has no second derivative in torch. It is computed from `relu6`, which has one.
 - A reentrant checkpoint (`torch.utils.checkpoint`, `use_reentrant=True`) cannot be differentiated by `torch.autograd.grad`. The
   function is called directly, which needs more memory and has the same derivative.
@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
 NORMS = (F.batch_norm, F.instance_norm)
+_entered: list[None] = []  # one entry for each context in which checkpoints are called directly; they may overlap
 
 
 def repair(func: Any, out: Any) -> None:
@@ -86,8 +87,11 @@ def _checkpoints_called_directly() -> Iterator[None]:
     def call(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
         return function(*args)
 
+    _entered.append(None)
     CheckpointFunction.apply = staticmethod(call)
     try:
         yield
     finally:
-        del CheckpointFunction.apply  # the inherited method shows again
+        _entered.pop()
+        if not _entered:
+            del CheckpointFunction.apply  # the inherited method shows again

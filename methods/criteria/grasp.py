@@ -43,14 +43,15 @@ class Grasp(Criterion):
                 operation of the network has no second derivative.
         """
         with full_precision(problem) as wide, differentiable(wide.model, twice=True), Repairs(twice=True):
-            x, y = self._balanced(wide)
+            mean = SampleMean(wide.loss)
+            x, y = self._balanced(wide, mean.cross_entropy.ignore_index if mean.cross_entropy else None)
             names, weights = list(wide.weights), list(wide.weights.values())
-            loss = SampleMean(wide.loss)(wide.model(x) / self.temperature, y)
+            loss = mean(wide.model(x) / self.temperature, y)
             hg = _hessian_times_gradient(loss, list(weights))
             return Scores({n: w.detach() * h for n, w, h in zip(names, weights, hg, strict=True)})
 
-    def _balanced(self, problem: Problem) -> tuple[Tensor, Tensor]:
-        """The first `per_class` samples of each class, or all if there are fewer."""
+    def _balanced(self, problem: Problem, ignored: int | None) -> tuple[Tensor, Tensor]:
+        """The first `per_class` samples of each class, or all if there are fewer; none with the label `ignored`."""
         xs, ys = [], []
         taken: dict[int, int] = {}
         classes = 0
@@ -61,7 +62,7 @@ class Grasp(Criterion):
                 classes = self._classes(problem, x)
             chosen = []
             for i, label in enumerate(y.tolist()):
-                if taken.get(label, 0) < self.per_class:
+                if label != ignored and taken.get(label, 0) < self.per_class:
                     taken[label] = taken.get(label, 0) + 1
                     chosen.append(i)
             xs.append(x[chosen])
@@ -89,6 +90,8 @@ def _hessian_times_gradient(loss: Tensor, weights: list[Tensor]) -> tuple[Tensor
         flow = torch.stack([(a.detach() * a).sum() for a in g]).sum()
         if not differentiable_once_only(flow):
             return torch.autograd.grad(flow, weights, materialize_grads=True)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
     raise ValueError(f"grasp needs second derivatives, which torch does not have for this network: {reason}")

@@ -1,6 +1,7 @@
 """WoodFisher: Optimal Brain Surgeon with blocks of the empirical Fisher."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -93,12 +94,12 @@ class WoodFisher(Criterion):
             c = min(side, w.numel())
             fisher[name] = torch.zeros(-(-w.numel() // c), c, c, dtype=_type(w), device=w.device)
         count = dict.fromkeys(weights, 0)
-        for name, g in sample_gradients(problem, list(weights), samples=self.samples, mini_batch=self.mini_batch):
-            f = fisher[name]
-            mask = problem.mask[name]
-            blocks = _blocks((g if mask.all() else g * mask).flatten(1), f.shape[1]).transpose(0, 1).to(f.dtype)
-            f.baddbmm_(blocks.mT, blocks)
-            count[name] += len(g)
+        with closing(sample_gradients(problem, list(weights), samples=self.samples, mini_batch=self.mini_batch)) as gradients:
+            for name, g in gradients:
+                f, mask = fisher[name], problem.mask[name]
+                blocks = _blocks((g if mask.all() else g * mask).flatten(1), f.shape[1]).transpose(0, 1).to(f.dtype)
+                f.baddbmm_(blocks.mT, blocks)
+                count[name] += len(g)
         for name, f in fisher.items():
             f /= count[name]
             diagonal = f.diagonal(dim1=1, dim2=2)

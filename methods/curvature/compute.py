@@ -15,8 +15,8 @@ cannot replace "ggn" after training. The square of the mean gradient of a mini-b
 sample is computed on its own: see `methods.curvature.passes`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from torch import Tensor
 
@@ -26,7 +26,7 @@ from methods.curvature import passes
 from methods.curvature.accumulators import DiagonalSum, Sum, kronecker_sums
 from methods.curvature.blocks import Block
 from methods.curvature.capture import Capture
-from methods.curvature.loss_factors import KINDS, columns_of, cross_entropy_of, half_squared_error
+from methods.curvature.loss_factors import KINDS, PositionColumns, columns_of, cross_entropy_of, half_squared_error
 from methods.curvature.precision import full_precision
 from methods.curvature.sample_mean import SampleMean, check_outputs
 
@@ -159,10 +159,11 @@ def _parameters(problem: Problem, names: list[str] | None) -> Values:
     return {n: parameters[n] for n in wanted}
 
 
-def _add(capture: Capture, f: Tensor, columns: Sequence[Tensor], totals: dict[str, Sum]) -> None:
+def _add(capture: Capture, f: Tensor, columns: list[Tensor] | PositionColumns, totals: dict[str, Sum]) -> None:
     """Propagate the columns of a batch backward, and add what the captured calls receive."""
+    left = iter(columns)
     for k in range(0, len(columns), TOGETHER):
-        capture.backward(f, list(columns[k : k + TOGETHER]), keep=k + TOGETHER < len(columns))
+        capture.backward(f, list(islice(left, TOGETHER)), keep=k + TOGETHER < len(columns))
         for name, own in passes.by_name(capture.uses).items():
             totals[name].add(name, own, first=k == 0)
         for use in capture.uses:

@@ -10,7 +10,7 @@ probabilities as targets leave the Hessian unchanged.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -83,7 +83,7 @@ def cross_entropy_of(loss: Loss) -> CrossEntropy | None:
     return None
 
 
-def columns_of(kind: str, loss: Loss, f: Tensor, y: Tensor, draws: int, generator: torch.Generator) -> Sequence[Tensor]:
+def columns_of(kind: str, loss: Loss, f: Tensor, y: Tensor, draws: int, generator: torch.Generator) -> "list[Tensor] | PositionColumns":
     """The columns of V, each in the shape of the outputs `f`. `kind`: see `methods.curvature.compute`; `loss`: a mean over samples.
 
     Raises:
@@ -128,7 +128,7 @@ def _refuse_many(count: int) -> None:
         raise ValueError(f"curvature='ggn' needs {count} backward passes for these outputs, more than {MAX_COLUMNS}: use curvature='mc'")
 
 
-class PositionColumns(Sequence[Tensor]):
+class PositionColumns:
     """The columns of "ggn" where outputs have positions: a column for each position and column of its factor, zero elsewhere.
 
     Args:
@@ -146,15 +146,12 @@ class PositionColumns(Sequence[Tensor]):
     def __len__(self) -> int:
         return self.values.shape[2] * self.values.shape[3]
 
-    def __getitem__(self, k):  # type: ignore[no-untyped-def]
-        if isinstance(k, slice):
-            return [self[i] for i in range(*k.indices(len(self)))]
-        if not 0 <= k < len(self):
-            raise IndexError(k)
-        position, column = divmod(k, self.values.shape[3])
-        v = torch.zeros_like(self.values[..., 0])
-        v[:, :, position] = self.values[:, :, position, column]
-        return v.view(self.shape).to(self.dtype)
+    def __iter__(self) -> Iterator[Tensor]:
+        for position in range(self.values.shape[2]):
+            for column in self.values[:, :, position].unbind(2):
+                v = torch.zeros_like(self.values[..., 0])
+                v[:, :, position] = column
+                yield v.view(self.shape).to(self.dtype)
 
 
 def softmax_factor(p: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ of autograd for each sample, which is slowest and takes any network.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -112,18 +112,23 @@ def single(model: nn.Module, x: Tensor, v: Tensor, wanted: Values) -> Values:
     try:
         with torch.enable_grad(), Repairs():
             f = model(x)
-        if not f.requires_grad:
-            return {}
-        found = torch.autograd.grad(f, list(wanted.values()), v.view_as(f), allow_unused=True)
-    except RuntimeError as error:
-        raise ValueError(f"torch cannot differentiate this network: {str(error).splitlines()[0]}") from error
+        found = _gradients(f, list(wanted.values()), v) if f.requires_grad else ()
     finally:
         for p in wanted.values():
             p.requires_grad_(False)
-    return {n: g.detach() for n, g in zip(wanted, found, strict=True) if g is not None}
+    return {n: g.detach() for n, g in zip(wanted, found, strict=bool(found)) if g is not None}
 
 
-def add_directly(model: nn.Module, x: Tensor, columns: Sequence[Tensor], rest: Values, totals: dict[str, Sum]) -> None:
+def _gradients(f: Tensor, parameters: list[Tensor], v: Tensor) -> tuple[Tensor | None, ...]:
+    try:
+        return torch.autograd.grad(f, parameters, v.view_as(f), allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(f"torch cannot differentiate this network: {str(error).splitlines()[0]}") from error
+
+
+def add_directly(model: nn.Module, x: Tensor, columns: Iterable[Tensor], rest: Values, totals: dict[str, Sum]) -> None:
     """Add the squared gradients Jᵀv of the parameters `rest`, for each column v."""
     for v in columns:
         for part in directly(model, x, v, rest):

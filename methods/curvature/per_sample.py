@@ -1,6 +1,6 @@
 """Gradients of the loss of single samples, or of mini-batches."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import torch
 from torch import Tensor
@@ -19,10 +19,11 @@ PASS = 128  # samples of one forward pass, at most
 
 def sample_gradients(
     problem: Problem, names: list[str], *, samples: int | None = None, mini_batch: int = 1
-) -> Iterator[tuple[str, Tensor]]:
+) -> Generator[tuple[str, Tensor], None, None]:
     """Compute the gradients of the loss of single samples at the current weights.
 
-    At most `passes.FORMED` numbers are computed at once, which decides n below. The model should be in eval mode.
+    At most `passes.FORMED` numbers are computed at once, which decides n below. The model should be in eval mode. Until the last
+    gradient, or until `close`, weights of half precision are float32.
 
     Args:
         problem: network, training data and loss.
@@ -52,13 +53,13 @@ def _one_by_one(problem: Problem, wanted: Values, samples: int | None) -> Iterat
             if captured is None:
                 captured = trusted(model, x, wanted)
             f, capture = forward(model, x, {n: wanted[n] for n in captured})
-            columns = columns_of("ef", mean, f.detach(), y, 1, problem.generator())
-            capture.backward(f, list(columns), keep=False)
+            (column,) = columns_of("ef", mean, f.detach(), y, 1, problem.generator())
+            capture.backward(f, [column], keep=False)
         uses = by_name(capture.uses)
         for name in captured:
             yield name, next(gradients_of(name, uses[name])) if name in uses else y.new_zeros(len(y), *wanted[name].shape, dtype=f.dtype)
         rest = {n: p for n, p in wanted.items() if n not in captured}
-        for part in directly(model, x, columns[0], rest) if rest else ():
+        for part in directly(model, x, column, rest) if rest else ():
             yield from part.items()
 
 

@@ -1,6 +1,7 @@
 """The loss of a problem as a mean over samples, checked on the first batch."""
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from methods.curvature.loss_factors import CrossEntropy, cross_entropy_of, half_
 
 COMPARED = 64  # samples of the first batch whose losses are computed one by one, at most
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}  # relative difference that rounding explains
+# Of a loss that holds a tensor of another type, needs outputs in a container of its own, or does not take a single sample.
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
 REMEDY = 'write it as a mean over samples, e.g. `lambda f, y: (w[y] * F.cross_entropy(f, y, reduction="none")).mean()`'
 
 
@@ -93,12 +96,7 @@ def _compare(loss: Loss, f: Any, y: Tensor) -> None:
     for dtype, tolerance in TOLERANCE.items():
         try:
             together, single = _losses(loss, _part(f, some, dtype), _part(y, some, dtype))
-        except (
-            RuntimeError,
-            TypeError,
-            ValueError,
-            AttributeError,
-        ):  # the loss may hold a tensor of another type, or want its own container
+        except FAILURES:
             continue
         mean = sum(single) / len(single)
         scale = max(abs(together), sum(map(abs, single)) / len(single))
@@ -112,7 +110,9 @@ def _compare(loss: Loss, f: Any, y: Tensor) -> None:
 @torch.no_grad()
 def _losses(loss: Loss, f: Any, y: Tensor) -> tuple[float, list[float]]:
     """The loss of all samples together, and that of each."""
-    return float(loss(f, y)), [float(loss(_part(f, slice(n, n + 1)), y[n : n + 1])) for n in range(len(y))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the loss of the whole batch has given its warnings
+        return float(loss(f, y)), [float(loss(_part(f, slice(n, n + 1)), y[n : n + 1])) for n in range(len(y))]
 
 
 def _part(value: Any, samples: Tensor | slice, dtype: torch.dtype | None = None) -> Any:
