@@ -7,6 +7,9 @@ columns of V_n are propagated backward:
     "mc"    Monte-Carlo Gauss-Newton   `draws` columns, ∂ℓ(f(x_n), ỹ)/∂f / √draws with ỹ ~ softmax(f(x_n))
     "ggn"   generalised Gauss-Newton   classes - 1 columns, V Vᵀ = diag(p) - p pᵀ with p = softmax(f(x_n))
 
+Outputs with several positions, ignored labels and other losses: see `methods.curvature.loss_factors` and `sample_mean`. Networks in
+half precision are computed in float32.
+
 For `half_squared_error`, V Vᵀ = 1: "mc" draws standard normal columns, "ggn" has one column per output.
 
 For cross-entropy the generalised Gauss-Newton matrix equals the Fisher of the model's predictions (Martens 2020, JMLR 21:146,
@@ -88,8 +91,9 @@ def curvature(
         The curvature and the loss.
 
     Raises:
-        ValueError: if an argument is unknown, "mc" or "ggn" is used with a loss other than cross-entropy and `half_squared_error`,
-            or there are no batches.
+        ValueError: if an argument is unknown, "mc" or "ggn" is used with a loss other than cross-entropy and `half_squared_error`, the
+            loss is not a mean over samples, the outputs are not one tensor with the samples first, the curvature is not finite, or
+            there are no batches.
     """
     _check(problem, kind, structure, sharing)
     wanted = _parameters(problem, names)

@@ -37,7 +37,7 @@ def sample_gradients(
         loss does not depend on it.
 
     Raises:
-        ValueError: if there are no batches.
+        ValueError: if there are no batches, or the loss is not a mean over samples.
     """
     with full_precision(problem) as wide, differentiable(wide.model):
         parameters = dict(wide.model.named_parameters())

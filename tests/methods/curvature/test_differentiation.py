@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
 from methods import Problem
-from methods.core.differentiation import Repairs
+from methods.core.differentiation import Repairs, differentiable
 from methods.criteria.grasp import Grasp
 from methods.criteria.kfac_obs import KfacObs
 from methods.criteria.snip import Snip
@@ -236,6 +236,28 @@ def test_grasp_says_where_a_second_derivative_does_not_exist() -> None:
     with pytest.raises(ValueError, match="grasp needs second derivatives, which torch does not have") as error:
         Grasp().score(Problem(build(lambda: second(Once.apply)), [data(6, 4, 3)]))
     assert "\n" not in str(error.value)
+
+
+def test_grasp_takes_no_samples_with_an_ignored_label() -> None:
+    x, y = data(12, 4, 3)
+    y[::2] = -100
+    model = build(lambda: second(torch.tanh))
+    found, wanted = (Grasp(per_class=2).score(Problem(model, [batch])).values for batch in ((x, y), (x[1::2], y[1::2])))
+    assert found["first.weight"].any()
+    assert all(torch.equal(found[n], s) for n, s in wanted.items())
+
+
+def test_contexts_that_overlap_leave_checkpoints_as_they_were() -> None:
+    """As with two generators of gradients that are read in turn."""
+    before = CheckpointFunction.apply
+    first, second = (differentiable(nn.Linear(1, 1)) for _ in range(2))
+    first.__enter__()
+    second.__enter__()
+    assert CheckpointFunction.apply(torch.add, True, 1, 2) == 3
+    first.__exit__(None, None, None)
+    assert CheckpointFunction.apply(torch.add, True, 1, 2) == 3
+    second.__exit__(None, None, None)
+    assert CheckpointFunction.apply == before
 
 
 @pytest.mark.parametrize("criterion", [Snip(), Grasp(), WoodFisher(), KfacObs()], ids=lambda c: c.name)
