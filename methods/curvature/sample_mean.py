@@ -1,5 +1,6 @@
 """The loss of a problem as a mean over samples, checked on the first batch."""
 
+import functools
 import math
 import warnings
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from methods.core.interface import Loss
-from methods.curvature.loss_factors import CrossEntropy, cross_entropy_of, half_squared_error
+from methods.curvature.loss_factors import cross_entropy_of, half_squared_error
 
 COMPARED = 64  # samples of the first batch whose losses are computed one by one, at most
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}  # relative difference that rounding explains
@@ -33,8 +34,9 @@ class SampleMean:
         self.loss: Loss = self.cross_entropy if self.cross_entropy is not None and loss is not self.cross_entropy else loss
         self.known = loss is half_squared_error or self.cross_entropy is not None
         self.compared = False
-        if self.cross_entropy is not None:
-            _check_options(self.cross_entropy)
+        _check_reduction(loss)
+        if self.cross_entropy is not None and self.cross_entropy.weight is not None:
+            raise ValueError(f"the loss has class weights, so it is not a mean over samples: {REMEDY}")
 
     def __call__(self, f: Any, y: Tensor) -> Tensor:
         """L, a scalar tensor. A loss of one's own may take outputs that are tuples, lists or dicts of tensors.
@@ -64,11 +66,14 @@ def check_outputs(f: object, y: Tensor) -> None:
         )
 
 
-def _check_options(loss: CrossEntropy) -> None:
-    if loss.reduction != "mean":
-        raise ValueError(f'the loss has reduction="{loss.reduction}", so it is not a mean over samples: use reduction="mean"')
-    if loss.weight is not None:
-        raise ValueError(f"the loss has class weights, so it is not a mean over samples: {REMEDY}")
+def _check_reduction(loss: Loss) -> None:
+    """Raise ValueError for a loss of torch, or a `functools.partial` of one, that does not average."""
+    function, reduction = loss, getattr(loss, "reduction", None)
+    if isinstance(loss, functools.partial):
+        function, reduction = loss.func, loss.keywords.get("reduction")
+    known = str(getattr(function, "__module__", "")).startswith("torch.nn")
+    if known and reduction in ("sum", "none"):
+        raise ValueError(f'the loss has reduction="{reduction}", so it is not a mean over samples: use reduction="mean"')
 
 
 def _check_classes(f: Tensor, y: Tensor) -> None:

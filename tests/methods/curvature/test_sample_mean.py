@@ -151,6 +151,13 @@ def test_the_remedy_that_the_message_names_is_accepted(remedy: Any) -> None:
     assert alike(curvature(Problem(model, [(x, y)], remedy), "ef").diagonal, squares_of_samples(model, x, y, remedy))
 
 
+@pytest.mark.parametrize("loss", [nn.BCEWithLogitsLoss(reduction="sum"), functools.partial(F.mse_loss, reduction="sum")])
+def test_a_batch_of_one_is_refused_if_a_loss_of_torch_says_that_it_does_not_average(loss: Any) -> None:
+    x, _ = samples(1)
+    with pytest.raises(ValueError, match='reduction="sum"'):
+        curvature(Problem(dense(), [(x, torch.zeros(1, CLASSES).double())], loss), "ef")
+
+
 def test_a_loss_is_compared_on_the_first_batch_of_more_than_one_sample() -> None:
     with pytest.raises(ValueError, match="mean of their single losses"):
         curvature(Problem(dense(), batches(1, 6), weighted), "ef")
