@@ -121,6 +121,25 @@ def test_the_gradient_of_one_sample_through_a_norm(norm: str) -> None:
     assert alike({n: g[0].square() for n, g in found.items()}, {n: wanted[n] for n in scores})
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_gradients_through_a_norm_are_those_of_finite_differences(norm: str) -> None:
+    """Without autograd: the loss of each sample, alone in its batch, moved along a random direction of the convolution."""
+    model, (x, y) = build(stem(NORMS[norm]())), data(3, 2, 3, 4)
+    w, step = model.conv.weight, 1e-5
+    direction = torch.randn_like(w)
+
+    @torch.no_grad()
+    def moved(n: int, by: float) -> float:
+        w.add_(by * direction)
+        loss = float(F.cross_entropy(model(x[n : n + 1]), y[n : n + 1]))
+        w.sub_(by * direction)
+        return loss
+
+    slopes = [(moved(n, step) - moved(n, -step)) / (2 * step) for n in range(3)]
+    ((_, g),) = sample_gradients(Problem(model, [(x, y)]), ["conv.weight"])
+    assert (g * direction).flatten(1).sum(1).tolist() == pytest.approx(slopes, rel=1e-6)
+
+
 # --- networks that vmap does not support
 
 

@@ -275,6 +275,16 @@ def test_snip_and_mini_batches_do_not_depend_on_how_ignored_labels_fall_into_bat
         assert torch.allclose(g[0], wanted[names[0]])
 
 
+@pytest.mark.parametrize("kind", ["ef", "mc", "ggn"])
+def test_samples_with_an_ignored_label_contribute_nothing(kind: str) -> None:
+    """The same generator draws for the samples that are left, as they come first."""
+    model, (x, y) = dense(), samples(6)
+    found = curvature(Problem(model, [(x, torch.cat([y[:4], torch.tensor([-100, -100])]))]), kind)
+    wanted = curvature(Problem(model, [(x[:4], y[:4])]), kind)
+    assert found.loss == pytest.approx(wanted.loss)
+    assert alike(found.diagonal, wanted.diagonal)
+
+
 def test_monte_carlo_over_positions_is_unbiased() -> None:
     model, x, y = pixels()
     wanted = dense_ggn(model, x, y)
