@@ -11,7 +11,7 @@ from methods.core.configurations import Criterion, Training
 from methods.core.cutting import Pruner, cut, score
 from methods.core.interface import Batches, Loss, Posterior, Problem, Stage
 from methods.core.masks import Mask
-from methods.core.prunable import nothing_prunable, prunable
+from methods.core.prunable import check_network, nothing_prunable, prunable
 from methods.core.reading import check_reiterable
 from methods.core.schedule import Schedule
 from methods.core.training_loop import Recipe, fit
@@ -63,6 +63,7 @@ def train(
             cannot be computed for a batch (the message names the layer).
         FloatingPointError: if a loss or a weight is no longer finite.
     """
+    check_network(model)
     check_reiterable(batches)
     recipe = Recipe(epochs=epochs, optimizer=optimizer, precision=precision)
     chosen = _with_given_lr(make("trainings", training, hyperparameters), hyperparameters, recipe)

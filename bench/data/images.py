@@ -104,6 +104,8 @@ def _in_folders(part: Path) -> Iterator[File]:
 
 
 def _opened(file: Path) -> IO[bytes]:
+    if file.exists() and not file.is_file():  # reading a pipe would wait forever
+        raise OSError("it is not a file")
     return file.open("rb")
 
 
@@ -175,7 +177,8 @@ def _upright_rgb(image: Any) -> Any:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError("its values have more than 16 bits; convert it to 8 or 16 bits")
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+        scaled = ((values + 128) // 257).astype(np.uint8)
+        return Image.fromarray(np.where(values == image.info.get("transparency", -1), np.uint8(255), scaled)).convert("RGB")
     if image.mode == "F":
         raise ValueError("its values are floating-point numbers; convert it to 8 or 16 bits")
     if image.has_transparency_data:

@@ -2,7 +2,8 @@
 
 One forward pass is watched. A weight that reaches its product as itself, or through views and casts, is accepted. If something else is
 computed from it first (weight norm, a standardised convolution, an attached mask), half of its entries are set to zero for a second
-pass: it is accepted if exactly these are zero in what multiplies, and refused otherwise.
+pass: it is accepted if exactly these are zero in what multiplies, and refused otherwise. In this pass parameters that are all zero,
+such as a factor of a low-rank update before its training, are random numbers.
 """
 
 import warnings
@@ -102,8 +103,7 @@ def check_acting(model: nn.Module, weights: Prunable, forward: Callable[[], Any]
     Raises:
         ValueError: if a weight is transformed before it multiplies so that its zeros do not act, or a layer keeps none of its own.
     """
-    key = (tuple(weights), tuple(map(id, weights.values())), forward is not None)
-    if key in _known.get(model, ()):
+    if known_to_act(model, weights, watched=forward is not None):
         return
     for place in roles(model):
         if place.stored is None and place.name not in weights.excluded:
@@ -112,21 +112,32 @@ def check_acting(model: nn.Module, weights: Prunable, forward: Callable[[], Any]
     for name, place in by_name.items():
         alone = _alone(place) if forward is None else None
         if alone is not None:
-            _refuse_transformed({name: weights[name]}, {name: place}, alone)
+            _refuse_transformed(model, {name: weights[name]}, {name: place}, alone)
     if forward is not None:
-        watch = _refuse_transformed(weights, by_name, forward)
+        watch = _refuse_transformed(model, weights, by_name, forward)
         _warn_of_unused({n: p for n, p in weights.items() if n not in watch.seen}, forward)
-    _known.setdefault(model, set()).add(key)
+    _known.setdefault(model, set()).add(_key(weights, forward is not None))
 
 
-def _refuse_transformed(weights: dict[str, nn.Parameter], places_: dict[str, Place], forward: Callable[[], Any]) -> _Watch:
+def known_to_act(model: nn.Module, weights: Prunable, *, watched: bool) -> bool:
+    """Whether these weights were checked before; `watched`: in a forward pass of the network."""
+    return _key(weights, watched) in _known.get(model, ())
+
+
+def _key(weights: Prunable, watched: bool) -> Any:
+    return tuple(weights), tuple(map(id, weights.values())), watched
+
+
+def _refuse_transformed(
+    model: nn.Module, weights: dict[str, nn.Parameter], places_: dict[str, Place], forward: Callable[[], Any]
+) -> _Watch:
     watch = _Watch(weights)
     with watch:
         forward()
     suspects = watch.transformed()
     if suspects:
         second = _Watch({n: weights[n] for n in suspects})
-        with _half_zero([weights[n] for n in suspects]), second:
+        with _half_zero(model, [weights[n] for n in suspects]), second:
             forward()
             operands = second.transformed()
             wrong = [n for n in suspects if not all(_same_zeros(weights[n], t) for t in operands.get(n, ()))]
@@ -149,18 +160,24 @@ def _same_zeros(p: Tensor, operand: Tensor) -> bool:
 
 
 @contextmanager
-def _half_zero(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Context in which a random half of the entries of each parameter is zero and the others are not."""
+def _half_zero(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Context in which a random half of the entries of each parameter is zero and the others are not; no other one is all zero."""
     generator = torch.Generator().manual_seed(0)
     before = [(p, p.detach().clone()) for p in parameters]
+    chosen = {id(p) for p, _ in before}
+    empty = [p for p in model.parameters() if id(p) not in chosen and p.is_floating_point() and p.numel() and not bool(p.any())]
     try:
         with torch.no_grad():
+            for p in empty:
+                p.copy_(torch.randn(p.shape, generator=generator))
             for p, value in before:
                 kept = (torch.rand(p.shape, generator=generator) < 0.5).to(p.device)
                 p.copy_(torch.where(value == 0, torch.ones_like(value), value) * kept)
         yield
     finally:
         with torch.no_grad():
+            for p in empty:
+                p.zero_()
             for p, value in before:
                 p.copy_(value)
 

@@ -3,13 +3,14 @@
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from methods.core.acting import acting_afterwards, check_acting
+from methods.core.acting import acting_afterwards, check_acting, known_to_act
 from methods.core.configurations import Criterion, Granularity
 from methods.core.interface import Cost, Problem, Scores, count_masked
 from methods.core.masks import Mask, apply_mask, kept_weights, sparsity_of
-from methods.core.modes import evaluating
-from methods.core.reading import FAILURES, explained, outputs_and_loss
+from methods.core.modes import evaluating, unchanged_on_error
+from methods.core.reading import FAILURES, explaining, outputs_and_loss
 from methods.core.schedule import Lap, Schedule
 
 
@@ -29,37 +30,42 @@ def score(problem: Problem, criterion: Criterion) -> Scores:
     """
     _check_supported(problem, criterion)
     with evaluating(problem.model, problem.weights), torch.enable_grad():
-        _rehearse(problem, criterion)
-        try:
+        rehearse(problem, reads_data=not criterion.data_free)
+        with explaining(problem.model, f"'{criterion.name}' fails on this network"):
             scores = criterion.score(problem)
-        except FAILURES as error:
-            if isinstance(error, ValueError) or not _raised_by_torch(error):
-                raise
-            raise explained(error, problem.model, f"'{criterion.name}' fails on this network") from error
     fault = faults(problem, scores)
     if fault:
         raise ValueError(f"'{criterion.name}' {fault}")
     return scores
 
 
-def _rehearse(problem: Problem, criterion: Criterion) -> None:
-    """Run the network once on two samples if the criterion reads data, and check that its weights act. Raises ValueError if not."""
-    if criterion.data_free:
-        check_acting(problem.model, problem.weights, None)
+def rehearse(problem: Problem, reads_data: bool) -> None:
+    """Check that the weights act in the network, in a forward pass of two samples if there are any. Call it inside `evaluating`.
+
+    Args:
+        problem: network and data.
+        reads_data: whether data are needed, so that the loss must be defined too.
+
+    Raises:
+        ValueError: if the network or the loss fails on the data, or zeros in a weight would not act.
+    """
+    if not reads_data and known_to_act(problem.model, problem.weights, watched=True):
         return
-    x, y = problem.example
     devices = [problem.device] if problem.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        outputs_and_loss(problem.model, problem.loss, x, y)
-        check_acting(problem.model, problem.weights, lambda: problem.model(x))
+        if reads_data:
+            outputs_and_loss(problem.model, problem.loss, *problem.example)
+        x = problem.example[0] if reads_data else _possible_inputs(problem)
+        check_acting(problem.model, problem.weights, None if x is None else lambda: problem.model(x))
 
 
-def _raised_by_torch(error: BaseException) -> bool:
-    """Whether the code of torch raised an exception, not that of a criterion."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback is not None and str(traceback.tb_frame.f_globals.get("__name__", "")).startswith("torch.")
+def _possible_inputs(problem: Problem) -> Tensor | None:
+    """The inputs of the example if there are batches and the network takes them; where no data are needed, they may be anything."""
+    try:
+        problem.model(problem.example[0])
+    except FAILURES:
+        return None
+    return problem.example[0]
 
 
 def _check_supported(problem: Problem, criterion: Criterion) -> None:
@@ -71,10 +77,14 @@ def _check_supported(problem: Problem, criterion: Criterion) -> None:
 def faults(problem: Problem, scores: Scores) -> str:
     """The first error found in scores, in a few words; '' if they are valid."""
     weights = problem.weights
+    if not isinstance(scores, Scores) or not isinstance(scores.values, dict):
+        return "must return methods.Scores of a dict: name -> tensor"
     if set(scores.values) != set(weights):
-        odd = sorted(set(scores.values) ^ set(weights))
+        odd = sorted(map(str, set(scores.values) ^ set(weights)))
         return f"must score exactly the prunable weights; missing or extra: {', '.join(odd)}"
     for name, values in scores.values.items():
+        if not isinstance(values, Tensor) or values.layout != torch.strided or values.device != weights[name].device:
+            return f"must give '{name}' scores that are a dense tensor on the device of the weight"
         if values.shape != weights[name].shape:
             return f"must give '{name}' scores of shape {tuple(weights[name].shape)}, not {tuple(values.shape)}"
         if not values.is_floating_point() or values.requires_grad:
@@ -99,7 +109,8 @@ def cut(
 ) -> Mask:
     """Prune the model of a problem in place.
 
-    Afterwards masked weights are zero, and kept weights are unchanged or as `criterion.compensate` sets them.
+    Afterwards masked weights are zero, and kept weights are unchanged or as `criterion.compensate` sets them. After an exception the
+    model is as before.
 
     Args:
         problem: network, data and current mask.
@@ -120,17 +131,18 @@ def cut(
     if reason is not None:
         raise ValueError(f"granularity '{granularity.name}' does not support this network: {reason}")
     rounds = (sparsity,) if scores is not None else criterion.rounds(_present(problem, granularity, cost), sparsity)
-    present = problem
-    apply_mask(problem.model, problem.mask)
-    for target in rounds:
-        present = replace(present, target=target)
-        found = scores if scores is not None else score(present, criterion)
-        mask = granularity.cut(present, found, target, cost)
-        with evaluating(present.model, present.weights):
-            criterion.compensate(present, mask, found.state)
-        with acting_afterwards(present.model, present.weights):
-            apply_mask(present.model, mask)
-        present = replace(present, mask=mask)
+    with unchanged_on_error(problem.model):
+        present = problem
+        apply_mask(problem.model, problem.mask)
+        for target in rounds:
+            present = replace(present, target=target)
+            found = scores if scores is not None else score(present, criterion)
+            mask = granularity.cut(present, found, target, cost)
+            with evaluating(present.model, present.weights):
+                criterion.compensate(present, mask, found.state)
+            with acting_afterwards(present.model, present.weights):
+                apply_mask(present.model, mask)
+            present = replace(present, mask=mask)
     return present.mask
 
 

@@ -23,7 +23,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 from methods.core.acting import acting_weights
 from methods.core.masks import Mask, settled
 from methods.core.prunable import Prunable, prunable
-from methods.core.reading import pairs
+from methods.core.reading import each, is_empty, pairs
 
 Values = dict[str, Tensor]
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -126,8 +126,8 @@ class Problem:
 
     @property
     def device(self) -> torch.device:
-        """The device of the model."""
-        return next(self.model.parameters()).device
+        """The device of the model; the CPU if it has no parameters."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
     def read(self) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass over the batches, (inputs, targets) on the model's device; empty batches are left out.
@@ -144,8 +144,10 @@ class Problem:
         Raises:
             ValueError: if there are no samples.
         """
-        for x, y in self.read():
-            return x[:2], y[:2]
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):  # a DataLoader draws its seed
+            for x, y in self.read():
+                return x[:2], y[:2]
         raise ValueError("there are no training samples: the batches are empty")
 
     def generator(self, *purpose: str) -> torch.Generator:
@@ -193,9 +195,16 @@ class Scores:
 
 
 def count_batches(batches: Batches) -> int:
-    """The number of batches of one pass: `len(batches)` if it has a length, otherwise counted in one pass."""
-    known = _length(batches)
-    return sum(1 for _ in batches) if known is None else known
+    """The number of batches of one pass that have samples: `len(batches)` if it has a length, otherwise counted in one pass."""
+    known = None if isinstance(batches, (list, tuple)) else _length(batches)
+    return sum(1 for batch in each(batches) if not is_empty(batch)) if known is None else known
+
+
+def check_length(batches: Batches, said: int) -> None:
+    """Raise ValueError if one pass over batches, with those that are empty, does not give as many as they say."""
+    read = sum(1 for _ in each(batches))
+    if read != said:
+        raise ValueError(f"batches has length {said}, but {read} batches were read in one pass: correct its __len__")
 
 
 def _length(batches: Batches) -> int | None:

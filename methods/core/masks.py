@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from methods.core.prunable import prunable
+from methods.core.prunable import first_names, prunable
 
 Mask = dict[str, Tensor]
 
@@ -66,6 +66,9 @@ def _computed(model: nn.Module, name: str) -> bool:
 
 
 def _unknown(name: str, weights: Mapping[str, nn.Parameter], model: nn.Module) -> str:
+    first = first_names(model).get(name)
+    if first in weights:
+        return f"the mask names '{name}', another name of '{first}': use '{first}'"
     if name in dict(model.named_parameters()):
         return f"the mask names '{name}', which is not among the weights to prune: add include='{name}', or take it out of the mask"
     inner = name.removeprefix("module.").removeprefix("_orig_mod.")

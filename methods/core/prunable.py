@@ -8,10 +8,11 @@ If a layer computes its weight from a parameter of the same shape (weight norm, 
 for the weight. `methods.core.acting` checks that zeros in it are zeros of the weight.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.rnn import RNNBase, RNNCellBase
@@ -108,18 +109,39 @@ def prunable(model: nn.Module, include: Sequence[str] | str = (), exclude: Seque
         Name -> parameter, in the order of `model.named_parameters()`. A weight with two names appears once, with its first name.
 
     Raises:
-        ValueError: if a pattern matches nothing, or a layer has no weights yet (`nn.LazyLinear`).
+        ValueError: if the model is not a network, a pattern matches nothing, or a layer has no weights yet (`nn.LazyLinear`).
     """
+    check_network(model)
     parameters = dict(model.named_parameters())
+    names = first_names(model)
     multiply = {name for name, _ in places(model)}
-    added = _matching(include, {n: p for n, p in parameters.items() if isinstance(p, UninitializedParameter) or p.dim() > 1}, "include")
+    added = _matching(include, {n: first for n, first in names.items() if _possible(parameters[first])}, "include")
     chosen = {n: p for n, p in parameters.items() if n in multiply or n in added}
-    computed = {p.name: None for p in roles(model) if p.stored is None}
-    dropped = _matching(exclude, {**chosen, **computed}, "exclude")
-    for name, p in chosen.items():
-        if isinstance(p, UninitializedParameter) and name not in dropped:
+    computed = {p.name: p.name for p in roles(model) if p.stored is None}
+    dropped = _matching(exclude, {n: first for n, first in names.items() if first in chosen} | computed, "exclude")
+    left = {n: p for n, p in chosen.items() if n not in dropped}
+    for name, p in left.items():
+        if isinstance(p, UninitializedParameter):
             raise ValueError(f"'{name}' has no values yet, because its layer is lazy: run one batch through the network first")
-    return Prunable(model, {n: p for n, p in chosen.items() if n not in dropped and p.is_floating_point()}, dropped)
+    return Prunable(model, {n: p for n, p in left.items() if p.is_floating_point() and p.numel()}, dropped)
+
+
+def check_network(model: object) -> None:
+    """Raise ValueError if something is not a network."""
+    if not isinstance(model, nn.Module):
+        kind = f"the class {model.__name__}; make an instance of it" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise ValueError(f"model must be a torch.nn.Module, not {kind}")
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Name of a parameter -> its first name, which differs for tied weights."""
+    first = {id(p): n for n, p in model.named_parameters()}
+    return {n: first[id(p)] for n, p in model.named_parameters(remove_duplicate=False)}
+
+
+def _possible(p: Tensor) -> bool:
+    """Whether a parameter can be pruned by request."""
+    return isinstance(p, UninitializedParameter) or (p.dim() > 1 and p.is_floating_point())
 
 
 def places(model: nn.Module) -> Iterator[tuple[str, Place]]:
@@ -167,13 +189,16 @@ def summed(model: nn.Module) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _matching(patterns: Sequence[str] | str, names: Mapping[str, object], argument: str) -> set[str]:
-    """The names that a pattern matches; each pattern must match one."""
+def _matching(patterns: Sequence[str] | str, names: Mapping[str, str], argument: str) -> set[str]:
+    """The first names of what a pattern matches; each pattern must match one. `names`: name -> first name."""
     found: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        own = {n for n in names if fnmatchcase(n, pattern)}
+    listed = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(listed, Iterable) or not all(isinstance(pattern, str) for pattern in listed):
+        raise ValueError(f"{argument} must be a pattern or a list of patterns, e.g. {argument}=['head.*'], not {patterns!r}")
+    for pattern in listed:
+        own = {first for n, first in names.items() if fnmatchcase(n, pattern)}
         if not own:
-            kind = "parameter of two dimensions or more" if argument == "include" else "prunable weight"
+            kind = "parameter of two dimensions or more in floating point" if argument == "include" else "prunable weight"
             some = ", ".join(list(names)[:3])
             raise ValueError(f"{argument}='{pattern}' matches no {kind}" + (f"; there are {some} and others" if some else ""))
         found |= own
@@ -191,12 +216,17 @@ def _reason(model: nn.Module, name: str, p: Tensor) -> str:
         return "has fewer than two dimensions"
     if not p.is_floating_point():
         return f"is {str(p.dtype).removeprefix('torch.')}, not floating point"
+    if not isinstance(p, UninitializedParameter) and not p.numel():
+        return "has no entries"
     for place in roles(model):
         if name.startswith(f"{place.path}.parametrizations.{place.attribute}.".lstrip(".")) or (
             path == place.path and attribute.startswith(f"{place.attribute}_")
         ):
             return f"the {place.attribute} of {place.label} is computed from it and other parameters: {remedy(place)}"
-    if isinstance(model.get_submodule(path), (nn.Embedding, nn.EmbeddingBag)):
+    owner = dict(model.named_modules())[path]
+    if isinstance(owner, torch.jit.ScriptModule):
+        return "belongs to a scripted layer, whose calls cannot be followed: prune the network before torch.jit.script or trace"
+    if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)):
         return f"looked up, not multiplied; include='{name}' adds it"
     return f"not known to multiply activations; include='{name}' adds it"
 

@@ -11,11 +11,11 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrize
 
 from methods.core.configurations import Training
-from methods.core.cutting import Pruner, cut
-from methods.core.interface import Batches, Posterior, Problem, count_batches, derive
-from methods.core.masks import Mask
-from methods.core.modes import own_modes
-from methods.core.reading import outputs_and_loss, pairs
+from methods.core.cutting import Pruner, cut, rehearse
+from methods.core.interface import Batches, Posterior, Problem, check_length, count_batches, derive
+from methods.core.masks import Mask, kept_weights
+from methods.core.modes import evaluating, own_modes, unchanged_on_error
+from methods.core.reading import explaining, outputs_and_loss, pairs
 from methods.core.schedule import Lap
 
 # `Training.lr` is the learning rate of SGD with momentum; that of another optimiser is this factor times it.
@@ -65,9 +65,10 @@ class Recipe:
     def make(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
         """The optimiser for SGD's learning rate `lr`. It has no weight decay of its own, because the penalty is in the loss."""
         lr *= self.lr_scale * OPTIMIZERS[self.optimizer]
+        fused = not any(p.is_complex() for p in parameters)
         if self.optimizer == "adam":
-            return torch.optim.Adam(parameters, lr=lr, betas=(self.momentum, 0.999), fused=True)
-        return torch.optim.SGD(parameters, lr=lr, momentum=self.momentum, fused=True)
+            return torch.optim.Adam(parameters, lr=lr, betas=(self.momentum, 0.999), fused=fused)
+        return torch.optim.SGD(parameters, lr=lr, momentum=self.momentum, fused=fused)
 
     def cast(self, device: torch.device) -> torch.autocast:
         """The context of forward passes."""
@@ -95,6 +96,7 @@ def fit(
 
     Masked weights are zero at every step, whatever the optimiser stores about them. If the model is in training mode, modules that
     are in eval mode stay so (frozen batch norm). If it is in eval mode, all modules are trained but norms with frozen parameters.
+    After an exception the model is as before.
 
     Args:
         problem: network, training data, loss, seed and mask.
@@ -119,9 +121,13 @@ def fit(
     """
     run = _Run(problem, training, recipe, problem.batches if batches is None else batches, previous, pruner, on_epoch)
     devices = [problem.device] if problem.device.type == "cuda" else []
-    with own_modes(problem.model), torch.enable_grad(), torch.random.fork_rng(devices=devices):
+    with unchanged_on_error(problem.model), own_modes(problem.model), torch.enable_grad(), torch.random.fork_rng(devices=devices):
+        if pruner is not None or kept_weights(problem.mask)[0] < kept_weights(problem.mask)[1]:
+            with evaluating(problem.model, problem.weights):
+                rehearse(problem, reads_data=False)  # a network whose weights do not act is refused before it is trained
         torch.manual_seed(derive(problem.seed, "training"))  # dropout draws from torch's global generator
-        return run()
+        with explaining(problem.model, f"training '{training.name}' fails on this network"):
+            return run()
 
 
 class _Run:
@@ -209,6 +215,8 @@ class _Run:
                 group["lr"] = lr * self.recipe.factor((step + 1) / (steps + 1))
             self.optimizer.step()
             step += 1
+        if step != self.n_batches * epoch:
+            check_length(self.batches, self.n_batches)
         _mask_weights(self.masked)
         self.moved = True
         _check_finite(losses, self.named, f"epoch {epoch} of {epochs}")

@@ -160,6 +160,9 @@ def _check(problem: Problem, kind: str, structure: str, sharing: str) -> None:
 def _parameters(problem: Problem, names: list[str] | None) -> Values:
     parameters = dict(problem.model.named_parameters())
     wanted = names if names is not None else [n for n, p in parameters.items() if p.requires_grad]
+    for name in wanted:
+        if parameters[name].is_complex():
+            raise ValueError(f"'{name}' is complex, and curvature is computed for real parameters only: set requires_grad=False for it")
     return {n: parameters[n] for n in wanted}
 
 

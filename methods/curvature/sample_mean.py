@@ -100,9 +100,10 @@ def _compare(loss: Loss, f: Any, y: Tensor) -> None:
     some = torch.linspace(0, len(y) - 1, min(COMPARED, len(y))).round().long().to(y.device)
     for dtype, tolerance in TOLERANCE.items():
         try:
-            together, single = _losses(loss, _part(f, some, dtype), _part(y, some, dtype))
+            together, single, rounding = _losses(loss, _part(f, some, dtype), _part(y, some, dtype))
         except FAILURES:
             continue
+        tolerance = max(tolerance, rounding)
         mean = sum(single) / len(single)
         scale = max(abs(together), sum(map(abs, single)) / len(single))
         if math.isfinite(together) and not abs(together - mean) <= tolerance * scale:
@@ -113,11 +114,13 @@ def _compare(loss: Loss, f: Any, y: Tensor) -> None:
 
 
 @torch.no_grad()
-def _losses(loss: Loss, f: Any, y: Tensor) -> tuple[float, list[float]]:
-    """The loss of all samples together, and that of each."""
+def _losses(loss: Loss, f: Any, y: Tensor) -> tuple[float, list[float], float]:
+    """The loss of all samples together, that of each, and the relative rounding of the type in which it is returned."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the loss of the whole batch has given its warnings
-        return float(loss(f, y)), [float(loss(_part(f, slice(n, n + 1)), y[n : n + 1])) for n in range(len(y))]
+        together = loss(f, y)
+        single = [float(loss(_part(f, slice(n, n + 1)), y[n : n + 1])) for n in range(len(y))]
+    return float(together), single, torch.finfo(together.dtype).eps if together.is_floating_point() else 0.0
 
 
 def _part(value: Any, samples: Tensor | slice, dtype: torch.dtype | None = None) -> Any:

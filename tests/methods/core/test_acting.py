@@ -179,3 +179,24 @@ def test_activations_made_from_a_weight_are_not_taken_for_it() -> None:
 def test_compiled_layers_count_as_used() -> None:
     model = nn.Sequential(torch.jit.script(nn.Linear(20, 5)), nn.ReLU(), nn.Linear(5, 3))
     assert "2.weight" in methods.prune(model, data(), "snip", sparsity=0.5)
+
+
+class LowRankUpdate(nn.Module):
+    """A layer whose matrix is changed by B A, with B zero at first (LoRA)."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+        self.a, self.b = nn.Parameter(torch.randn(2, layer.in_features)), nn.Parameter(torch.zeros(layer.out_features, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.layer.weight + self.b @ self.a, self.layer.bias)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "obd", "random", "snip"])
+def test_a_low_rank_update_is_refused_before_its_training_too(method: str) -> None:
+    model = nn.Sequential(LowRankUpdate(nn.Linear(20, 20)), nn.ReLU(), nn.Linear(20, 3))
+    with pytest.raises(ValueError, match=r"^the weight of layer '0.layer' \(Linear\) is changed before it multiplies"):
+        methods.prune(model, data(), method=method, sparsity=0.5)
+    assert not model[0].b.any()
+    assert set(methods.prune(model, data(), method=method, sparsity=0.5, exclude="0.*")) == {"2.weight"}

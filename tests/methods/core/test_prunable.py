@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -147,3 +148,72 @@ def test_products_sum_over_inputs() -> None:
         "attention.in_proj_weight": (1, 8),
         "attention.out_proj.weight": (1, 8),
     }
+
+
+def test_a_tied_weight_is_included_and_excluded_by_either_name() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.hidden, self.head = nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, 5, bias=False)
+            self.head.weight = self.embed.weight
+
+    model = Tied()
+    assert list(methods.prunable(model)) == ["embed.weight", "hidden.weight"]
+    assert list(methods.prunable(model, exclude="head.weight")) == ["hidden.weight"]
+    assert list(methods.prunable(model, include="head.weight")) == ["embed.weight", "hidden.weight"]
+    with pytest.raises(ValueError, match=r"^the mask names 'head.weight', another name of 'embed.weight': use 'embed.weight'$"):
+        methods.prune(model, sparsity=0.5, mask={"head.weight": torch.ones(5, 4, dtype=torch.bool)})
+
+
+@pytest.mark.parametrize("pattern", [3, None, ["0.weight", 3], {"a": 1, 2: 3}])
+def test_patterns_must_be_text(pattern: Any) -> None:
+    for argument in ("include", "exclude"):
+        with pytest.raises(ValueError, match=f"^{argument} must be a pattern or a list of patterns"):
+            methods.prune(nn.Linear(3, 2), sparsity=0.5, **{argument: pattern})
+
+
+@pytest.mark.parametrize("model", [None, "net", nn.Linear, {"w": torch.zeros(2, 2)}])
+def test_what_is_not_a_network_is_named(model: Any) -> None:
+    data = [(torch.zeros(2, 3), torch.zeros(2).long())]
+    for call in (
+        lambda: methods.prunable(model),
+        lambda: methods.full_mask(model),
+        lambda: methods.prune(model, sparsity=0.5),
+        lambda: methods.scores(model),
+        lambda: methods.train(model, data),
+        lambda: methods.train_pruned(model, data, sparsity=0.5),
+        lambda: methods.compact(model, {}, data),
+    ):
+        with pytest.raises(ValueError, match=r"^model must be a torch.nn.Module, not "):
+            call()
+
+
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.filter = nn.Linear(3, 2), nn.Parameter(torch.zeros(2, 2, dtype=torch.complex64))
+
+
+def test_parameters_that_are_not_real_numbers_cannot_be_included() -> None:
+    with pytest.raises(ValueError, match=r"^include='filter' matches no parameter of two dimensions or more in floating point"):
+        methods.prune(Complex(), sparsity=0.5, include="filter")
+    assert methods.prunable(Complex()).others["filter"] == "is complex64, not floating point"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (lambda: nn.Linear(3, 0), "'weight' has no entries"),
+        (lambda: nn.Sequential(), "it has no matrix or kernel that multiplies activations"),
+        (lambda: torch.jit.script(nn.Sequential(nn.Linear(3, 2))), "'0.weight' belongs to a scripted layer"),
+    ],
+)
+def test_networks_with_nothing_to_prune_say_why(model: Callable[[], nn.Module], why: str) -> None:
+    with pytest.raises(ValueError, match="^the model has no prunable weights: " + re.escape(why)):
+        methods.prune(model(), sparsity=0.5)
+
+
+def test_a_network_without_parameters_cannot_be_trained() -> None:
+    with pytest.raises(ValueError, match=r"^no parameter of the model requires a gradient"):
+        methods.train(nn.ReLU(), [(torch.zeros(2, 3), torch.zeros(2).long())], epochs=1)

@@ -148,3 +148,110 @@ def test_running_out_of_memory_stays_what_it_is(mlp: Make) -> None:
 
     with pytest.raises(torch.OutOfMemoryError):
         methods.train(Greedy(), [(X, Y)], epochs=1)
+
+
+class Loader:
+    """A loader of one's own: `length` is what it says."""
+
+    def __init__(self, batches: Data, length: int) -> None:
+        self.batches, self.length = batches, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self.batches)
+
+
+class Broken(IterableDataset[tuple[Tensor, Tensor]]):
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield X[0], Y[0]
+        raise RuntimeError("the file\nis damaged")
+
+
+UNUSABLE: list[tuple[Any, str]] = [
+    ([(X.to_sparse(), Y)], PAIRS + "the inputs of one are sparse; use to_dense()"),
+    ([(X.to("meta"), Y)], PAIRS + "the inputs of one have no values"),
+    ([(torch.nested.nested_tensor(list(X)), Y)], PAIRS + "the inputs of one are nested; pad them"),
+    (DataLoader(Broken(), batch_size=1), "batch 2 of batches cannot be read: is damaged"),
+]
+
+
+@pytest.mark.parametrize(("data", "message"), UNUSABLE)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_batches_that_cannot_be_used_are_named(mlp: Make, data: Any, message: str) -> None:
+    for call in (lambda: methods.train(mlp(), data, epochs=1), lambda: methods.prune(mlp(), data, "obd", sparsity=0.5)):
+        with pytest.raises(ValueError, match="^" + re.escape(message)) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_a_loader_of_another_length_than_it_says_is_refused(mlp: Make) -> None:
+    halves = [(X[:4], Y[:4]), (X[4:], Y[4:]), (X[:0], Y[:0])]
+    with pytest.raises(ValueError, match=r"^batches has length 7, but 3 batches were read in one pass: correct its __len__$"):
+        methods.train(mlp(), Loader(halves, 7), epochs=1)
+    methods.train(mlp(), Loader(halves, 3), epochs=1)  # empty batches count
+
+
+def test_empty_batches_do_not_change_the_learning_rate(mlp: Make) -> None:
+    halves = [(X[:4], Y[:4]), (X[4:], Y[4:])]
+    plain, padded = mlp(), mlp()
+    methods.train(plain, halves, epochs=3)
+    methods.train(padded, [(X[:0], Y[:0]), *halves, (X[:0], Y[:0])], epochs=3)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), padded.parameters(), strict=True))
+
+
+def test_inputs_that_come_with_a_graph_are_used_in_every_epoch(mlp: Make) -> None:
+    plain, graph = mlp(), mlp()
+    methods.train(plain, [(X * 2, Y)], epochs=3)
+    methods.train(graph, [(X.clone().requires_grad_() * 2, Y)], epochs=3)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), graph.parameters(), strict=True))
+
+
+LOSSES: list[tuple[Any, str]] = [
+    (nn.CrossEntropyLoss, "loss must be a function of (outputs, targets), e.g. torch.nn.functional.cross_entropy, not the class"),
+    ("cross_entropy", "loss must be a function of (outputs, targets)"),
+    (lambda f, y: F.cross_entropy(f, y).detach(), "the loss has no gradient"),
+    (lambda f, y: (f.argmax(1) == y).sum(), "the loss has no gradient"),
+    (lambda f, y: F.cross_entropy(f, y.bool()), "the loss fails on outputs"),
+    (lambda f, y: 1 / 0, "the loss fails on outputs"),
+]
+
+
+@pytest.mark.parametrize(("loss", "message"), LOSSES)
+def test_losses_that_cannot_train_are_named(mlp: Make, loss: Any, message: str) -> None:
+    data = [(X, Y)]
+    for call in (
+        lambda: methods.train(mlp(), data, epochs=1, loss=loss),
+        lambda: methods.prune(mlp(), data, "obd", sparsity=0.5, curvature="ef", loss=loss),
+    ):
+        with pytest.raises(ValueError, match="^" + re.escape(message)) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_a_loss_that_is_rounded_to_half_precision_is_still_a_mean(mlp: Make) -> None:
+    rounded = methods.scores(mlp(), [(X, Y)], "snip", loss=lambda f, y: F.cross_entropy(f, y).bfloat16())
+    exact = methods.scores(mlp(), [(X, Y)], "snip")
+    assert all(torch.allclose(rounded[n], s, rtol=0.02) for n, s in exact.items())
+
+
+def test_complex_parameters_are_trained_as_torch_trains_them() -> None:
+    class Spectral(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.w, self.head = nn.Parameter(torch.randn(6, 6, dtype=torch.complex64)), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((x.to(torch.complex64) @ self.w).abs())
+
+    model, twin = Spectral(), Spectral()
+    methods.train(model, [(X, Y)], epochs=1, lr=0.1, weight_decay=0.01)
+    (F.cross_entropy(twin(X), Y) + sum(0.005 * p.abs().square().sum() for p in twin.parameters())).backward()
+    step = (twin.head.weight - model.head.weight) / twin.head.weight.grad
+    rate = float(step.median())  # of the only step: the same for every parameter
+    assert rate > 0
+    assert all(torch.allclose(q - rate * q.grad, p, atol=1e-5) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+    with pytest.raises(ValueError, match=r"^'w' is complex, and curvature is computed for real parameters only"):
+        methods.train(Spectral(), [(X, Y)], "spam", epochs=2)
