@@ -7,7 +7,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
-from methods.core.configurations import Criterion, Training
+from methods.core.arguments import copied, require, require_names, sizes
+from methods.core.configurations import Criterion
 from methods.core.cutting import Pruner, cut, score
 from methods.core.interface import Batches, Loss, Posterior, Problem, Stage
 from methods.core.masks import Mask
@@ -65,11 +66,13 @@ def train(
     """
     check_network(model)
     check_reiterable(batches)
+    require_names(training=training)
     recipe = Recipe(epochs=epochs, optimizer=optimizer, precision=precision)
-    chosen = _with_given_lr(make("trainings", training, hyperparameters), hyperparameters, recipe)
+    chosen = recipe.with_given_lr(make("trainings", training, hyperparameters), hyperparameters)
     # A mask may hold weights that were included by name when it was made.
-    more = [n for n, p in model.named_parameters() if n in (mask or {}) and p.dim() > 1]
-    problem = Problem(model, batches, loss, seed, dict(mask or {}), include=more)
+    given = copied(mask)
+    more = [n for n, p in model.named_parameters() if n in given and p.dim() > 1]
+    problem = Problem(model, batches, loss, seed, given, include=more)
     return fit(problem, chosen, recipe, previous=posterior)
 
 
@@ -116,6 +119,7 @@ def prune(
         ValueError: if an argument is wrong, the network is not supported, or the method has a training of its own (the message says
             what to call first).
     """
+    require_names(method=method)
     criterion = criterion_alone(method, hyperparameters)
     problem = _problem(model, batches, criterion, loss, seed, mask, posterior, include, exclude)
     chosen = get_granularity(granularity)
@@ -158,9 +162,9 @@ def compact(
         raise ValueError(f"granularity '{granularity}' does not make networks smaller, so nothing can be removed physically")
     if batches is not None:
         check_reiterable(batches)
-    problem = Problem(model, batches if batches is not None else (), mask=dict(mask))
+    problem = Problem(model, batches if batches is not None else (), mask=copied(mask))
     if input_shape is not None:
-        problem.input_shape = tuple(input_shape)
+        problem.input_shape = sizes(input_shape)
     small: nn.Module = chosen.compact(problem).model
     return small
 
@@ -219,8 +223,11 @@ def train_pruned(
     Raises:
         ValueError: if an argument is wrong or the network is not supported.
     """
+    require_names(method=method)
+    require(options or {}, Mapping, "options", "a dict: hyperparameter of the criterion -> value")
     found = get(method)
     if schedule is not None:
+        require(schedule, Schedule, "schedule", "an instance, e.g. methods.Gradual()")
         found = replace(found, stage=schedule.stage, schedule=schedule)
     if found.schedule is None:
         ready = ", ".join(name for name in names() if get(name).stage is Stage.DURING)
@@ -229,7 +236,7 @@ def train_pruned(
         raise ValueError(f"'{method}' prunes a trained network: call posterior = methods.train(...) first, then pass posterior=posterior")
     recipe = Recipe(epochs=epochs, optimizer=optimizer, precision=precision)
     criterion = found.make_criterion(**(options or {}))
-    training = _with_given_lr(found.make_training(**hyperparameters), hyperparameters, recipe)
+    training = recipe.with_given_lr(found.make_training(**hyperparameters), hyperparameters)
     problem = _problem(model, batches, criterion, loss, seed, mask, None, include, exclude)
     pruner = Pruner(criterion, get_granularity(granularity), found.schedule, sparsity)
     state = fit(problem, training, recipe, previous=posterior, pruner=pruner)
@@ -271,15 +278,11 @@ def scores(
     Raises:
         ValueError: if an argument is wrong or the network is not supported.
     """
+    require_names(method=method)
     criterion = criterion_alone(method, hyperparameters)
     problem = _problem(model, batches, criterion, loss, seed, mask, posterior, include, exclude)
     problem.target = target
     return score(problem, criterion).values
-
-
-def _with_given_lr(training: Training, given: Mapping[str, Any], recipe: Recipe) -> Training:
-    """The training, with `lr` (if given) as the optimiser's own learning rate; its default is that of SGD."""
-    return recipe.with_lr(training, training.lr) if "lr" in given else training
 
 
 def _problem(
@@ -293,4 +296,4 @@ def _problem(
     check_reiterable(batches)
     if not prunable(model, include, exclude):
         raise ValueError(nothing_prunable(model))
-    return Problem(model, batches, loss, seed, dict(mask or {}), posterior=posterior, include=include, exclude=exclude)
+    return Problem(model, batches, loss, seed, copied(mask), posterior=posterior, include=include, exclude=exclude)

@@ -54,10 +54,12 @@ def decode(name: str, parts: Sequence[Path], expected: str) -> tuple[Tensor, Ten
         UserError: if a file cannot be read as an image, or the folders are not classes.
     """
     with ExitStack() as archives:
-        try:
-            found = [_files(part, archives) for part in parts]
-        except UNREADABLE as error:
-            raise UserError(f"dataset {name!r}: no images can be read: {_line(error)}") from error
+        found = []
+        for part in parts:
+            try:
+                found.append(_files(part, archives))
+            except UNREADABLE as error:
+                raise UserError(f"dataset {name!r}: no images can be read from {part}: {_line(error)}") from error
         return _decoded(name, parts, found, expected)
 
 
@@ -110,8 +112,14 @@ def _opened(file: Path) -> IO[bytes]:
 
 
 def _archived(archive: tarfile.TarFile, part: Path) -> Iterator[File]:
-    """The files of a tar archive; a folder that holds all the others is left out of their paths."""
-    members = [m for m in archive if m.isfile()]
+    """The files of a tar archive; a folder that holds all the others is left out of their paths.
+
+    If a path occurs twice, as after `tar --update`, the last file counts. Links count as the files that they point to.
+    """
+    members = list({m.name: m for m in archive if m.isfile() or m.islnk() or m.issym()}.values())
+    outside = next((m.name for m in members if ".." in PurePosixPath(m.name).parts), None)
+    if outside is not None:
+        raise ValueError(f"the path {outside} contains '..': make the archive inside the folder of the classes")
     paths = [PurePosixPath(*(p for p in PurePosixPath(m.name).parts if p not in (".", "/"))) for m in members]
     inside = [p for p in paths if not _is_litter(p)]
     while inside and len({p.parts[0] for p in inside}) == 1 and all(len(p.parts) > 2 for p in inside):
@@ -122,8 +130,12 @@ def _archived(archive: tarfile.TarFile, part: Path) -> Iterator[File]:
 
 
 def _member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    stream = archive.extractfile(member)
-    assert stream is not None  # it is a regular file
+    try:
+        stream = archive.extractfile(member)
+    except KeyError:
+        stream = None
+    if stream is None:
+        raise OSError(f"it is a link to {member.linkname}, which is not a file in the archive")
     return stream
 
 

@@ -43,7 +43,7 @@ _DESCRIPTIONS = {
 }
 # Raised by torchvision for files that are missing or truncated.
 _UNREADABLE = (OSError, RuntimeError, ValueError, IndexError, EOFError, AssertionError, tarfile.TarError)
-DECODING = 2  # counts the changes of what `bench.data.images` makes of a file, so that a cache from before is not used
+DECODING = 3  # counts the changes of what `bench.data.images` makes of a file, so that a cache from before is not used
 
 
 def names() -> list[str]:

@@ -52,6 +52,8 @@ def check(entry: str | type[Configuration]) -> list[Finding]:
     if isinstance(entry, str):
         return [finding for cls in entries(entry) for finding in check(cls)]
     clauses: dict[str, Callable[[Any], None]]
+    if not isinstance(entry, type):
+        raise TypeError(f"{entry!r} is not a name or a class")
     if issubclass(entry, Criterion):
         clauses = _DECLARED | CRITERION
     elif issubclass(entry, Training):

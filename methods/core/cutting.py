@@ -184,9 +184,10 @@ class Pruner:
                 removes more than `sparsity`.
         """
         kept, total = kept_weights(problem.mask)
+        wanted = count_masked(self.sparsity, total)
         laps = self.schedule.laps(epochs, 1.0 - kept / total, self.sparsity)
         _check_supported(problem, self.criterion)
-        if count_masked(self.sparsity, total) < total - kept:
+        if wanted < total - kept:
             raise ValueError(f"sparsity {self.sparsity} is lower than the sparsity of the current mask, {1.0 - kept / total:.4g}")
         more = [{epoch: s for epoch, s in lap.cuts.items() if count_masked(s, total) > total - kept} for lap in laps]
         return tuple(replace(lap, cuts=cuts) for lap, cuts in zip(laps, more, strict=True))

@@ -9,10 +9,11 @@ Conventions of the whole package:
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from methods.core.acting import acting_weights
+from methods.core.arguments import require
 from methods.core.masks import Mask, settled
 from methods.core.prunable import Prunable, prunable
 from methods.core.reading import each, is_empty, pairs
@@ -83,6 +85,15 @@ class Posterior:
         return {name: d * (self.temperature / self.samples) for name, d in self.prior.items()}
 
 
+def check_prior(posterior: Posterior, parameters: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if a posterior belongs to another network: it knows none of the parameters, or another shape of one."""
+    known = [n for n in parameters if n in posterior.prior]
+    odd = [n for n in known if posterior.prior[n].dim() and posterior.prior[n].shape != parameters[n].shape]
+    if odd or (posterior.prior and not known):
+        why = f"its prior of '{odd[0]}' has another shape" if odd else "it has a prior for none of the parameters"
+        raise ValueError(f"the posterior belongs to another network: {why}")
+
+
 @dataclass
 class Problem:
     """Everything that a method can see. It contains no validation data and no test data.
@@ -112,6 +123,7 @@ class Problem:
     exclude: Sequence[str] | str = ()
 
     def __post_init__(self) -> None:
+        require(self.posterior, (Posterior, type(None)), "posterior", "what methods.train returns")
         self.mask = settled(self.mask, self.weights, self.model)
 
     @property
@@ -223,6 +235,7 @@ def count_masked(sparsity: float, prunable_weights: int) -> int:
     Raises:
         ValueError: if the sparsity is not in [0, 1).
     """
-    if isinstance(sparsity, str) or not 0.0 <= sparsity < 1.0:
+    require(sparsity, Real, "sparsity", "a number in [0, 1), e.g. 0.9")
+    if not 0.0 <= sparsity < 1.0:
         raise ValueError(f"sparsity {sparsity!r} is not in [0, 1)")
     return round(sparsity * prunable_weights)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from methods.core.arguments import require
 from methods.core.prunable import first_names, prunable
 
 Mask = dict[str, Tensor]
@@ -31,6 +32,9 @@ def settled(mask: Mapping[str, Tensor], weights: Mapping[str, nn.Parameter], mod
     Raises:
         ValueError: if a name, a shape or a value is wrong.
     """
+    require(mask, Mapping, "mask", "a dict: weight name -> bool tensor")
+    for name in mask:
+        require(name, str, "a key of the mask", "the name of a weight")
     found: Mask = {}
     for name, p in weights.items():
         if p.is_meta:
@@ -105,3 +109,13 @@ def sparsity_of(mask: Mask) -> float:
 def kept_weights(mask: Mask) -> tuple[int, int]:
     """(kept, all): numbers of weights in the mask. Kept weights whose value is zero count as kept."""
     return sum(int(m.sum()) for m in mask.values()), sum(m.numel() for m in mask.values())
+
+
+def stored(model: nn.Module, name: str, shape: torch.Size) -> list[nn.Parameter]:
+    """The parameters of a weight: itself, or the ones that `torch.nn.utils.parametrize` computes it from."""
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
+    if parametrize.is_parametrized(module, attribute):
+        originals: nn.Module = module.parametrizations[attribute]  # type: ignore[index, assignment]
+        return [p for p in originals.parameters() if p.shape == shape]
+    return [getattr(module, attribute)]

@@ -1,19 +1,20 @@
 """The only training loop: keeps masked weights at zero, calls the hooks of the training, prunes on schedule, decays the learning rate."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.nn.utils import parametrize
 
+from methods.core.arguments import require, require_names
 from methods.core.configurations import Training
 from methods.core.cutting import Pruner, cut, rehearse
-from methods.core.interface import Batches, Posterior, Problem, check_length, count_batches, derive
-from methods.core.masks import Mask, kept_weights
+from methods.core.interface import Batches, Posterior, Problem, check_length, check_prior, count_batches, derive
+from methods.core.masks import Mask, kept_weights, stored
 from methods.core.modes import evaluating, own_modes, unchanged_on_error
 from methods.core.reading import explaining, outputs_and_loss, pairs
 from methods.core.schedule import Lap
@@ -51,16 +52,22 @@ class Recipe:
     precision: str = "full"
 
     def __post_init__(self) -> None:
+        require_names(optimizer=self.optimizer, precision=self.precision)
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision '{self.precision}' is not one of {', '.join(PRECISIONS)}")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer '{self.optimizer}' is not one of {', '.join(OPTIMIZERS)}")
+        require(self.epochs, int, "epochs", "an integer")
         if self.epochs < 0:
             raise ValueError(f"epochs must not be negative, got {self.epochs}")
 
     def with_lr(self, training: Training, lr: float) -> Training:
         """The training with `lr` set so that the peak learning rate under this recipe is the given one."""
         return replace(training, lr=lr / (self.lr_scale * OPTIMIZERS[self.optimizer]))
+
+    def with_given_lr(self, training: Training, given: Mapping[str, Any]) -> Training:
+        """The training; its `lr`, if it is among the given hyperparameters, is that of the optimiser, otherwise that of SGD."""
+        return self.with_lr(training, training.lr) if "lr" in given else training
 
     def make(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
         """The optimiser for SGD's learning rate `lr`. It has no weight decay of its own, because the penalty is in the loss."""
@@ -119,6 +126,7 @@ def fit(
         ValueError: if there are no batches or nothing to train, the network or the loss fails on a batch, or the pruner does not
             fit the network or the number of epochs.
     """
+    require(previous, (Posterior, type(None)), "posterior", "what methods.train returns")
     run = _Run(problem, training, recipe, problem.batches if batches is None else batches, previous, pruner, on_epoch)
     devices = [problem.device] if problem.device.type == "cuda" else []
     with unchanged_on_error(problem.model), own_modes(problem.model), torch.enable_grad(), torch.random.fork_rng(devices=devices):
@@ -156,6 +164,7 @@ class _Run:
             raise ValueError("no parameter of the model requires a gradient, so there is nothing to train")
         if self.cuts_left and not problem.mask.keys() <= problem.weights.keys():
             raise ValueError(f"training '{self.training.name}' re-parametrises the weights, so they cannot be pruned during training")
+        check_prior(self.state, self.named)
         self.masked = _masked(model, problem.mask)
         _mask_weights(self.masked)
         # Only the first lap passes the epoch that later laps rewind to.
@@ -266,7 +275,7 @@ def _decay_gradients(decayed: list[tuple[nn.Parameter, Tensor]]) -> None:
 
 def _masked(model: nn.Module, mask: Mask) -> list[tuple[nn.Parameter, Tensor]]:
     """The parameters of weights that are partly masked, each with its mask as a tensor of 0 and 1."""
-    return [(p, m.to(p.dtype)) for n, m in mask.items() if not bool(m.all()) for p in _stored(model, n, m.shape)]
+    return [(p, m.to(p.dtype)) for n, m in mask.items() if not bool(m.all()) for p in stored(model, n, m.shape)]
 
 
 def _mask_gradients(masked: list[tuple[nn.Parameter, Tensor]]) -> None:
@@ -288,13 +297,3 @@ def _mask_memory(optimizer: torch.optim.Optimizer, masked: list[tuple[nn.Paramet
         for value in optimizer.state.get(p, {}).values():
             if isinstance(value, Tensor) and value.shape == p.shape:
                 value.mul_(m)
-
-
-def _stored(model: nn.Module, name: str, shape: torch.Size) -> list[nn.Parameter]:
-    """The parameters of a weight: itself, or the ones that `torch.nn.utils.parametrize` computes it from."""
-    path, _, attribute = name.rpartition(".")
-    module = model.get_submodule(path)
-    if parametrize.is_parametrized(module, attribute):
-        originals: nn.Module = module.parametrizations[attribute]  # type: ignore[index, assignment]
-        return [p for p in originals.parameters() if p.shape == shape]
-    return [getattr(module, attribute)]

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from methods.core.arguments import require_names
 from methods.core.hyperparameters import ranges
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ def parsed(text: str) -> tuple[str, dict[str, Any]]:
     Raises:
         ValueError: if the text cannot be read, or a key appears twice.
     """
+    require_names(name=text)
     name, bracket, rest = text.partition("(")
     if not bracket:
         return name.strip(), {}

@@ -216,3 +216,60 @@ def test_a_link_to_a_folder_above_is_not_followed_for_ever(tmp_path: Path) -> No
     train, labels, _, _ = decoded(root)
     assert labels.tolist() == [0, 0, 1, 1, 1]
     assert len(train) == 5
+
+
+def archived(root: Path, add: Callable[[tarfile.TarFile, Path], None]) -> list[Path]:
+    """train.tar and test.tar of two classes; `add` adds more members to train."""
+    made(root / "files", plain)
+    for part in ("train", "test"):
+        with tarfile.open(root / f"{part}.tar", "w") as archive:
+            for file in sorted((root / "files" / part).rglob("*.png")):
+                archive.add(file, file.relative_to(root / "files" / part).as_posix())
+            if part == "train":
+                add(archive, root / "files" / part)
+    return [root / "train.tar", root / "test.tar"]
+
+
+def linked(kind: bytes, target: str) -> Callable[[tarfile.TarFile, Path], None]:
+    def add(archive: tarfile.TarFile, folder: Path) -> None:
+        member = tarfile.TarInfo("a/z.png")
+        member.type, member.linkname = kind, target
+        archive.addfile(member)
+
+    return add
+
+
+@pytest.mark.parametrize(("kind", "target"), [(tarfile.SYMTYPE, "1.png"), (tarfile.LNKTYPE, "a/1.png")])
+def test_links_in_an_archive_are_the_files_that_they_point_to(tmp_path: Path, kind: bytes, target: str) -> None:
+    train, labels, _, _ = images.decode("tar:x", archived(tmp_path, linked(kind, target)), "")
+    assert labels.tolist() == [0, 0, 0, 1, 1]
+    assert torch.equal(train[2], train[1])
+
+
+def test_links_out_of_an_archive_and_paths_with_dots_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a/z.png cannot be read as an image: it is a link to /etc/passwd, which is not a file in"):
+        images.decode("tar:x", archived(tmp_path / "1", linked(tarfile.SYMTYPE, "/etc/passwd")), "")
+    dots = archived(tmp_path / "2", lambda archive, folder: archive.add(folder / "a" / "0.png", "a/../b/9.png"))
+    with pytest.raises(UserError, match=r"train.tar: the path a/../b/9.png contains '..'"):
+        images.decode("tar:x", dots, "")
+
+
+def test_the_last_version_of_a_file_in_an_archive_counts(tmp_path: Path) -> None:
+    parts = archived(tmp_path, lambda archive, folder: archive.add(folder / "b" / "1.png", "a/0.png"))
+    train, labels, _, _ = images.decode("tar:x", parts, "")
+    assert labels.tolist() == [0, 0, 1, 1]
+    assert torch.equal(train[0], train[3])
+
+
+def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
+    made(tmp_path, plain)
+    os.mkfifo(tmp_path / "train" / "a" / "pipe.png")
+    with pytest.raises(UserError, match=r"pipe.png cannot be read as an image: it is not a file"):
+        decoded(tmp_path)
+
+
+def test_a_transparent_value_of_sixteen_bits_is_white(tmp_path: Path) -> None:
+    def save(folder: Path, label: int, number: int) -> None:
+        Image.fromarray(np.array([[257, 1000], [30000, 257]], np.uint16)).save(folder / f"{number}.png", transparency=257)
+
+    assert decoded(made(tmp_path, save))[0][0, 0].tolist() == [[255, 4], [117, 255]]
