@@ -115,7 +115,14 @@ def check_acting(model: nn.Module, weights: Prunable, forward: Callable[[], Any]
             _refuse_transformed(model, {name: weights[name]}, {name: place}, alone)
     if forward is not None:
         watch = _refuse_transformed(model, weights, by_name, forward)
-        _warn_of_unused({n: p for n, p in weights.items() if n not in watch.seen}, forward)
+        unseen = {n: p for n, p in weights.items() if n not in watch.seen}
+        try:
+            _warn_of_unused(unseen, forward)
+        except RuntimeError as error:
+            stale = next((by_name[n] for n in unseen if n in by_name and by_name[n].hooks), None)
+            if stale is None:
+                raise
+            raise ValueError(_message(stale, "is computed in a hook that does not run, because another layer reads it")) from error
     _known.setdefault(model, set()).add(_key(weights, forward is not None))
 
 

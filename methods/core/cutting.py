@@ -56,7 +56,8 @@ def rehearse(problem: Problem, reads_data: bool) -> None:
         if reads_data:
             outputs_and_loss(problem.model, problem.loss, *problem.example)
         x = problem.example[0] if reads_data else _possible_inputs(problem)
-        check_acting(problem.model, problem.weights, None if x is None else lambda: problem.model(x))
+        with explaining(problem.model, "the network cannot be differentiated"):
+            check_acting(problem.model, problem.weights, None if x is None else lambda: problem.model(x))
 
 
 def _possible_inputs(problem: Problem) -> Tensor | None:

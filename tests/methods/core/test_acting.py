@@ -200,3 +200,20 @@ def test_a_low_rank_update_is_refused_before_its_training_too(method: str) -> No
         methods.prune(model, data(), method=method, sparsity=0.5)
     assert not model[0].b.any()
     assert set(methods.prune(model, data(), method=method, sparsity=0.5, exclude="0.*")) == {"2.weight"}
+
+
+def test_a_hook_that_attention_does_not_run_is_named() -> None:
+    class Attentive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+            old.weight_norm(self.attention.out_proj)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.attention(x, x, x)[0].mean(1))
+
+    with pytest.raises(
+        ValueError, match=r"^the weight of layer 'attention.out_proj' \(\w+\) is computed in a hook that does not run"
+    ) as error:
+        methods.prune(Attentive(), [(torch.randn(4, 5, 8), torch.arange(4) % 3)], method="obd", sparsity=0.5)
+    assert 'torch.nn.utils.remove_weight_norm(layer, "weight")' in str(error.value)
