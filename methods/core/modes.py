@@ -1,13 +1,11 @@
 """Train and eval modes of a network while it is scored or trained."""
 
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from contextlib import contextmanager
 
-import torch
 from torch import nn
 
+from methods.core.differentiation import as_written
 from methods.core.prunable import prunable
 
 
@@ -33,14 +31,9 @@ def evaluating(model: nn.Module, weights: Mapping[str, nn.Parameter] | None = No
     for p in frozen:
         p.requires_grad_(True)
     try:
-        with own_modes(model), _as_written():
+        with own_modes(model), as_written():
             model.eval()
             yield
     finally:
         for p in frozen:
             p.requires_grad_(False)
-
-
-def _as_written() -> AbstractContextManager[Any]:
-    """Context in which compiled networks run as they are written: what a compiled call does inside cannot be watched."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
