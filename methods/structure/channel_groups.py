@@ -119,6 +119,11 @@ class Coupling:
         stays = _with_none(kept)
         return [n for n, (rows, columns) in self.lines.items() if not (stays[rows].any() and stays[columns].any())]
 
+    def obstacle(self) -> str:
+        """The largest weight of which no channel can be removed, for a message; '' without."""
+        stay = [n for n, lines in self.lines.items() if not any(bool(self.free[line[line >= 0]].any()) for line in lines)]
+        return f" (no channel of '{max(stay, key=lambda n: self.shapes[n].numel())}' can be removed)" if stay else ""
+
     def order(self, worth: Tensor, kept: Tensor, tie_breakers: Tensor, by_pool: bool = False) -> Tensor:
         """The order in which units are removed.
 

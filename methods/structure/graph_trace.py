@@ -83,7 +83,8 @@ def traced(model: nn.Module, weights: dict[str, torch.Size], input_shape: tuple[
     called = {n: layer for n, layer in trace.layers.items() if layer.columns is not None}
     number = _numbered(trace.labels, [layer.rows for layer in called.values()])
     units = int(number.max()) + 1
-    axes, rows = [], []
+    axes: list[Axis] = []
+    rows: list[Tensor] = []
     for name, layer in called.items():
         axes += _of_layer(name, layer, number)
         rows.append(number[layer.rows.long()])

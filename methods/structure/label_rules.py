@@ -17,7 +17,7 @@ from methods.structure.flow_modes import ELEMENTWISE
 
 # Each element of the result is an element of an argument.
 MOVES = {
-    "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "numpy_T", "expand", "slice", "select", "unsqueeze",
+    "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "numpy_T", "slice", "select", "unsqueeze",
     "squeeze", "split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "unbind", "cat", "stack", "roll", "flip", "repeat",
     "index", "index_select", "gather", "clone", "detach", "alias", "as_strided", "unfold", "pixel_shuffle", "pixel_unshuffle",
     "channel_shuffle", "native_channel_shuffle", "im2col", "reflection_pad1d", "reflection_pad2d", "replication_pad2d", "diagonal",
@@ -78,6 +78,8 @@ def results(labels: Labels, call: Call) -> list[Tensor] | None:
         return None
     if name in MOVES:
         return _moved(call)
+    if name == "expand":
+        return [_expanded(call)]
     if name == "constant_pad_nd":
         return [_padded(labels, call)]
     if name in UNCHANGED:
@@ -110,6 +112,15 @@ def _moved(call: Call) -> list[Tensor]:
             raise
         out = args[0].reshape(call.results[0].shape)
     return [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
+
+
+def _expanded(call: Call) -> Tensor:
+    """Repetition: what belongs to no channel follows the other operand along a new dimension."""
+    x, shape = call.operands[0], call.results[0].shape
+    old = x.view(*[1] * (len(shape) - x.dim()), *x.shape)
+    if x.shape == shape or not bool((x == FIXED).any()):
+        return x.expand(shape)
+    return torch.where(old == FIXED, float(NONE), old).expand(shape)
 
 
 def _padded(labels: Labels, call: Call) -> Tensor:
