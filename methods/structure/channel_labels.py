@@ -5,6 +5,8 @@ padding of zeros. `FIXED`: an element that cannot be removed, e.g. of the networ
 have the shape of the tensor that they describe, and are float64, so that every operation that moves data can be applied to them.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ class Labels:
     def __init__(self, device: torch.device) -> None:
         self.parent = torch.arange(2, device=device)
         self.locked = torch.tensor([False, True], device=device)
+        self.merges = 0
 
     def fresh(self, count: int) -> Tensor:
         """New labels, each in a set of its own."""
@@ -31,7 +34,11 @@ class Labels:
 
     def root(self, labels: Tensor) -> Tensor:
         """The root of each label, float64."""
-        return self.parent[labels.long()].double()
+        if getattr(labels, "rooted", -1) == self.merges:  # they are roots, and no set has changed since
+            return labels
+        roots: Any = self.parent[labels.long()].double()
+        roots.rooted = self.merges
+        return roots  # type: ignore[no-any-return]
 
     def lock(self, labels: Tensor) -> None:
         """The channels with these labels must stay."""
@@ -48,6 +55,7 @@ class Labels:
             stays = self.locked[pairs].any(0)
             self.lock(pairs[:, stays])
             if not bool(stays.any()):
+                self.merges += 1
                 self.parent.scatter_reduce_(0, pairs[1], pairs[0], "amin")
                 self._compress()
             pairs = self.parent[pairs[:, ~stays]]
@@ -85,6 +93,9 @@ class Labels:
 
     def elementwise(self, operands: list[Tensor], shape: torch.Size) -> Tensor:
         """The labels of a result of which each element belongs to one element of every operand, after broadcasting."""
+        operands = [o for o in operands if o.numel() > 1] or operands[:1]  # numbers have no dimension that a channel could lie along
+        if len(operands) == 1:
+            return operands[0].expand(shape)
         wide = [o.expand(shape) for o in operands]
         found = torch.zeros(shape, dtype=torch.float64, device=self.parent.device)
         for i, operand in enumerate(operands):

@@ -1,7 +1,7 @@
 """Check that channels can be removed as a coupling says, on a copy of the network with random weights.
 
 The coupling comes from a trace, which cannot see everything: a transpose between positions and channels, a reshape, a sum with the
-inputs. So half of the units of each pool are removed, and the pool is accepted if the smaller network runs, its outputs have the same
+inputs. So about half of the units of each pool are removed, and the pool is accepted if the smaller network runs, its outputs have the same
 shape as before, and one of two conditions holds up to rounding:
 
 - the smaller network has the outputs of the masked one, so nothing reads the removed channels except the masked columns;
@@ -12,6 +12,7 @@ shape as before, and one of two conditions holds up to rounding:
 
 import copy
 import math
+import re
 from functools import cached_property
 
 import torch
@@ -49,10 +50,29 @@ class _Rehearsal:
     def failing(self, pools: list[int], equal: bool = False) -> list[int]:
         """The pools for which no condition holds, or with `equal` not the first one.
 
-        A search in single precision, which is faster, and a check in double.
+        A search in single precision, which is faster, and a check in double. Pools with the same role in repeated blocks are tried
+        together: if the first and the last of them fail, all of them count as failing.
         """
-        found = self._search(pools, torch.float32, equal)
+        found: list[int] = []
+        if not self._sound(pools, torch.float32, equal):
+            for alike in self._by_role(pools):
+                if not self._sound(alike, torch.float32, equal):
+                    ends = not any(self._sound([p], torch.float32, equal) for p in {alike[0], alike[-1]})
+                    found += alike if ends else self._search(alike, torch.float32, equal)
         return found + self._search([p for p in pools if p not in set(found)], torch.float64, equal)
+
+    def _by_role(self, pools: list[int]) -> list[list[int]]:
+        """The pools in groups: those that lie in parameters of the same names, except for numbers."""
+        roles: dict[int, set[tuple[str, str]]] = {p: set() for p in pools}
+        for axis in self.coupling.axes:
+            name = re.sub(r"\d+", "*", axis.owner)
+            for pool in self.coupling.pools[axis.units[axis.units >= 0]].unique().tolist():
+                if pool in roles:
+                    roles[pool].add((name, axis.kind))
+        groups: dict[frozenset[tuple[str, str]], list[int]] = {}
+        for pool, role in roles.items():
+            groups.setdefault(frozenset(role), []).append(pool)
+        return list(groups.values())
 
     def _search(self, pools: list[int], dtype: torch.dtype, equal: bool) -> list[int]:
         """By bisection, since usually all are accepted."""
@@ -69,7 +89,7 @@ class _Rehearsal:
         order = self.coupling.order(draws[0], kept, draws[1])
         for pool in pools:
             inside = order[self.coupling.pools[order] == pool]
-            kept[inside[: (len(inside) + 1) // 2]] = False
+            kept[inside[: _count(len(inside), int((self.coupling.pools == pool).sum()))]] = False
         if bool(kept.all()):
             return True
         difference = self.networks[dtype].difference(kept, equal)
@@ -133,6 +153,15 @@ class _Network:
         """The outputs with some parameters replaced."""
         outputs: Tensor = functional_call(self.model, changed, (self.inputs,))
         return outputs
+
+
+def _count(movable: int, units: int) -> int:
+    """How many of the movable units to remove: about half, so that the number of units left has no small divisor.
+
+    A network may divide its channels into a fixed number of parts.
+    """
+    counts = sorted(range(1, movable + 1), key=lambda count: abs(2 * count - movable))
+    return next((c for c in counts if math.gcd(units - c, 2 * 3 * 5 * 7) == 1), (movable + 1) // 2)
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

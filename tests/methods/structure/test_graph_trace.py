@@ -275,6 +275,15 @@ def test_a_pool_of_few_units_is_tried_like_a_large_one() -> None:
     assert all(bool(coupling.free[coupling.lines[f"wide.{i}.weight"][0]].all()) for i in range(8))
 
 
+def test_channels_that_are_divided_into_a_fixed_number_of_parts_stay() -> None:
+    def forward(m: Net, x: Tensor) -> Tensor:
+        out: Tensor = m.head(m.b(m.a(x).view(len(x), 4, -1).cumsum(2).flatten(1)).relu())
+        return out
+
+    coupling = coupling_of(problem_of(lambda: Net(forward, a=nn.Linear(6, 16), b=nn.Linear(16, 5), head=nn.Linear(5, 3)), (6,)))
+    assert coupling.free.tolist() == [False] * 16 + [True] * 5 + [False] * 3
+
+
 def test_a_head_takes_its_bias_with_it() -> None:
     problem = problem_of(NETS["heads"][0], (5, 3))
     coupling = coupling_of(problem)
