@@ -83,7 +83,7 @@ def results(labels: Labels, call: Call) -> list[Tensor] | None:
     if name == "constant_pad_nd":
         return [_padded(labels, call)]
     if name in UNCHANGED:
-        return [call.operands[0]]
+        return [labels.root(call.operands[0])]
     if torch.Tag.pointwise in call.func.tags or name in ELEMENTWISE or name in ("masked_fill", "_prelu_kernel"):
         return [labels.elementwise(call.operands, shape)]
     if name in REDUCTIONS:
@@ -105,6 +105,8 @@ def results(labels: Labels, call: Call) -> list[Tensor] | None:
 
 def _moved(call: Call) -> list[Tensor]:
     args, kwargs = tree_map(call.of, (call.args, call.kwargs))
+    if call.func._schema.is_mutable and 0 in args[0].stride():
+        args = [args[0].contiguous(), *args[1:]]
     try:
         out = call.func(*args, **kwargs)
     except RuntimeError:  # the labels are laid out differently in memory
@@ -128,7 +130,7 @@ def _padded(labels: Labels, call: Call) -> Tensor:
     x, pad = call.operands[0], call.value("pad")
     dims = tuple(x.dim() - 1 - i // 2 for i in range(0, len(pad), 2) if pad[i] or pad[i + 1])
     _, several = labels.common(x, dims)
-    return torch.nn.functional.pad(x, pad, value=float(FIXED if bool(several.any()) else NONE))
+    return torch.constant_pad_nd(x, pad, float(FIXED if bool(several.any()) else NONE))
 
 
 def _reduced(labels: Labels, call: Call) -> list[Tensor]:
