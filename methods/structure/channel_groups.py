@@ -44,6 +44,7 @@ class Coupling:
         pools: the pool of each unit.
         free: whether each unit may be removed; those of the network's outputs may not.
         heads: names of the attention modules, whose attributes depend on the number of heads.
+        integers: whether the inputs of the network are integers.
     """
 
     axes: tuple[Axis, ...]
@@ -51,6 +52,7 @@ class Coupling:
     pools: Tensor
     free: Tensor
     heads: tuple[str, ...] = ()
+    integers: bool = False
 
     @cached_property
     def lines(self) -> dict[str, tuple[Tensor, Tensor]]:

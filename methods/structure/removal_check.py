@@ -40,9 +40,13 @@ class _Rehearsal:
             if name.endswith(("running_mean", "running_var")):
                 b.copy_(self._draw(b.shape, 0.2).abs() + 0.5)
         device = next(double.parameters()).device
-        inputs = self._draw((2, *input_shape)).to(device)
+        drawn = self._draw((2, *input_shape)).to(device)
+        inputs, inexact = ((drawn > 0).long(),) * 2 if coupling.integers else (drawn, drawn.float())
         single = copy.deepcopy(double).float()
-        self.networks = {torch.float32: _Network(single, coupling, inputs.float()), torch.float64: _Network(double, coupling, inputs)}
+        self.networks = {
+            torch.float32: _Network(single, coupling, inputs if coupling.integers else inputs.float()),
+            torch.float64: _Network(double, coupling, inputs),
+        }
 
     def _draw(self, shape: tuple[int, ...], scale: float = 1.0) -> Tensor:
         return scale * torch.randn(shape, generator=self.generator, dtype=torch.float64)

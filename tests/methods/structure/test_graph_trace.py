@@ -334,6 +334,16 @@ def test_matrices_of_other_modules_count_and_have_no_units() -> None:
     assert int(coupling.free.sum()) == 5
 
 
+def test_inputs_may_be_integers() -> None:
+    """A table whose columns are read by a layer and, as its weight, by the output layer."""
+    layers = {"table": nn.Embedding(7, 4), "a": nn.Linear(4, 5), "b": nn.Linear(5, 4), "out": nn.Linear(4, 7, bias=False)}
+    model = Net(lambda m, x: m.out(m.table(x) + m.b(m.a(m.table(x)).relu())), **layers)
+    model.out.weight = model.table.weight  # type: ignore[assignment, union-attr]
+    coupling = coupling_of(Problem(model, [(torch.zeros(2, 3, dtype=torch.long), torch.zeros(2))]))
+    assert coupling.free[coupling.lines["a.weight"][0]].all()
+    assert int(coupling.free.sum()) == 5
+
+
 def test_all_outputs_of_a_network_stay() -> None:
     class Several(nn.Module):
         def __init__(self) -> None:
