@@ -41,7 +41,7 @@ class _Rehearsal:
                 b.copy_(self._draw(b.shape, 0.2).abs() + 0.5)
         device = next(double.parameters()).device
         drawn = self._draw((2, *input_shape)).to(device)
-        inputs, inexact = ((drawn > 0).long(),) * 2 if coupling.integers else (drawn, drawn.float())
+        inputs = (drawn > 0).long() if coupling.integers else drawn
         single = copy.deepcopy(double).float()
         self.networks = {
             torch.float32: _Network(single, coupling, inputs if coupling.integers else inputs.float()),
