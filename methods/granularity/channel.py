@@ -43,7 +43,7 @@ def coupling_of(problem: Problem) -> Coupling:
             rejected = torch.tensor(unsound(model, coupling, input_shape), dtype=torch.long)
         coupling = replace(coupling, free=coupling.free & ~torch.isin(coupling.pools, rejected))
         if not coupling.removable.any():
-            raise ValueError("no channel of this network can be removed without changing its inputs or outputs")
+            raise ValueError(f"no channel of this network can be removed without changing its inputs or outputs{coupling.obstacle()}")
         known = _known[model] = key, coupling
     return known[1]
 

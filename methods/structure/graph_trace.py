@@ -98,7 +98,7 @@ def traced(model: nn.Module, weights: dict[str, torch.Size], input_shape: tuple[
     for axis in axes:
         if axis.kind == "columns":
             read[axis.units[axis.units >= 0]] = True
-    return Coupling(tuple(axes), weights, _pools(units, rows), free & read, tuple(trace.heads), trace.integers)
+    return Coupling(tuple(axes), weights, _pools(units, rows), free & read, tuple(trace.heads), trace.integers, tuple(trace.flow.unknown))
 
 
 def _traced(model: nn.Module, weights: set[str], input_shape: tuple[int, ...]) -> _Trace:

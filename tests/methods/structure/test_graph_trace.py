@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import methods
 from methods import Problem
 from methods.granularity.channel import changes_outputs, coupling_of
 from methods.structure.channel_groups import removed
@@ -282,6 +283,16 @@ def test_channels_that_are_divided_into_a_fixed_number_of_parts_stay() -> None:
 
     coupling = coupling_of(problem_of(lambda: Net(forward, a=nn.Linear(6, 16), b=nn.Linear(16, 5), head=nn.Linear(5, 3)), (6,)))
     assert coupling.free.tolist() == [False] * 16 + [True] * 5 + [False] * 3
+
+
+def test_a_message_names_what_stays() -> None:
+    problem = problem_of(NETS["an operation without a rule"][0], (3,))
+    # Four of the five units of b, of 6 + 3 weights, out of 3 * 6 + 6 * 5 + 5 * 3.
+    why = r"\(no channel of 'stem.weight' can be removed; channels read by sort stay\)"
+    with pytest.raises(ValueError, match=rf"the largest possible is {4 * 9 / 63:.4g} {why}"):
+        methods.prune(problem.model, problem.batches, sparsity=0.9, granularity="channel")
+    with pytest.raises(ValueError, match=r"without changing its inputs or outputs \(no channel of 'weight' can be removed\)"):
+        coupling_of(problem_of(lambda: nn.Linear(3, 3), (3,)))
 
 
 def test_a_head_takes_its_bias_with_it() -> None:
