@@ -7,7 +7,8 @@ Steps: `weight`, `2:4` and `channel` prune by magnitude at sparsity 0.5 (`channe
 those of the masked one), every criterion prunes single weights, `spam` trains for one epoch, and `torch-pruning` and
 `torch-pruning heads` use Torch-Pruning directly as its README does, the second one with the numbers of attention heads.
 Inputs are noise of 32x32 pixels, or of the smallest size that the model accepts. Each model runs in a process of its own; a step that
-exceeds the limit (in seconds) is `slow`. Results are appended as they come; a second call computes what is missing.
+exceeds the limit (in seconds) is `slow`; `tracing_seconds` is CPU time. Results are appended as they come; a second call computes what
+is missing.
 `breadth_models.csv` lists the smallest model of each module by its number of parameters (--models writes it again, in minutes).
 """
 
@@ -82,9 +83,9 @@ def noise(pixels: int) -> Data:
 def channel(model: nn.Module, data: Data) -> dict[str, float]:
     """Prune and remove channels; the outputs of the smaller network must have the right shape."""
     problem = methods.Problem(model, data)
-    start = time.perf_counter()
+    start = time.process_time()
     coupling_of(problem)
-    traced = time.perf_counter() - start
+    traced = time.process_time() - start
     mask = methods.prune(model, data, sparsity=SPARSITY, granularity="channel")
     small = methods.compact(model, mask, data)
     x = data[0][0]
