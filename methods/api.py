@@ -137,7 +137,10 @@ def compact(
         mask = methods.prune(model, batches, method="obd", sparsity=0.5, granularity="channel")
         small = methods.compact(model, mask, batches)
 
-    The smaller model computes the same outputs as the masked one, unless a LayerNorm averages over removed channels.
+    The smaller model computes the outputs of the masked one if every operation between a removed channel and the layers that read it
+    treats channels separately: batch norm, activations, pooling, gates, depthwise convolutions. It does not if an operation combines
+    channels: LayerNorm, GroupNorm with one group, RMSNorm, L2 normalisation (if biases or norms make masked channels other than
+    zero), a mean or maximum over channels. `methods.changes_outputs` names the weights concerned.
 
     Args:
         model: the network; it is not changed.

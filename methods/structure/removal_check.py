@@ -155,7 +155,8 @@ class _Network:
 
     def _with(self, changed: dict[str, Tensor]) -> Tensor:
         """The outputs with some parameters replaced."""
-        outputs: Tensor = functional_call(self.model, changed, (self.inputs,))
+        inside = nn.Sequential(self.model)  # torch refuses DataParallel, but not inside another module
+        outputs: Tensor = functional_call(inside, {f"0.{name}": tensor for name, tensor in changed.items()}, (self.inputs,))
         return outputs
 
 
