@@ -56,12 +56,13 @@ from methods.structure.path_flow import effective_sparsity
 # isort: split
 # Last: their files may import the names above from here, as plug-ins do.
 from methods import criteria, granularity, training
+from methods.granularity.channel import changes_outputs
 from methods.registry import named_methods  # noqa: F401 (registers them)
 
 __all__ = [
     "Batches", "Choice", "Configuration", "Cost", "Criterion", "Float", "Gradual", "Granularity", "Importance", "Int", "Iterative", "Lap",
     "Mask", "Method", "Option", "Posterior", "Problem", "Pruner", "Range", "Recipe", "Rewinding", "Schedule", "Scores", "Stage",
-    "Training", "UnknownName", "Values", "apply_mask", "check", "compact", "count_masked", "criteria", "cut", "define",
+    "Training", "UnknownName", "Values", "apply_mask", "changes_outputs", "check", "compact", "count_masked", "criteria", "cut", "define",
     "derive", "describe", "effective_sparsity", "fit", "full_mask", "get", "get_granularity", "granularity", "kept_weights",
     "load_plugin", "lookup", "make", "mask_holds", "names", "nearest", "prunable", "prune", "ranges", "register", "score",
     "scored_once", "scores", "shuffled", "source_hash", "sparsity_of", "train", "train_pruned", "training", "unknown",

@@ -13,7 +13,6 @@ from methods.core.cutting import Pruner, cut, score
 from methods.core.interface import Batches, Loss, Posterior, Problem, Stage
 from methods.core.masks import Mask
 from methods.core.prunable import check_network, nothing_prunable, prunable
-from methods.core.reading import check_reiterable
 from methods.core.schedule import Schedule
 from methods.core.training_loop import Recipe, fit
 from methods.registry.alone import criterion_alone
@@ -65,7 +64,6 @@ def train(
         FloatingPointError: if a loss or a weight is no longer finite.
     """
     check_network(model)
-    check_reiterable(batches)
     require_names(training=training)
     recipe = Recipe(epochs=epochs, optimizer=optimizer, precision=precision)
     chosen = recipe.with_given_lr(make("trainings", training, hyperparameters), hyperparameters)
@@ -142,7 +140,10 @@ def compact(
         mask = methods.prune(model, batches, method="obd", sparsity=0.5, granularity="channel")
         small = methods.compact(model, mask, batches)
 
-    The smaller model computes the same outputs as the masked one, unless a LayerNorm averages over removed channels.
+    The smaller model computes the outputs of the masked one if every operation between a removed channel and the layers that read it
+    treats channels separately: batch norm, activations, pooling, gates, depthwise convolutions. It does not if an operation combines
+    channels: LayerNorm, GroupNorm with one group, RMSNorm, L2 normalisation (if biases or norms make masked channels other than
+    zero), a mean or maximum over channels. `methods.changes_outputs` names the weights concerned.
 
     Args:
         model: the network; it is not changed.
@@ -160,9 +161,7 @@ def compact(
     chosen = get_granularity(granularity)
     if not chosen.compacts:
         raise ValueError(f"granularity '{granularity}' does not make networks smaller, so nothing can be removed physically")
-    if batches is not None:
-        check_reiterable(batches)
-    problem = Problem(model, batches if batches is not None else (), mask=copied(mask))
+    problem = Problem(model, () if batches is None else batches, mask=copied(mask))
     if input_shape is not None:
         problem.input_shape = sizes(input_shape)
     small: nn.Module = chosen.compact(problem).model
@@ -224,10 +223,10 @@ def train_pruned(
         ValueError: if an argument is wrong or the network is not supported.
     """
     require_names(method=method)
-    require(options or {}, Mapping, "options", "a dict: hyperparameter of the criterion -> value")
+    require(options, (Mapping, type(None)), "options", "a dict: hyperparameter of the criterion -> value")
+    require(schedule, (Schedule, type(None)), "schedule", "an instance, e.g. methods.Gradual()")
     found = get(method)
     if schedule is not None:
-        require(schedule, Schedule, "schedule", "an instance, e.g. methods.Gradual()")
         found = replace(found, stage=schedule.stage, schedule=schedule)
     if found.schedule is None:
         ready = ", ".join(name for name in names() if get(name).stage is Stage.DURING)
@@ -293,7 +292,6 @@ def _problem(
         if not criterion.data_free:
             raise ValueError(f"'{criterion.name}' reads training data: pass batches")
         batches = ()
-    check_reiterable(batches)
     if not prunable(model, include, exclude):
         raise ValueError(nothing_prunable(model))
     return Problem(model, batches, loss, seed, copied(mask), posterior=posterior, include=include, exclude=exclude)

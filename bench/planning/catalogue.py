@@ -163,7 +163,7 @@ class {title}(Criterion):
     """s_k = (w_k g_k)^2, g = dL/dw: the squared first-order change of the loss when w_k is removed.
 
     Replace formula and code by your own. Cite the paper and the equation, and describe every deviation from it.
-    Weights with larger scores are kept. Randomness comes from `problem.generator("purpose")`, data from `problem.batches`.
+    Weights with larger scores are kept. Randomness comes from `problem.generator("purpose")`, data from `problem.read()`.
 
     Reference: Molchanov et al., "Importance estimation for neural network pruning", CVPR 2019, equation 8, for single weights.
     """
@@ -180,8 +180,8 @@ class {title}(Criterion):
         """(w * g)^2, where g is the gradient summed over the first batches; one score per weight, in the shape of the weight tensor."""
         weights = problem.weights
         total = {{name: torch.zeros_like(w) for name, w in weights.items()}}
-        for x, y in islice(problem.batches, self.n_batches):
-            loss = problem.loss(problem.model(x.to(problem.device)), y.to(problem.device))
+        for x, y in islice(problem.read(), self.n_batches):
+            loss = problem.loss(problem.model(x), y)
             for name, g in zip(weights, torch.autograd.grad(loss, list(weights.values()), materialize_grads=True), strict=True):
                 total[name] += g
         return Scores({{name: (w.detach() * total[name]).square() for name, w in weights.items()}})

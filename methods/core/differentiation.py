@@ -10,7 +10,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -48,6 +48,11 @@ class Repairs(TorchFunctionMode):
         return out
 
 
+def as_written() -> AbstractContextManager[Any]:
+    """Context in which compiled networks run as they are written: what a compiled call does inside cannot be watched."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
 @contextmanager
 def differentiable(model: nn.Module, twice: bool = False) -> Iterator[None]:
     """Context in which the network can be differentiated, also where gradients are switched off outside.
@@ -60,8 +65,7 @@ def differentiable(model: nn.Module, twice: bool = False) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_checkpoints_called_directly())
-        if "torch._dynamo" in sys.modules:  # a compiled network runs as written, so that its calls are seen
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(as_written())
         if twice:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if recurrent:

@@ -25,7 +25,7 @@ from methods.core.acting import acting_weights
 from methods.core.arguments import require
 from methods.core.masks import Mask, settled
 from methods.core.prunable import Prunable, prunable
-from methods.core.reading import each, is_empty, pairs
+from methods.core.reading import check_reiterable, each, is_empty, pairs
 
 Values = dict[str, Tensor]
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -124,6 +124,7 @@ class Problem:
 
     def __post_init__(self) -> None:
         require(self.posterior, (Posterior, type(None)), "posterior", "what methods.train returns")
+        check_reiterable(self.batches)
         self.mask = settled(self.mask, self.weights, self.model)
 
     @property

@@ -74,7 +74,7 @@ def _unknown(name: str, weights: Mapping[str, nn.Parameter], model: nn.Module) -
     if first in weights:
         return f"the mask names '{name}', another name of '{first}': use '{first}'"
     if name in dict(model.named_parameters()):
-        return f"the mask names '{name}', which is not among the weights to prune: add include='{name}', or take it out of the mask"
+        return f"the mask names '{name}', which is not among the weights to prune: choose it by include, or take it out of the mask"
     inner = name.removeprefix("module.").removeprefix("_orig_mod.")
     near = [inner] if inner in weights else get_close_matches(name, weights, n=1)
     return f"the mask names '{name}', but the network has no such weight" + (f"; did you mean '{near[0]}'?" if near else "")

@@ -1,16 +1,15 @@
 """The state of a network while it is scored or trained: train and eval modes, buffers, and its return after an error."""
 
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from methods.core.differentiation import as_written
 from methods.core.prunable import prunable
 
 LAZY = (UninitializedParameter, UninitializedBuffer)
@@ -78,15 +77,10 @@ def evaluating(model: nn.Module, weights: Mapping[str, nn.Parameter] | None = No
     for p in (prunable(model) if weights is None else weights).values():
         p.requires_grad_(True)
     try:
-        with own_modes(model), _own_buffers(model), _as_written():
+        with own_modes(model), _own_buffers(model), as_written():
             model.eval()
             yield
     finally:
         for p, flag in flags:
             if p.requires_grad != flag:
                 p.requires_grad_(flag)
-
-
-def _as_written() -> AbstractContextManager[Any]:
-    """Context in which compiled networks run as they are written: what a compiled call does inside cannot be watched."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

@@ -1,13 +1,15 @@
 """Reads batches, and explains in one line what a network or a loss cannot do with them."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
+
+from methods.core.differentiation import Repairs
 
 # What networks and losses raise for inputs that they cannot take. Running out of memory says enough, and is not the input's fault.
 FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ZeroDivisionError)
@@ -115,7 +117,9 @@ def outputs_and_loss(model: nn.Module, loss: Callable[[Any, Tensor], Tensor], x:
         kind = f"the class {loss.__name__}: pass {loss.__name__}(...)" if isinstance(loss, type) else f"a {type(loss).__name__}"
         raise ValueError(f"loss must be a function of (outputs, targets), e.g. torch.nn.functional.cross_entropy, not {kind}")
     try:
-        outputs = model(x)
+        # torch differentiates normalisation of a single sample wrongly in some layouts.
+        with Repairs() if len(x) == 1 else nullcontext():
+            outputs = model(x)
     except FAILURES as error:
         raise explained(error, model, f"the network fails on {described('inputs', x)}") from error
     try:

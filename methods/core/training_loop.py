@@ -212,10 +212,10 @@ class _Run:
         for x, y in pairs(self.batches, device):
             with self.recipe.cast(device):
                 _, loss = outputs_and_loss(model, self.problem.loss, x, y)
-            losses.append(loss.detach())
             extra = self.training.penalty(self.named, self.state)
             if extra is not None:
                 loss = loss + extra
+            losses.append(loss.detach())
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             _decay_gradients(decayed)

@@ -15,7 +15,7 @@ from methods.core.masks import Mask
 from methods.registry.registry import register
 from methods.structure.channel_groups import Coupling, removed, survivors
 from methods.structure.graph_trace import traced
-from methods.structure.removal_check import unsound
+from methods.structure.removal_check import not_equal, unsound
 
 CLOSE = 1e-3  # a reached fraction of a cost this close to the requested one is accepted without looking at the step sizes
 _known: WeakKeyDictionary[nn.Module, tuple[Any, Coupling]] = WeakKeyDictionary()
@@ -44,9 +44,33 @@ def coupling_of(problem: Problem) -> Coupling:
             rejected = torch.tensor(unsound(model, coupling, input_shape), dtype=torch.long)
         coupling = replace(coupling, free=coupling.free & ~torch.isin(coupling.pools, rejected))
         if not coupling.removable.any():
-            raise ValueError("no channel of this network can be removed without changing its inputs or outputs")
+            raise ValueError(f"no channel of this network can be removed without changing its inputs or outputs{coupling.obstacle()}")
         known = _known[model] = key, coupling
     return known[1]
+
+
+def changes_outputs(problem: Problem) -> list[str]:
+    """Find the weights whose output channels cannot be removed without other outputs than those of the masked network.
+
+    Masked channels are not always zero, because biases and norms are not masked, and a mean over channels divides by their number. So
+    outputs differ if something that combines channels reads a removed one: LayerNorm, GroupNorm with one group, RMSNorm, an L2
+    norm, a mean or maximum over channels. Batch norm, activations, pooling and gates treat each channel by itself.
+
+    Args:
+        problem: network, shape of the inputs, and the weights that are pruned.
+
+    Returns:
+        The names of the weights; empty if the smaller network has the outputs of the masked one for every mask.
+
+    Raises:
+        ValueError: if the network cannot be traced, or no channel can be removed.
+    """
+    coupling = coupling_of(problem)
+    with torch.random.fork_rng(devices=[]):
+        pools = torch.tensor(not_equal(problem.model, coupling, problem.input_shape), dtype=torch.long)
+    changing = coupling.free & torch.isin(coupling.pools, pools)
+    rows = [(a.owner, a.units) for a in coupling.axes if a.kind == "rows"]
+    return [name for name, units in rows if bool(changing[units[units >= 0]].any())]
 
 
 @register("channel")
@@ -101,7 +125,8 @@ class Channel(Granularity):
         count = min((c for c in (low - 1, low) if c >= 0), key=lambda c: abs(share(after(c)) - sparsity))
         kept, reached = after(count), share(after(count))
         if count == len(order) and reached < sparsity and not share.near(reached, sparsity):
-            raise ValueError(f"sparsity {sparsity} cannot be reached without emptying a layer; the largest possible is {reached:.4g}")
+            most = f"the largest possible is {reached:.4g}{coupling.obstacle()}"
+            raise ValueError(f"sparsity {sparsity} cannot be reached without emptying a layer; {most}")
         if count == 0 and reached > sparsity and not share.near(reached, sparsity):
             raise ValueError(f"sparsity {sparsity} is lower than the sparsity of the current mask, {reached:.4g}")
         return coupling.mask(kept, problem.device)

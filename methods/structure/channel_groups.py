@@ -45,6 +45,8 @@ class Coupling:
         pools: the pool of each unit.
         free: whether each unit may be removed; those of the network's outputs may not.
         heads: names of the attention modules, whose attributes depend on the number of heads.
+        integers: whether the inputs of the network are integers.
+        unknown: operations that the trace has no rule for; channels that they read stay.
     """
 
     axes: tuple[Axis, ...]
@@ -52,6 +54,8 @@ class Coupling:
     pools: Tensor
     free: Tensor
     heads: tuple[str, ...] = ()
+    integers: bool = False
+    unknown: tuple[str, ...] = ()
 
     @cached_property
     def lines(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -119,6 +123,13 @@ class Coupling:
         """The names of the prunable weights that would have no row or no column left."""
         stays = _with_none(kept)
         return [n for n, (rows, columns) in self.lines.items() if not (stays[rows].any() and stays[columns].any())]
+
+    def obstacle(self) -> str:
+        """What keeps channels from being removed, in brackets, for a message; '' if nothing is known."""
+        stay = [n for n, lines in self.lines.items() if not any(bool(self.free[line[line >= 0]].any()) for line in lines)]
+        largest = f"no channel of '{max(stay, key=lambda n: self.shapes[n].numel())}' can be removed" if stay else ""
+        reasons = [largest, f"channels read by {', '.join(self.unknown)} stay" if self.unknown else ""]
+        return f" ({'; '.join(r for r in reasons if r)})" if any(reasons) else ""
 
     def order(self, worth: Tensor, kept: Tensor, tie_breakers: Tensor, by_pool: bool = False) -> Tensor:
         """The order in which units are removed.

@@ -31,15 +31,16 @@ class Labels:
 
     def root(self, labels: Tensor) -> Tensor:
         """The root of each label, float64."""
-        return self.parent[labels.long()].double()
+        (small,) = _narrowed(labels)
+        return self.parent[small.long()].double().expand(labels.shape)
 
     def lock(self, labels: Tensor) -> None:
         """The channels with these labels must stay."""
-        self.locked[self.parent[labels.long().flatten()]] = True
+        self.locked[self.parent[_narrowed(labels)[0].long().flatten()]] = True
 
     def join(self, a: Tensor, b: Tensor) -> None:
         """Make the sets of a[i] and b[i] one, for each i. If one of them is FIXED or locked, the other is locked instead."""
-        a, b = torch.broadcast_tensors(self.root(a), self.root(b))
+        a, b = _narrowed(*torch.broadcast_tensors(self.root(a), self.root(b)))
         differs = (a != b) & (a != NONE) & (b != NONE)
         if not bool(differs.any()):
             return
@@ -66,26 +67,34 @@ class Labels:
         roots = self.root(labels)
         if not dims:
             return roots, torch.zeros_like(roots, dtype=torch.bool)
+        shape = [1 if d in {i % roots.dim() for i in dims} else n for d, n in enumerate(roots.shape)]
         if roots.numel() == 0:
-            shape = [1 if d in {i % roots.dim() for i in dims} else n for d, n in enumerate(roots.shape)]
             return roots.new_zeros(shape), torch.zeros(shape, dtype=torch.bool, device=roots.device)
-        high = roots.amax(dims, keepdim=True)
-        low = torch.where(roots == NONE, high, roots).amin(dims, keepdim=True)
+        (small,) = _narrowed(roots)
+        high = small.amax(dims, keepdim=True)
+        low = torch.where(small == NONE, high, small).amin(dims, keepdim=True)
         several = low != high
-        return torch.where(several, float(FIXED), high), several
+        return torch.where(several, float(FIXED), high).expand(shape), several.expand(shape)
 
     def joined(self, labels: Tensor, dims: tuple[int, ...]) -> Tensor:
         """Join all labels along some dimensions; returns the common label, FIXED if there is nothing but FIXED."""
         roots = self.root(labels)
         if not dims or roots.numel() == 0:
             return self.common(roots, dims)[0]
-        high = roots.amax(dims, keepdim=True)
-        self.join(roots, high)
-        return self.root(high)
+        (small,) = _narrowed(roots)
+        high = small.amax(dims, keepdim=True)
+        self.join(small, high)
+        return self.root(high).expand([1 if d in {i % roots.dim() for i in dims} else n for d, n in enumerate(roots.shape)])
 
     def elementwise(self, operands: list[Tensor], shape: torch.Size) -> Tensor:
         """The labels of a result of which each element belongs to one element of every operand, after broadcasting."""
-        wide = [o.expand(shape) for o in operands]
+        operands = [o for o in operands if o.numel() > 1] or operands[:1]  # numbers have no dimension that a channel could lie along
+        if len(operands) == 1:
+            return self.root(operands[0]).expand(shape)
+        wide = _narrowed(*(o.expand(shape) for o in operands))
+        # Dimensions along which nothing changes are left out, and come back at the end.
+        full, shape = shape, wide[0].shape
+        operands = [_like(o, shape) for o in operands]
         found = torch.zeros(shape, dtype=torch.float64, device=self.parent.device)
         for i, operand in enumerate(operands):
             others = [o for j, o in enumerate(wide) if j != i]
@@ -94,7 +103,7 @@ class Labels:
             found, label = self.root(found), self.root(label)
             real = torch.minimum(torch.where(found > FIXED, found, torch.inf), torch.where(label > FIXED, label, torch.inf))
             found = torch.where(real.isinf(), torch.maximum(found, label), real)
-        return found
+        return found.expand(full)
 
     def _broadcast(self, operand: Tensor, others: list[Tensor], shape: torch.Size) -> Tensor:
         """The labels of an operand after broadcasting: NONE where it is repeated over different channels of the others."""
@@ -111,6 +120,8 @@ class Labels:
     def apart(self, labels: Tensor, dims: tuple[int, ...]) -> bool:
         """Whether no channel lies at two places of the other dimensions: along `dims` are then parts of one channel, not channels."""
         roots = self.root(labels)
+        for d in {d % roots.dim() for d in dims}:
+            roots = roots.narrow(d, 0, 1) if roots.stride(d) == 0 else roots
         highest = roots.amax(dims, keepdim=True)
         real = highest[highest > FIXED]
         if highest.numel() < 2 or len(real.unique()) < len(real):
@@ -128,8 +139,34 @@ class Labels:
             for factor, several in ((a, of_a), (b, of_b)):
                 self.lock(factor.masked_select(several))
         (left, _), (right, _) = self.common(a, (-1,)), self.common(b, (-2,))
-        left, right = torch.broadcast_tensors(left, right)
+        shape = torch.broadcast_shapes(left.shape, right.shape)
+        left, right = torch.broadcast_tensors(_constant(left), _constant(right))
         clash = (left != right) & (left > FIXED) & (right > FIXED)
         for side in (left, right):  # an outer product: its elements belong to two channels each
             self.lock(side[clash])
-        return torch.where(clash, float(FIXED), torch.maximum(left, right).clamp(min=FIXED))
+        return torch.where(clash, float(FIXED), torch.maximum(left, right).clamp(min=FIXED)).expand(shape)
+
+
+def _narrowed(*tensors: Tensor) -> list[Tensor]:
+    """One index of each dimension along which all of the tensors, which have one shape, repeat the same elements."""
+    found = list(tensors)
+    for d in range(tensors[0].dim()):
+        if tensors[0].shape[d] > 1 and all(t.stride(d) == 0 for t in tensors):
+            found = [t.narrow(d, 0, 1) for t in found]
+    return found
+
+
+def _constant(labels: Tensor) -> Tensor:
+    """One index of each dimension along which the labels do not change."""
+    for d in range(labels.dim()):
+        first = labels.narrow(d, 0, 1) if labels.shape[d] > 1 else labels
+        labels = first if bool((labels == first).all()) else labels
+    return labels
+
+
+def _like(operand: Tensor, shape: torch.Size) -> Tensor:
+    """An operand of a broadcast result, with one index of the dimensions of which the result has only one."""
+    for d in range(operand.dim()):
+        if shape[len(shape) - operand.dim() + d] == 1 and operand.shape[d] > 1:
+            operand = operand.narrow(d, 0, 1)
+    return operand

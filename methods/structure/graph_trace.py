@@ -19,8 +19,8 @@ OPAQUE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.Emb
 class _Trace:
     """One forward pass of a copy of a model."""
 
-    def __init__(self, model: nn.Module, weights: set[str], input_shape: tuple[int, ...]) -> None:
-        self.model = _copy(model).eval()
+    def __init__(self, model: nn.Module, weights: set[str], input_shape: tuple[int, ...], integers: bool) -> None:
+        self.model, self.integers = _copy(model).eval(), integers
         self.parameters = dict(self.model.named_parameters())
         first = next(self.model.parameters())
         self.labels = Labels(first.device)
@@ -38,7 +38,7 @@ class _Trace:
         tensors = [*self.parameters.items(), *self.model.named_buffers()]
         self.owned = {n: t for n, t in tensors if id(t) not in taken and t.is_floating_point()}
         self.flow = LabelFlow(self.labels, self.layers.values(), self.owned.values())
-        self._run(input_shape, first)
+        self._run(torch.zeros(1, *input_shape, device=first.device, dtype=torch.long if integers else first.dtype))
 
     def _join_heads(self, attention: Any) -> None:
         """All channels of a head are one unit."""
@@ -48,8 +48,7 @@ class _Trace:
             self.labels.join(heads, heads[:1, :, :1])
 
     @torch.no_grad()
-    def _run(self, input_shape: tuple[int, ...], like: Tensor) -> None:
-        example = torch.zeros(1, *input_shape, device=like.device, dtype=like.dtype)
+    def _run(self, example: Tensor) -> None:
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # whole transformer layers as one operation
         try:
@@ -57,7 +56,7 @@ class _Trace:
                 outputs = self.model(example)
         except Exception as error:  # networks raise all kinds of exceptions
             line = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise ValueError(f"the network's channels cannot be traced with inputs of shape {input_shape}: {line}") from error
+            raise ValueError(f"the network's channels cannot be traced with inputs of shape {tuple(example.shape[1:])}: {line}") from error
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
         for output in tree_flatten(outputs)[0]:
@@ -79,11 +78,12 @@ def traced(model: nn.Module, weights: dict[str, torch.Size], input_shape: tuple[
     Raises:
         ValueError: if the network cannot be copied, or does not accept inputs of this shape.
     """
-    trace = _Trace(model, set(weights), input_shape)
+    trace = _traced(model, set(weights), input_shape)
     called = {n: layer for n, layer in trace.layers.items() if layer.columns is not None}
     number = _numbered(trace.labels, [layer.rows for layer in called.values()])
     units = int(number.max()) + 1
-    axes, rows = [], []
+    axes: list[Axis] = []
+    rows: list[Tensor] = []
     for name, layer in called.items():
         axes += _of_layer(name, layer, number)
         rows.append(number[layer.rows.long()])
@@ -98,7 +98,17 @@ def traced(model: nn.Module, weights: dict[str, torch.Size], input_shape: tuple[
     for axis in axes:
         if axis.kind == "columns":
             read[axis.units[axis.units >= 0]] = True
-    return Coupling(tuple(axes), weights, _pools(units, rows), free & read, tuple(trace.heads))
+    return Coupling(tuple(axes), weights, _pools(units, rows), free & read, tuple(trace.heads), trace.integers, tuple(trace.flow.unknown))
+
+
+def _traced(model: nn.Module, weights: set[str], input_shape: tuple[int, ...]) -> _Trace:
+    """The trace of real inputs, or of integers if the network does not accept these and looks up embeddings."""
+    try:
+        return _Trace(model, weights, input_shape, integers=False)
+    except ValueError:
+        if not any(isinstance(m, (nn.Embedding, nn.EmbeddingBag)) for m in model.modules()):
+            raise
+        return _Trace(model, weights, input_shape, integers=True)
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -81,19 +81,16 @@ class LabelFlow:
             layer.fixed = True
         if id(tensor) in self.owned:
             return self.labels.fresh(tensor.numel()).view(tensor.shape)
-        label = float(FIXED if tensor.dim() else NONE)
-        return torch.full(tensor.shape, label, dtype=torch.float64, device=tensor.device)
+        return _full(FIXED if tensor.dim() else NONE, tensor)
 
     def set(self, tensor: Tensor, labels: Tensor) -> None:
         """Store labels. Those of a tensor that is written in place are overwritten, so that its views see them."""
         old = self.known.get(tensor)
-        if old is labels:
-            return
-        if old is not None and old.shape == labels.shape:
-            old.copy_(labels)
-            return
-        if labels.stride() != tensor.stride():
-            labels = torch.empty_like(tensor, dtype=torch.float64).copy_(labels)
+        if old is not None and old.shape == labels.shape and old is not labels:
+            if 0 not in old.stride():
+                old.copy_(labels)
+                return
+            self.labels.join(old, labels)  # views may still have the old ones
         self.known[tensor] = labels
 
     def layer(self, layer: Layer, out: Tensor, x: Tensor, bias: Tensor | None) -> None:
@@ -113,7 +110,7 @@ class LabelFlow:
         layer.columns = columns
         if bias is not None:
             labels.join(self.of(bias), layer.rows)
-        self.set(out, labels.root(layer.rows).view(-1, *[1] * spatial).expand(out.shape).clone())
+        self.set(out, labels.root(layer.rows).view(-1, *[1] * spatial).expand(out.shape))
 
     def _columns(self, x: Tensor, at: int) -> Tensor:
         """The labels of the channels that a layer reads along one dimension of its inputs."""
@@ -138,9 +135,13 @@ class LabelFlow:
             self.unknown[name] = None
             for operand in operands:
                 self.labels.lock(operand)
-            labels = [torch.full(t.shape, float(FIXED), dtype=torch.float64, device=t.device) for t in found]
+            labels = [_full(FIXED, t) for t in found]
         for tensor, label in zip(found, labels, strict=True):
             self.set(tensor, label)
+
+
+def _full(label: int, like: Tensor) -> Tensor:
+    return torch.tensor(float(label), dtype=torch.float64, device=like.device).expand(like.shape)
 
 
 def _labelled(value: Any) -> bool:

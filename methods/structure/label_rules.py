@@ -17,7 +17,7 @@ from methods.structure.flow_modes import ELEMENTWISE
 
 # Each element of the result is an element of an argument.
 MOVES = {
-    "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "numpy_T", "expand", "slice", "select", "unsqueeze",
+    "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "numpy_T", "slice", "select", "unsqueeze",
     "squeeze", "split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "unbind", "cat", "stack", "roll", "flip", "repeat",
     "index", "index_select", "gather", "clone", "detach", "alias", "as_strided", "unfold", "pixel_shuffle", "pixel_unshuffle",
     "channel_shuffle", "native_channel_shuffle", "im2col", "reflection_pad1d", "reflection_pad2d", "replication_pad2d", "diagonal",
@@ -78,10 +78,12 @@ def results(labels: Labels, call: Call) -> list[Tensor] | None:
         return None
     if name in MOVES:
         return _moved(call)
+    if name == "expand":
+        return [_expanded(call)]
     if name == "constant_pad_nd":
         return [_padded(labels, call)]
     if name in UNCHANGED:
-        return [call.operands[0]]
+        return [labels.root(call.operands[0])]
     if torch.Tag.pointwise in call.func.tags or name in ELEMENTWISE or name in ("masked_fill", "_prelu_kernel"):
         return [labels.elementwise(call.operands, shape)]
     if name in REDUCTIONS:
@@ -103,6 +105,8 @@ def results(labels: Labels, call: Call) -> list[Tensor] | None:
 
 def _moved(call: Call) -> list[Tensor]:
     args, kwargs = tree_map(call.of, (call.args, call.kwargs))
+    if call.func._schema.is_mutable and 0 in args[0].stride():
+        args = [args[0].contiguous(), *args[1:]]
     try:
         out = call.func(*args, **kwargs)
     except RuntimeError:  # the labels are laid out differently in memory
@@ -112,12 +116,21 @@ def _moved(call: Call) -> list[Tensor]:
     return [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
 
 
+def _expanded(call: Call) -> Tensor:
+    """Repetition: what belongs to no channel follows the other operand along a new dimension."""
+    x, shape = call.operands[0], call.results[0].shape
+    old = x.view(*[1] * (len(shape) - x.dim()), *x.shape)
+    if x.shape == shape or not bool((x == FIXED).any()):
+        return x.expand(shape)
+    return torch.where(old == FIXED, float(NONE), old).expand(shape)
+
+
 def _padded(labels: Labels, call: Call) -> Tensor:
     """Padding along positions belongs to the channel of its neighbours; along channels it stays."""
     x, pad = call.operands[0], call.value("pad")
     dims = tuple(x.dim() - 1 - i // 2 for i in range(0, len(pad), 2) if pad[i] or pad[i + 1])
     _, several = labels.common(x, dims)
-    return torch.nn.functional.pad(x, pad, value=float(FIXED if bool(several.any()) else NONE))
+    return torch.constant_pad_nd(x, pad, float(FIXED if bool(several.any()) else NONE))
 
 
 def _reduced(labels: Labels, call: Call) -> list[Tensor]:

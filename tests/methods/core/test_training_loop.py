@@ -507,3 +507,31 @@ def test_bfloat16_casts_forward_passes_and_keeps_weights_and_gradients(batches: 
     assert set(seen) == {torch.float32}
     with pytest.raises(ValueError, match="precision 'half' is not one of full, bfloat16"):
         methods.train(mlp(), batches, precision="half")
+
+
+class Levit(nn.Module):
+    """Batch norm whose gradient lies in memory with channels last, as after `flatten(2).transpose(1, 2)`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(self.conv(x)).flatten(2).transpose(1, 2).contiguous()
+        logits: Tensor = self.head(torch.tanh(tokens)).mean(1)
+        return logits
+
+
+def test_a_step_on_a_single_sample_follows_its_gradient() -> None:
+    """One step of plain SGD on one sample is that on the sample twice, whose batch statistics and mean gradient are the same."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(1, 3, 5, 5, generator=generator), torch.tensor([1])
+    after = []
+    for copies in (1, 2):
+        torch.manual_seed(0)
+        model = Levit()
+        methods.train(model, [(x.repeat(copies, 1, 1, 1), y.repeat(copies))], epochs=1, weight_decay=0.0, lr=0.1)
+        after.append(model.conv.weight.detach())
+    torch.manual_seed(0)
+    assert not torch.allclose(after[1], Levit().conv.weight)
+    torch.testing.assert_close(after[0], after[1])

@@ -548,3 +548,18 @@ def test_a_learned_posterior_fine_tunes_the_smaller_network(options: dict[str, A
     assert small.posterior is not None
     methods.fit(small, training, methods.Recipe(epochs=2), previous=small.posterior)
     assert methods.score(small, methods.make("criteria", "opd", {})).values.keys() == small.weights.keys()
+
+
+def test_wrapped_networks_lose_the_same_channels() -> None:
+    """DataParallel, compiled, or plain: the same mask, and a smaller network with the outputs of the masked one."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(64, 3))
+    data = [(torch.randn(8, 1, 6, 6), torch.arange(8) % 3)]
+    wanted = list(methods.prune(copy.deepcopy(plain), data, sparsity=0.4, granularity="channel").values())
+    for wrap in (nn.DataParallel, lambda m: torch.compile(m, backend="eager")):
+        model = wrap(copy.deepcopy(plain)).eval()
+        mask = methods.prune(model, data, sparsity=0.4, granularity="channel")
+        assert all(torch.equal(a, b) for a, b in zip(mask.values(), wanted, strict=True))
+        small = methods.compact(model, mask, data)
+        with torch.no_grad():
+            torch.testing.assert_close(small(data[0][0]), model(data[0][0]))

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import methods
 from methods import Problem
-from methods.granularity.channel import coupling_of
+from methods.granularity.channel import changes_outputs, coupling_of
 from methods.structure.channel_groups import removed
 from methods.structure.graph_trace import traced
 
@@ -139,6 +140,11 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, bool]] = {
         lambda: Net(lambda m, x: m.head((y := m.stem(x)).view(-1, 2, y.shape[1] // 2).sum(1).relu()), stem=nn.Linear(3, 8),
                     head=nn.Linear(4, 3)),
         (3,), 4, True),
+    "layer norm without parameters": (
+        lambda: nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6, elementwise_affine=False), nn.Linear(6, 5), nn.Linear(5, 3)), (3,), 5, True),
+    "softmax over channels": (
+        lambda: Net(lambda m, x: m.head(m.b(m.stem(x).softmax(1))), stem=nn.Linear(3, 6), b=nn.Linear(6, 5), head=nn.Linear(5, 3)),
+        (3,), 5, True),
     "attention of torch": (
         lambda: Net(lambda m, x: m.head(m.b((y := m.stem(x)) + m.mha(y, y, y)[0]).relu().mean(1)), stem=nn.Linear(3, 8),
                     mha=nn.MultiheadAttention(8, 2, batch_first=True), b=nn.Linear(8, 5), head=nn.Linear(5, 3)),
@@ -198,6 +204,97 @@ def test_each_unit_can_be_removed_alone(name: str) -> None:
         assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in masked.parameters())
 
 
+@pytest.mark.parametrize("name", NETS)
+def test_the_layers_whose_removal_changes_outputs_are_known(name: str) -> None:
+    make, shape, _, exact = NETS[name]
+    assert changes_outputs(problem_of(make, shape)) == ([] if exact else ["stem.weight" if name == "spatial gate" else "0.weight"])
+
+
+class RmsScale(nn.Module):
+    """A root mean square over channels, by hand."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6)
+
+
+class L2Scale(nn.Module):
+    """Division by the Euclidean norm over channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=1)
+
+
+# layer between two linear layers -> whether outputs stay equal (with a bias before it, without one), by the formulas
+BETWEEN = {
+    "relu": (nn.ReLU, True, True),
+    "sigmoid": (nn.Sigmoid, True, True),
+    "batch norm": (lambda: nn.BatchNorm1d(6), True, True),
+    "layer norm": (lambda: nn.LayerNorm(6), False, False),
+    "root mean square": (lambda: nn.RMSNorm(6), False, False),
+    "root mean square by hand": (RmsScale, False, False),
+    "one group": (lambda: nn.GroupNorm(1, 6), False, False),
+    "Euclidean norm": (L2Scale, False, True),  # zeros do not change it
+}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", BETWEEN)
+@torch.no_grad()
+def test_when_outputs_stay_equal(name: str, bias: bool) -> None:
+    between, with_bias, without = BETWEEN[name]
+    problem = problem_of(lambda: nn.Sequential(nn.Linear(4, 6, bias=bias), between(), nn.Linear(6, 3)), (4,))
+    coupling = coupling_of(problem)
+    assert coupling.free.tolist() == [True] * 6 + [False] * 3
+    small, masked = removed(problem.model, coupling, torch.arange(9) != 2), copy.deepcopy(problem.model)
+    masked[0].weight[2], masked[2].weight[:, 2] = 0.0, 0.0  # type: ignore[index, union-attr]
+    x = next(iter(problem.batches))[0]
+    equal = with_bias if bias else without
+    assert torch.allclose(small(x), masked(x), rtol=0, atol=1e-10) == equal
+    # `changes_outputs` draws its own parameters, so it does not depend on the bias's value, only on whether there is one.
+    assert (changes_outputs(problem) == []) == equal
+
+
+def test_a_pool_of_few_units_is_tried_like_a_large_one() -> None:
+    """Layers of three channels with the number written into the network, each next to a layer of 100."""
+
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.narrow = nn.ModuleList(nn.Linear(6, 3) for _ in range(8))
+            self.back = nn.ModuleList(nn.Linear(3, 6) for _ in range(8))
+            self.wide = nn.ModuleList(nn.Linear(6, 100) for _ in range(8))
+            self.down = nn.ModuleList(nn.Linear(100, 6) for _ in range(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for narrow, back, wide, down in zip(self.narrow, self.back, self.wide, self.down, strict=True):
+                x = x + back(narrow(x).reshape(-1, 3).relu())
+                x = x + down(wide(x).relu())
+            return x
+
+    coupling = coupling_of(problem_of(Blocks, (6,)))
+    assert not any(bool(coupling.free[coupling.lines[f"narrow.{i}.weight"][0]].any()) for i in range(8))
+    assert all(bool(coupling.free[coupling.lines[f"wide.{i}.weight"][0]].all()) for i in range(8))
+
+
+def test_channels_that_are_divided_into_a_fixed_number_of_parts_stay() -> None:
+    def forward(m: Net, x: Tensor) -> Tensor:
+        out: Tensor = m.head(m.b(m.a(x).view(len(x), 4, -1).cumsum(2).flatten(1)).relu())
+        return out
+
+    coupling = coupling_of(problem_of(lambda: Net(forward, a=nn.Linear(6, 16), b=nn.Linear(16, 5), head=nn.Linear(5, 3)), (6,)))
+    assert coupling.free.tolist() == [False] * 16 + [True] * 5 + [False] * 3
+
+
+def test_a_message_names_what_stays() -> None:
+    problem = problem_of(NETS["an operation without a rule"][0], (3,))
+    # Four of the five units of b, of 6 + 3 weights, out of 3 * 6 + 6 * 5 + 5 * 3.
+    why = r"\(no channel of 'stem.weight' can be removed; channels read by sort stay\)"
+    with pytest.raises(ValueError, match=rf"the largest possible is {4 * 9 / 63:.4g} {why}"):
+        methods.prune(problem.model, problem.batches, sparsity=0.9, granularity="channel")
+    with pytest.raises(ValueError, match=r"without changing its inputs or outputs \(no channel of 'weight' can be removed\)"):
+        coupling_of(problem_of(lambda: nn.Linear(3, 3), (3,)))
+
+
 def test_a_head_takes_its_bias_with_it() -> None:
     problem = problem_of(NETS["heads"][0], (5, 3))
     coupling = coupling_of(problem)
@@ -245,6 +342,16 @@ def test_matrices_of_other_modules_count_and_have_no_units() -> None:
     assert coupling.weights == 3 * 6 + 24 * 6 + 24 * 8 + 8 * 5 + 5 * 3
     assert (coupling.lines["rnn.weight_ih_l0"][0] == -1).all()
     assert (coupling.lines["rnn.weight_hh_l0"][1] == -1).all()
+    assert int(coupling.free.sum()) == 5
+
+
+def test_inputs_may_be_integers() -> None:
+    """A table whose columns are read by a layer and, as its weight, by the output layer."""
+    layers = {"table": nn.Embedding(7, 4), "a": nn.Linear(4, 5), "b": nn.Linear(5, 4), "out": nn.Linear(4, 7, bias=False)}
+    model = Net(lambda m, x: m.out(m.table(x) + m.b(m.a(m.table(x)).relu())), **layers)
+    model.out.weight = model.table.weight  # type: ignore[assignment, union-attr]
+    coupling = coupling_of(Problem(model, [(torch.zeros(2, 3, dtype=torch.long), torch.zeros(2))]))
+    assert coupling.free[coupling.lines["a.weight"][0]].all()
     assert int(coupling.free.sum()) == 5
 
 
