@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._pytree import tree_flatten
 
+from methods.core.prunable import remedy, roles
 from methods.structure.channel_groups import Axis, Coupling
 from methods.structure.channel_labels import Labels
 from methods.structure.label_flow import LabelFlow, Layer
@@ -80,6 +81,8 @@ def traced(model: nn.Module, weights: dict[str, torch.Size], input_shape: tuple[
     """
     trace = _traced(model, set(weights), input_shape)
     called = {n: layer for n, layer in trace.layers.items() if layer.columns is not None}
+    if not called:
+        raise ValueError("no channel of this network can be removed: it calls no Linear or Conv layer")
     number = _numbered(trace.labels, [layer.rows for layer in called.values()])
     units = int(number.max()) + 1
     axes: list[Axis] = []
@@ -115,6 +118,10 @@ def _copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except RuntimeError as error:  # tensors that are results of computations, e.g. after `weight_norm`
+        for place in roles(model):
+            if place.hooks:
+                why = f"the {place.attribute} of {place.label} is computed in every forward pass: {remedy(place)}"
+                raise ValueError(f"the network cannot be copied, because {why}") from error
         raise ValueError(f"the network cannot be copied: {str(error).splitlines()[0]}") from error
 
 

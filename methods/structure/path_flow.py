@@ -50,6 +50,8 @@ def undefined(model: nn.Module, input_shape: tuple[int, ...], view: type[Flow] =
 
 def _probed(model: nn.Module, input_shape: tuple[int, ...], view: type[Flow]) -> str | None:
     parameters = prunable(model)
+    if not parameters:
+        return "it has no layer with weights"
     device = next(iter(parameters.values())).device
     generator = torch.Generator().manual_seed(0)
     x, y = _random(torch.Size((2, *input_shape)), device, generator)

@@ -1,6 +1,7 @@
 """Which channels a traced network couples: networks of every kind of wiring, compared with the removal of single units by hand."""
 
 import copy
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -368,3 +369,28 @@ def test_all_outputs_of_a_network_stay() -> None:
     shapes = {n: p.shape for n, p in Several().named_parameters() if p.dim() > 1}
     coupling = traced(Several(), shapes, (3,))
     assert coupling.free.tolist() == [True] * 6 + [False] * 5 + [True] * 4 + [False] * 3
+
+
+class Products(nn.Module):
+    """A network of raw parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.v = nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(4, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.w @ self.v
+
+
+def test_networks_without_layers_and_networks_that_cannot_be_copied_are_refused_with_the_reason() -> None:
+    data = [(torch.randn(4, 3), torch.arange(4) % 2)]
+    with pytest.raises(ValueError, match=r"^no channel of this network can be removed: it calls no Linear or Conv layer$"):
+        methods.prune(Products(), data, sparsity=0.5, granularity="channel", include="*")
+    with pytest.raises(ValueError, match=r"^'synflow' does not support this network: it has no layer with weights$"):
+        methods.prune(Products(), data, "synflow", sparsity=0.5, include="*")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        normed = nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(3, 4)), nn.ReLU(), nn.Linear(4, 2))
+    normed(data[0][0])  # the weight is now the result of a computation
+    with pytest.raises(ValueError, match=r"^the network cannot be copied, because the weight of layer '0' .*remove_weight_norm"):
+        methods.prune(normed, data, sparsity=0.3, granularity="channel")
