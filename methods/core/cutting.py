@@ -29,7 +29,8 @@ def score(problem: Problem, criterion: Criterion) -> Scores:
             would not act, or the scores are not finite or do not have the names and shapes of the weights.
     """
     _check_supported(problem, criterion)
-    with evaluating(problem.model, problem.weights), torch.enable_grad():
+    weights = problem.weights
+    with evaluating(problem.model, weights), torch.enable_grad():
         rehearse(problem, reads_data=not criterion.data_free)
         with explaining(problem.model, f"'{criterion.name}' fails on this network"):
             scores = criterion.score(problem)
@@ -49,7 +50,8 @@ def rehearse(problem: Problem, reads_data: bool) -> None:
     Raises:
         ValueError: if the network or the loss fails on the data, or zeros in a weight would not act.
     """
-    if not reads_data and known_to_act(problem.model, problem.weights, watched=True):
+    weights = problem.weights
+    if not reads_data and known_to_act(problem.model, weights, watched=True):
         return
     devices = [problem.device] if problem.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -57,7 +59,7 @@ def rehearse(problem: Problem, reads_data: bool) -> None:
             outputs_and_loss(problem.model, problem.loss, *problem.example)
         x = problem.example[0] if reads_data else _possible_inputs(problem)
         with explaining(problem.model, "the network cannot be differentiated"):
-            check_acting(problem.model, problem.weights, None if x is None else lambda: problem.model(x))
+            check_acting(problem.model, weights, None if x is None else lambda: problem.model(x))
 
 
 def _possible_inputs(problem: Problem) -> Tensor | None:
@@ -133,15 +135,15 @@ def cut(
         raise ValueError(f"granularity '{granularity.name}' does not support this network: {reason}")
     rounds = (sparsity,) if scores is not None else criterion.rounds(_present(problem, granularity, cost), sparsity)
     with unchanged_on_error(problem.model):
-        present = problem
+        present, weights = problem, problem.weights
         apply_mask(problem.model, problem.mask)
         for target in rounds:
             present = replace(present, target=target)
             found = scores if scores is not None else score(present, criterion)
             mask = granularity.cut(present, found, target, cost)
-            with evaluating(present.model, present.weights):
+            with evaluating(present.model, weights):
                 criterion.compensate(present, mask, found.state)
-            with acting_afterwards(present.model, present.weights):
+            with acting_afterwards(present.model, weights):
                 apply_mask(present.model, mask)
             present = replace(present, mask=mask)
     return present.mask

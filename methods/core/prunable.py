@@ -112,13 +112,15 @@ def prunable(model: nn.Module, include: Sequence[str] | str = (), exclude: Seque
         ValueError: if the model is not a network, a pattern matches nothing, or a layer has no weights yet (`nn.LazyLinear`).
     """
     check_network(model)
-    parameters = dict(model.named_parameters())
-    names = first_names(model)
-    multiply = {name for name, _ in places(model)}
-    added = _matching(include, {n: first for n, first in names.items() if _possible(parameters[first])}, "include")
-    chosen = {n: p for n, p in parameters.items() if n in multiply or n in added}
-    computed = {p.name: p.name for p in roles(model) if p.stored is None}
-    dropped = _matching(exclude, {n: first for n, first in names.items() if first in chosen} | computed, "exclude")
+    listed = list(model.named_parameters(remove_duplicate=False))
+    first: dict[int, str] = {}
+    names = {n: first.setdefault(id(p), n) for n, p in listed}
+    found = list(roles(model))
+    multiply = {name for name, _ in _located(found, first)}
+    added = _matching(include, {n: names[n] for n, p in listed if _possible(p)}, "include") if include != () else set()
+    chosen = {n: p for n, p in listed if names[n] == n and (n in multiply or n in added)}
+    computed = {p.name: p.name for p in found if p.stored is None}
+    dropped = _matching(exclude, {n: f for n, f in names.items() if f in chosen} | computed, "exclude") if exclude != () else set()
     left = {n: p for n, p in chosen.items() if n not in dropped}
     for name, p in left.items():
         if isinstance(p, UninitializedParameter):
@@ -146,8 +148,12 @@ def _possible(p: Tensor) -> bool:
 
 def places(model: nn.Module) -> Iterator[tuple[str, Place]]:
     """(name of the parameter, place) of each weight that multiplies activations, where one parameter holds the weight's entries."""
-    first = {id(p): n for n, p in model.named_parameters()}
-    for place in roles(model):
+    return _located(roles(model), {id(p): n for n, p in model.named_parameters()})
+
+
+def _located(found: Iterable[Place], first: Mapping[int, str]) -> Iterator[tuple[str, Place]]:
+    """See `places`; `first`: id of a parameter -> its name."""
+    for place in found:
         stored = place.stored
         if stored is not None:
             inside, _, attribute = stored.rpartition(".")

@@ -54,7 +54,7 @@ def pairs(batches: Any, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]
         if fault:
             raise ValueError(f"batches must be pairs (inputs, targets) of tensors with one row per sample; {fault}")
         x, y = map(_leaf, batch)
-        if len(y):
+        if y.shape[0]:
             yield x.to(device), y.to(device)
 
 
@@ -104,7 +104,7 @@ def _fault(batch: Any) -> str:
     x, y = batch
     if not x.dim() or not y.dim():
         return "one holds a single sample: is it a data set? Pass torch.utils.data.DataLoader(dataset, batch_size=...)"
-    return "" if len(x) == len(y) else f"one has {len(x)} inputs and {len(y)} targets"
+    return "" if x.shape[0] == y.shape[0] else f"one has {len(x)} inputs and {len(y)} targets"
 
 
 def outputs_and_loss(model: nn.Module, loss: Callable[[Any, Tensor], Tensor], x: Tensor, y: Tensor) -> tuple[Any, Tensor]:
@@ -118,7 +118,7 @@ def outputs_and_loss(model: nn.Module, loss: Callable[[Any, Tensor], Tensor], x:
         raise ValueError(f"loss must be a function of (outputs, targets), e.g. torch.nn.functional.cross_entropy, not {kind}")
     try:
         # torch differentiates normalisation of a single sample wrongly in some layouts.
-        with Repairs() if len(x) == 1 else nullcontext():
+        with Repairs() if x.shape[0] == 1 else nullcontext():
             outputs = model(x)
     except FAILURES as error:
         raise explained(error, model, f"the network fails on {described('inputs', x)}") from error
@@ -134,7 +134,7 @@ def outputs_and_loss(model: nn.Module, loss: Callable[[Any, Tensor], Tensor], x:
     if not isinstance(value, Tensor) or value.numel() != 1:
         kind = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise ValueError(f"the loss must be a scalar tensor, the mean over the samples of a batch, but is {kind}: use reduction='mean'")
-    if torch.is_grad_enabled() and not value.requires_grad:
+    if not value.requires_grad and torch.is_grad_enabled():
         raise ValueError(
             "the loss has no gradient: neither the network nor the loss may detach, round or count, and a parameter must require a gradient"
         )

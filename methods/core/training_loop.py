@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,10 +78,10 @@ class Recipe:
             return torch.optim.Adam(parameters, lr=lr, betas=(self.momentum, 0.999), fused=fused)
         return torch.optim.SGD(parameters, lr=lr, momentum=self.momentum, fused=fused)
 
-    def cast(self, device: torch.device) -> torch.autocast:
+    def cast(self, device: torch.device) -> AbstractContextManager[Any]:
         """The context of forward passes."""
         dtype = PRECISIONS[self.precision]
-        return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+        return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
     def factor(self, progress: float) -> float:
         """The factor on the peak learning rate after a fraction `progress` of all steps."""
@@ -207,7 +208,7 @@ class _Run:
         model.train()
         for module in self.resting:
             module.training = False
-        decayed = [(p, self.state.decay[n]) for n, p in self.named.items() if n in self.state.decay]
+        decayed = [(p, self.state.decay[n].to(p.dtype)) for n, p in self.named.items() if n in self.state.decay]
         step, losses = self.n_batches * (epoch - 1), []
         for x, y in pairs(self.batches, device):
             with self.recipe.cast(device):
@@ -270,7 +271,7 @@ def _decay_gradients(decayed: list[tuple[nn.Parameter, Tensor]]) -> None:
     reached = [(p, c) for p, c in decayed if p.grad is not None]
     if reached:
         gradients: list[Tensor] = [p.grad for p, _ in reached]  # type: ignore[misc]
-        torch._foreach_addcmul_(gradients, [p for p, _ in reached], [c.to(p.dtype) for p, c in reached])
+        torch._foreach_addcmul_(gradients, [p for p, _ in reached], [c for _, c in reached])
 
 
 def _masked(model: nn.Module, mask: Mask) -> list[tuple[nn.Parameter, Tensor]]:
