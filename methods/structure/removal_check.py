@@ -14,10 +14,12 @@ import copy
 import math
 import re
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_flatten
 
 from methods.structure.channel_groups import Coupling, removed
 
@@ -112,13 +114,12 @@ class _Network:
     @cached_property
     def outputs(self) -> Tensor:
         """The outputs of the whole network."""
-        outputs: Tensor = self.model(self.inputs)
-        return outputs
+        return _as_tensor(self.model(self.inputs))
 
     def difference(self, kept: Tensor, equal: bool) -> float:
         """The smaller one of the differences that the conditions are about; infinite if the smaller network does not run."""
         try:
-            small = removed(self.model, self.coupling, kept, share=True)(self.inputs)
+            small = _as_tensor(removed(self.model, self.coupling, kept, share=True)(self.inputs))
         except Exception:  # networks raise all kinds of exceptions
             return math.inf
         if small.shape != self.outputs.shape:
@@ -156,8 +157,14 @@ class _Network:
     def _with(self, changed: dict[str, Tensor]) -> Tensor:
         """The outputs with some parameters replaced."""
         inside = nn.Sequential(self.model)  # torch refuses DataParallel, but not inside another module
-        outputs: Tensor = functional_call(inside, {f"0.{name}": tensor for name, tensor in changed.items()}, (self.inputs,))
+        return _as_tensor(functional_call(inside, {f"0.{name}": tensor for name, tensor in changed.items()}, (self.inputs,)))
+
+
+def _as_tensor(outputs: Any) -> Tensor:
+    """The outputs of a network as one tensor, also if it returns a dict, a tuple or a list of tensors."""
+    if isinstance(outputs, Tensor):
         return outputs
+    return torch.cat([t.flatten() for t in tree_flatten(outputs)[0] if isinstance(t, Tensor) and t.is_floating_point()])
 
 
 def _count(movable: int, units: int) -> int:

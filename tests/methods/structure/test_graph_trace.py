@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -394,3 +395,26 @@ def test_networks_without_layers_and_networks_that_cannot_be_copied_are_refused_
     normed(data[0][0])  # the weight is now the result of a computation
     with pytest.raises(ValueError, match=r"^the network cannot be copied, because the weight of layer '0' .*remove_weight_norm"):
         methods.prune(normed, data, sparsity=0.3, granularity="channel")
+
+
+@pytest.mark.parametrize("pack", [lambda f: (f,), lambda f: [f, f + 1], lambda f: {"out": f, "both": (f, None)}])
+def test_outputs_inside_other_things_are_compared_tensor_by_tensor(pack: Callable[[Tensor], Any]) -> None:
+    class Packs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.h = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            return pack(self.h(self.a(x).relu()))
+
+    def loss(outputs: Any, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs["out"] if isinstance(outputs, dict) else outputs[0], targets)
+
+    model, x = Packs(), torch.randn(8, 6)
+    mask = methods.prune(model, [(x, torch.arange(8) % 3)], "snip", sparsity=0.5, granularity="channel", loss=loss)
+    small = methods.compact(model, mask, input_shape=(6,))
+    kept = int(mask["a.weight"].any(1).sum())
+    assert kept in (4, 5)
+    assert small.a.weight.shape == (kept, 6)
+    unpacked = [out["out"] if isinstance(out, dict) else out[0] for out in (model(x), small(x))]
+    torch.testing.assert_close(*unpacked)
