@@ -88,7 +88,8 @@ class Prunable(dict[str, nn.Parameter]):
         return found | dict.fromkeys(sorted(self.excluded), "excluded by name")
 
     def __str__(self) -> str:
-        rows = [(n, _shape(p), "yes" if n in self else "no: " + self.others[n]) for n, p in self._model.named_parameters()]
+        others = self.others
+        rows = [(n, _shape(p), "yes" if n in self else "no: " + others[n]) for n, p in self._model.named_parameters()]
         rows = [("parameter", "shape", "prunable"), *rows]
         widths = [max(len(row[k]) for row in rows) for k in (0, 1)]
         return "\n".join(f"{name:{widths[0]}}  {shape:{widths[1]}}  {said}" for name, shape, said in rows)
