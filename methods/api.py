@@ -33,7 +33,7 @@ def train(
     posterior: Posterior | None = None,
     **hyperparameters: Any,
 ) -> Posterior:
-    """Train a model in place.
+    """Train a model in place. Modules in eval mode (frozen batch norm) stay so if the model itself is in training mode.
 
         posterior = methods.train(model, batches, training="spam", epochs=30)
         methods.train(model, batches, optimizer="adam", lr=1e-3)
@@ -55,8 +55,6 @@ def train(
 
     Returns:
         The posterior, to pass to `prune`.
-
-    Modules in eval mode stay so if the model itself is in training mode (frozen batch norm).
 
     Raises:
         ValueError: if a name is unknown or a value is outside its limits, the mask does not fit the model, or the network or the loss

@@ -93,7 +93,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def check_acting(model: nn.Module, weights: Prunable, forward: Callable[[], Any] | None) -> None:
-    """Check that zeros in the weights act in the network. The result is remembered for the model.
+    """Check that a weight that is set to zero is zero where the network multiplies with it. The result is remembered for the model.
 
     Args:
         model: the network, in eval mode.
@@ -101,7 +101,7 @@ def check_acting(model: nn.Module, weights: Prunable, forward: Callable[[], Any]
         forward: runs the network and returns its outputs; None if there are no inputs, then only single layers are watched.
 
     Raises:
-        ValueError: if a weight is transformed before it multiplies so that its zeros do not act, or a layer keeps none of its own.
+        ValueError: if a weight is transformed before it multiplies and zeros do not stay zero, or a layer has no weight of its own.
     """
     if known_to_act(model, weights, watched=forward is not None):
         return
@@ -150,7 +150,7 @@ def _refuse_transformed(
             wrong = [n for n in suspects if not all(_same_zeros(weights[n], t) for t in operands.get(n, ()))]
         if wrong:
             place = places_.get(wrong[0])
-            said = "is changed before it multiplies, so that zeros in it are not zeros of what acts"
+            said = "is transformed before it multiplies the inputs, so weights that are set to zero would not stay zero"
             raise ValueError(_message(place, said) if place is not None else f"'{wrong[0]}' {said}: leave it out by exclude=...")
     return watch
 

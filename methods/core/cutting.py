@@ -25,8 +25,8 @@ def score(problem: Problem, criterion: Criterion) -> Scores:
         The scores.
 
     Raises:
-        ValueError: if the criterion does not support the network, the network or the loss fails on the data, zeros in the weights
-            would not act, or the scores are not finite or do not have the names and shapes of the weights.
+        ValueError: if the criterion does not support the network, the network or the loss fails on the data, weights that are
+            set to zero would not stay zero, or the scores are not finite or do not have the names and shapes of the weights.
     """
     _check_supported(problem, criterion)
     weights = problem.weights
@@ -41,14 +41,16 @@ def score(problem: Problem, criterion: Criterion) -> Scores:
 
 
 def rehearse(problem: Problem, reads_data: bool) -> None:
-    """Check that the weights act in the network, in a forward pass of two samples if there are any. Call it inside `evaluating`.
+    """Check that weights that are set to zero stay zero in the network, by a forward pass of two samples if there are any.
+
+    Call it inside `evaluating`.
 
     Args:
         problem: network and data.
         reads_data: whether data are needed, so that the loss must be defined too.
 
     Raises:
-        ValueError: if the network or the loss fails on the data, or zeros in a weight would not act.
+        ValueError: if the network or the loss fails on the data, or weights that are set to zero would not stay zero.
     """
     weights = problem.weights
     if not reads_data and known_to_act(problem.model, weights, watched=True):

@@ -133,7 +133,7 @@ def fit(
     with unchanged_on_error(problem.model), own_modes(problem.model), torch.enable_grad(), torch.random.fork_rng(devices=devices):
         if pruner is not None or kept_weights(problem.mask)[0] < kept_weights(problem.mask)[1]:
             with evaluating(problem.model, problem.weights):
-                rehearse(problem, reads_data=False)  # a network whose weights do not act is refused before it is trained
+                rehearse(problem, reads_data=False)  # what cannot be pruned is refused before it is trained
         torch.manual_seed(derive(problem.seed, "training"))  # dropout draws from torch's global generator
         with explaining(problem.model, f"training '{training.name}' fails on this network"):
             return run()

@@ -122,7 +122,7 @@ def test_other_transformations_are_refused_with_the_remedy(
         return
     model = network(wrap)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match=r"^the weight of layer '0' \([A-Z]\w+\) is changed .*" + re.escape(REFUSED[wrap]) + "$"):
+    with pytest.raises(ValueError, match=r"^the weight of layer '0' \([A-Z]\w+\) is transformed .*" + re.escape(REFUSED[wrap]) + "$"):
         methods.prune(model, batches, sparsity=0.5, granularity=granularity)
     assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
 
@@ -156,7 +156,7 @@ class Shares(nn.Module):
 
 def test_a_parent_that_changes_the_weight_of_its_child_is_seen_in_the_forward_pass() -> None:
     assert methods.prune(Shares(False), data(), "obd", sparsity=0.5)
-    with pytest.raises(ValueError, match=r"^the weight of layer 'layer' \(Linear\) is changed before it multiplies"):
+    with pytest.raises(ValueError, match=r"^the weight of layer 'layer' \(Linear\) is transformed before it multiplies"):
         methods.prune(Shares(True), data(), "obd", sparsity=0.5)
 
 
@@ -196,7 +196,7 @@ class LowRankUpdate(nn.Module):
 @pytest.mark.parametrize("method", ["magnitude", "obd", "random", "snip"])
 def test_a_low_rank_update_is_refused_before_its_training_too(method: str) -> None:
     model = nn.Sequential(LowRankUpdate(nn.Linear(20, 20)), nn.ReLU(), nn.Linear(20, 3))
-    with pytest.raises(ValueError, match=r"^the weight of layer '0.layer' \(Linear\) is changed before it multiplies"):
+    with pytest.raises(ValueError, match=r"^the weight of layer '0.layer' \(Linear\) is transformed before it multiplies"):
         methods.prune(model, data(), method=method, sparsity=0.5)
     assert not model[0].b.any()
     assert set(methods.prune(model, data(), method=method, sparsity=0.5, exclude="0.*")) == {"2.weight"}

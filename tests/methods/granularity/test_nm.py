@@ -1,5 +1,6 @@
 """n:m patterns against the groups written out by hand."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,17 +28,21 @@ def test_the_two_best_of_four_inputs_stay() -> None:
     assert mask["0.weight"].tolist() == [[False, True, True, False, True, True, False, False]]
 
 
-def test_a_convolution_has_groups_of_input_channels_at_each_place() -> None:
-    problem = problem_of(nn.Conv2d(8, 3, 2))
+# A convolution sums over dimension 1 of (out, in, 2, 2), a transposed one over dimension 0 of (in, out/groups, 2, 2).
+@pytest.mark.parametrize(("layer", "dim"), [(lambda: nn.Conv2d(8, 3, 2), 1), (lambda: nn.ConvTranspose2d(8, 6, 2, groups=2), 0)])
+def test_a_convolution_has_groups_of_input_channels_at_each_place(layer: Callable[[], nn.Module], dim: int) -> None:
+    problem = problem_of(layer())
     scores = magnitudes(problem)
-    mask = Pattern().cut(problem, scores, 0.5)["0.weight"]
+    mask = Pattern().cut(problem, scores, 0.5)["0.weight"].movedim(dim, 1)
+    values = scores.values["0.weight"].movedim(dim, 1)
+    assert values.shape == (3, 8, 2, 2)
     for out in range(3):
         for row in range(2):
             for column in range(2):
                 for group in (slice(0, 4), slice(4, 8)):
-                    values, kept = scores.values["0.weight"][out, group, row, column], mask[out, group, row, column]
+                    v, kept = values[out, group, row, column], mask[out, group, row, column]
                     assert kept.sum() == 2
-                    assert values[kept].min() > values[~kept].max()
+                    assert v[kept].min() > v[~kept].max()
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (4, 8), (1, 2), (3, 4)])
@@ -149,19 +154,6 @@ def test_semi_structured_weights_compute_the_same() -> None:
         dense = model(inputs)
         assert semi_structured(model, mask) == ["0.weight"], "ten outputs are too few for the sparse form"
         torch.testing.assert_close(model(inputs), dense, rtol=1e-2, atol=1e-2)
-
-
-def test_a_transposed_convolution_has_groups_of_the_channels_that_its_products_sum_over() -> None:
-    problem = problem_of(nn.ConvTranspose2d(8, 6, 2, groups=2))  # (in, out / groups, 2, 2): each output sums over 4 inputs
-    scores = magnitudes(problem)
-    mask = Pattern().cut(problem, scores, 0.5)["0.weight"]
-    for out in range(3):
-        for row in range(2):
-            for column in range(2):
-                for group in (slice(0, 4), slice(4, 8)):
-                    values, kept = scores.values["0.weight"][group, out, row, column], mask[group, out, row, column]
-                    assert kept.sum() == 2
-                    assert values[kept].min() > values[~kept].max()
 
 
 def test_the_removed_inputs_of_a_transposed_convolution_have_no_effect_on_groups_of_outputs() -> None:
