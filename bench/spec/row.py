@@ -9,12 +9,13 @@ from typing import Any
 from bench.spec.columns import Judged, Role, column, declared
 
 PROTOCOL_VERSION = "2"  # increased by every change of the computation that changes results
-SCHEMA = 3  # version of the columns: increased with every new column, which is declared with `since`
+SCHEMA = 4  # version of the columns: increased with every new column, which is declared with `since`
 # Controls for a method (Frankle et al. 2021, "Pruning neural networks at initialization: why are we missing the mark?"):
 # "shuffle" permutes the mask within each layer; "reinit" keeps the mask, and trains new initial weights with it.
 ABLATIONS = ("shuffle", "reinit")
 DENSE = "dense"  # the method name of the unpruned reference
 STATUSES = ("ok", "collapsed", "failed", "unsupported")
+RECALIBRATIONS = ("none", "batchnorm")
 MATCHES = ("weights", "parameters", "flops", "latency")
 COLLAPSED = "a layer has no weights left, or the dense network did not train (chance accuracy)"
 SHARE: dict[str, Any] = {"least": 0, "most": 1}
@@ -56,7 +57,7 @@ class Row:
     ablation: str = column("control instead of the method's own network", Role.KEY, values=("none", *ABLATIONS))
     sparsity: float = column("requested fraction to remove", Role.KEY, "fraction", **SHARE)
     seed: int = column("seed of initial weights, batches and scoring", Role.KEY, least=0)
-    epochs: int = column("training epochs of the network, without fine-tuning", Role.KEY, "epochs", least=1)
+    epochs: int = column("training epochs of the network, without fine-tuning", Role.KEY, "epochs", least=0)
     finetune_epochs: int = column("fine-tuning epochs after pruning; 0: no fine-tuning (one-shot)", Role.KEY, "epochs", least=0)
     status: str = column(f"collapsed: {COLLAPSED}", Role.COUNT, values=STATUSES)
     sparsity_reached: float | None = column("fraction of prunable weights removed", Role.COUNT, "fraction", default=None, **SHARE)
@@ -116,6 +117,21 @@ class Row:
         "number of threads and versions of packages that influence the numbers, as a JSON object", Role.WHERE, "{}", empty=False, since=2
     )
     schema: int = column("version of these columns", Role.ORIGIN, default=SCHEMA, least=1, since=2)
+    recalibration: str = column(
+        "statistics that were estimated again after pruning: none, or batchnorm", Role.KEY, default="none", values=RECALIBRATIONS, since=4
+    )
+    initial_weights: str = column(
+        "weights that the network starts from: random, pretrained (those of timm), or sha256: and the digest of a checkpoint",
+        Role.SETTING, default="random", pattern="random|pretrained|sha256:[0-9a-f]{64}", since=4,
+    )  # fmt: skip
+    calibration_samples: int | None = column(
+        "number of training samples that scoring may read; empty: all", Role.SETTING, "samples", default=None, least=1, since=4
+    )
+    recipe: str = column(
+        "settings of training that all methods share, as a JSON object; {} in rows of older releases", Role.SETTING, default="{}", since=4
+    )
+    match_reached: float | None = column("fraction removed of the quantity `match`", Role.COST, "fraction", default=None, most=1, since=4)
+    plugin_metrics: str = _origin("values of the metrics of plug-ins, as a JSON object", default="{}", empty=False, since=4)
 
     @property
     def identity(self) -> tuple[Any, ...]:
@@ -124,7 +140,10 @@ class Row:
 
 
 # The key columns, in the order of the specification.
-KEY = ("method", "tuning", "ablation", "match", "granularity", "dataset", "architecture", "sparsity", "seed", "epochs", "finetune_epochs")
+KEY = (
+    "method", "tuning", "ablation", "match", "granularity", "dataset", "architecture", "sparsity", "seed", "epochs", "finetune_epochs",
+    "recalibration",
+)  # fmt: skip
 DECLARED = declared(Row)
 COLUMNS = tuple(DECLARED)
 

@@ -106,4 +106,4 @@ def test_a_row_is_one_row_by_the_contract_key() -> None:
         dataset="d", architecture="a", granularity="weight", match="weights", method="m", tuning="default", ablation="none",
         sparsity=0.5, seed=1, epochs=2, finetune_epochs=3, **text,
     )  # fmt: skip
-    assert row.identity == ("m", "default", "none", "weights", "weight", "d", "a", 0.5, 1, 2, 3)
+    assert row.identity == ("m", "default", "none", "weights", "weight", "d", "a", 0.5, 1, 2, 3, "none")
