@@ -17,6 +17,7 @@ from typing import Any
 from methods.adapters import Importance
 from methods.api import compact, prune, scores, train, train_pruned
 from methods.checking.clauses import check
+from methods.core.batch_norm import recalibrate_batchnorm
 from methods.core.configurations import Configuration, Criterion, Granularity, Training
 from methods.core.cutting import Pruner, cut, score, scored_once
 from methods.core.hyperparameters import Choice, Float, Int, Range, ranges
@@ -64,8 +65,8 @@ __all__ = [
     "Mask", "Method", "Option", "Posterior", "Problem", "Pruner", "Range", "Recipe", "Rewinding", "Schedule", "Scores", "Stage",
     "Training", "UnknownName", "Values", "apply_mask", "changes_outputs", "check", "compact", "count_masked", "criteria", "cut", "define",
     "derive", "describe", "effective_sparsity", "fit", "full_mask", "get", "get_granularity", "granularity", "kept_weights",
-    "load_plugin", "lookup", "make", "mask_holds", "names", "nearest", "prunable", "prune", "ranges", "register", "score",
-    "scored_once", "scores", "shuffled", "source_hash", "sparsity_of", "train", "train_pruned", "training", "unknown",
+    "load_plugin", "lookup", "make", "mask_holds", "names", "nearest", "prunable", "prune", "ranges", "recalibrate_batchnorm", "register",
+    "score", "scored_once", "scores", "shuffled", "source_hash", "sparsity_of", "train", "train_pruned", "training", "unknown",
 ]  # fmt: skip
 
 
