@@ -12,7 +12,7 @@ from rich.text import Text
 
 from bench.publishing.page import cells
 from bench.ranking import statistics, tracks
-from bench.ranking.columns import BASELINE, BOARD
+from bench.ranking.columns import ACCURACY, BASELINE, BY_NAME, BoardColumn, accuracies, column_of
 from bench.ranking.tracks import BLOCK
 from bench.spec.row import COLLAPSED, Row
 
@@ -102,12 +102,12 @@ def board_columns(board: pd.DataFrame) -> list[Shown]:
     lacking = [cells.lacking(line["blocks"], most).removesuffix(" blocks") or str(most) for line in lines]
     if any(cells.lacking(blocks, most) for blocks in board["blocks"]):
         found.append(Shown("blocks", lacking))
-    for column in BOARD:
+    for column in _in_order(board):
         if not column.heading or column.name in ("failed", "collapsed", "unsupported", "epochs") or not board[column.name].notna().any():
             continue
         values = [_number(line[column.name], column.format) for line in lines]
         heading = column.heading.replace(" ", "\n", 1)
-        found.append(Shown(heading, values, rank=3 if column.wide else 2 if column.name == "sparsity_within_one_point" else 0))
+        found.append(Shown(heading, values, rank=_rank(column)))
         if column.name == "relative_area":
             ends = ("relative_area", "relative_area_low", "relative_area_high")
             found.append(Shown("± 95 %\ninterval", [cells.spread(*(line[name] for name in ends)) for line in lines], rank=1))
@@ -118,6 +118,20 @@ def board_columns(board: pd.DataFrame) -> list[Shown]:
     if board["epochs"].nunique() > 1:  # methods that trained for longer have no rank
         found.append(Shown("epochs", [f"{line['epochs']:.0f}" for line in lines], rank=1))
     return found
+
+
+def _in_order(board: pd.DataFrame) -> list[BoardColumn]:
+    """The columns of a leaderboard, with all accuracies by increasing sparsity where the first one is."""
+    every, at = [column_of(name) for name in BY_NAME], [column_of(name) for name in accuracies(board)]
+    place = next(k for k, column in enumerate(every) if column.name.startswith(ACCURACY))
+    return [*every[:place], *at, *(column for column in every[place:] if not column.name.startswith(ACCURACY))]
+
+
+def _rank(column: BoardColumn) -> int:
+    """How early a column is left out where there is no room for all."""
+    if column.wide or column.name == "sparsity_within_one_point":
+        return 3 if column.wide else 2
+    return int(column.name.startswith(ACCURACY) and column.name not in BY_NAME)
 
 
 def _number(value: Any, form: str) -> str:

@@ -3,7 +3,7 @@
 A data set is stored as whole tensors. A batch is one `index_select`, augmentation one gather.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,9 +40,9 @@ class Split:
         """The split on a device."""
         return Split(self.inputs.to(device), self.targets.to(device))
 
-    def shuffled(self, seed: int) -> "Split":
-        """The examples in a random order; `seed` decides it."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).to(self.inputs.device)
+    def shuffled(self, seed: int, most: int | None = None) -> "Split":
+        """The examples in a random order, which `seed` decides; only the first `most`, if given."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:most].to(self.inputs.device)
         return Split(self.inputs[order], self.targets[order])
 
 
@@ -92,37 +92,41 @@ def load(
     split_seed: int = 0,
     cache: Path | None = None,
     train_limit: int | None = None,
+    moments: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Dataset:
     """Load a data set as standardised tensors on the CPU.
 
     Args:
         name: a name from `names()`, or `folder:PATH` or `tar:PATH`.
         root: directory where torchvision's data sets are, or are downloaded to.
-        validation: fraction of the training examples for validation, stratified by class.
+        validation: fraction of the training examples for validation, stratified by class; 0 for none.
         split_seed: seed of the validation split.
         cache: directory for decoded images of `folder:` and `tar:`.
         train_limit: number of training examples to keep, stratified by class; None for all.
+        moments: mean and standard deviation of each channel or feature, of pixels in [0, 1] for images in bytes; None for those of
+            the remaining training examples.
 
     Returns:
-        The data set. The test split is the published one. Mean and standard deviation (per channel or feature) are those of the
-        remaining training examples.
+        The data set. The test split is the published one.
 
     Raises:
         UserError: if the name is unknown, the data are missing or unreadable, or there are too few examples for the splits.
     """
     describe(name)  # raises for an unknown name
-    if not 0 < validation < 1:
-        raise UserError(f"validation share {validation} is not between 0 and 1")
+    if not 0 <= validation < 1:
+        raise UserError(f"validation share {validation} is not in [0, 1)")
     raw = sources.read(name, root, cache)
     classes = int(raw.train_targets.max()) + 1
     if classes < 2:
         raise UserError(f"dataset {name!r} has only one class; at least two are needed")
-    kept, held = sources.hold_out(name, raw.train_targets, validation, split_seed)
+    kept, held = torch.arange(len(raw.train_targets)), torch.arange(0)
+    if validation:
+        kept, held = sources.hold_out(name, raw.train_targets, validation, split_seed)
     if train_limit is not None and train_limit < len(kept):
         kept = kept[sources.hold_out(name, raw.train_targets[kept], train_limit, split_seed)[1]]
 
     train = raw.train_inputs[kept]
-    mean, std = _moments(train)
+    mean, std = _moments(train) if moments is None else _given(name, moments, train)
 
     def split(inputs: Tensor, targets: Tensor) -> Split:
         return Split(inputs.to(torch.float32, copy=True).sub_(mean).div_(std), targets)
@@ -232,6 +236,18 @@ def _window(images: Tensor, pad: int, draws: Tensor) -> Tensor:
     address = (rows[:, :, None] * (width + 2 * pad) + columns[:, None, :]).flatten(1)
     padded = functional.pad(images, [pad] * 4).flatten(2)
     return padded.gather(2, address[:, None].expand(-1, images.shape[1], -1)).view_as(images)
+
+
+def _given(name: str, moments: tuple[Sequence[float], Sequence[float]], inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Given mean and standard deviation in the units of the inputs, (c, 1, 1) or (f,)."""
+    channels, images = inputs.shape[1], inputs.dim() == 4
+    for numbers in moments:
+        if len(numbers) != channels:
+            said = "channels" if images else "features"
+            raise UserError(f"dataset {name!r} has {channels} {said}, but mean and std have {len(numbers)} numbers")
+    scale = 255.0 if inputs.dtype == torch.uint8 else 1.0
+    mean, std = (torch.tensor(numbers, dtype=torch.float32).mul(scale) for numbers in moments)
+    return (mean.view(-1, 1, 1), std.view(-1, 1, 1)) if images else (mean, std)
 
 
 def _moments(inputs: Tensor) -> tuple[Tensor, Tensor]:

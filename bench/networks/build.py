@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bench.networks.classics import CLASSICS, SMALL_VGG, SMALL_VGG_SIDE, TABULAR, Size, small_vgg
 from bench.spec.errors import UserError, nearest
 
-__all__ = ["accepts", "create", "describe", "fitted_patch", "names", "timm_names"]
+__all__ = ["accepts", "check_head", "create", "describe", "fitted_patch", "moments", "names", "timm_names"]
 
 
 def names() -> list[str]:
@@ -86,6 +86,34 @@ def create(name: str, input_shape: tuple[int, ...], classes: int, pretrained: bo
         except Exception as error:
             raise UserError(f"architecture {name!r}: no pretrained weights: {_line(error)}") from error
     return model.train()
+
+
+def moments(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, for pixels in [0, 1], that the pretrained weights of an architecture expect.
+
+    Raises:
+        UserError: the architecture has no pretrained weights.
+    """
+    known = _pretrained_cfg(name)
+    return tuple(known.mean), tuple(known.std)
+
+
+def check_head(name: str, classes: int) -> None:
+    """Raise UserError if the pretrained weights of an architecture are for another number of classes, so that its last layer is random."""
+    known = _pretrained_cfg(name)
+    if known.num_classes != classes:
+        raise UserError(
+            f"the pretrained weights of {name!r} have {known.num_classes} classes and the data {classes}, so its last layer is random: "
+            "train with epochs of 1 or more, or give weights of your own"
+        )
+
+
+def _pretrained_cfg(name: str) -> Any:
+    _check_known(name)
+    known = timm.get_pretrained_cfg(name)
+    if known is None:
+        raise UserError(f"architecture {name!r} has no pretrained weights")
+    return known
 
 
 def fitted_patch(size: Size, own: int) -> int:

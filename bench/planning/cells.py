@@ -15,7 +15,9 @@ import torch
 import methods
 from bench.networks import build
 from bench.planning.request import Request
+from bench.planning.trained import protocol_of
 from bench.spec.digest import digest
+from bench.spec.errors import UserError
 from bench.spec.row import PROTOCOL_VERSION
 from bench.spec.setting import Setting
 from bench.spec.suite import Protocol
@@ -96,7 +98,7 @@ def cells(request: Request, seeds: Iterable[int], notes: list[str]) -> Iterator[
         notes: a message is added for each data set that an architecture does not support.
     """
     for dataset, architecture in ((b.dataset, a) for b in request.suite.blocks for a in b.architectures):
-        protocol = request.suite.protocol(architecture)
+        protocol = protocol_of(request.suite, architecture)
         loaded = workbench.load_data(dataset, protocol, dataclasses.replace(request.environment, device="cpu"))
         if not build.accepts(architecture, loaded.input_shape):
             shape = "x".join(map(str, loaded.input_shape))
@@ -104,6 +106,10 @@ def cells(request: Request, seeds: Iterable[int], notes: list[str]) -> Iterator[
             continue
         if protocol.pretrained:  # raises before anything runs if there are no pretrained weights
             build.create(architecture, loaded.input_shape, loaded.classes, pretrained=True)
+            if not protocol.epochs:
+                build.check_head(architecture, loaded.classes)
+        if protocol.calibration is not None and protocol.calibration > len(loaded.train):
+            raise UserError(f"calibration = {protocol.calibration}, but dataset '{dataset}' has {len(loaded.train)} training samples left")
         common = _common(request, protocol, loaded.fingerprint, architecture)
         common["tensors"] = workbench.tensors(architecture, loaded.input_shape, loaded.classes, protocol.include, protocol.exclude)
         for seed in seeds:

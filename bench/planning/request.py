@@ -10,6 +10,7 @@ import methods
 from bench import data
 from bench.networks import build
 from bench.planning.catalogue import select_methods
+from bench.planning.trained import check_trained, without_training
 from bench.spec.choices import Narrowing
 from bench.spec.errors import UserError, unknown
 from bench.spec.row import ABLATIONS, MATCHES
@@ -53,8 +54,11 @@ def make_request(suite: str, narrowing: Narrowing, environment: Environment, abl
         if name not in ABLATIONS:
             raise unknown("ablation", name, ABLATIONS)
     loaded = load_suite(suite)
-    chosen = select_methods(",".join(narrowing.methods if narrowing.methods is not None else loaded.methods))
-    return Request(of_granularity(narrowed(loaded, narrowing), ablations, narrowing.sparsities), chosen, environment, ablations)
+    named = narrowing.methods if narrowing.methods is not None else loaded.methods
+    chosen = select_methods(",".join(named))
+    made = of_granularity(narrowed(loaded, narrowing), ablations, narrowing.sparsities)
+    check_trained(made, ablations)
+    return Request(made, chosen if made.epochs else without_training(chosen, named), environment, ablations)
 
 
 def narrowed(suite: Suite, narrowing: Narrowing) -> Suite:

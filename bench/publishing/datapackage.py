@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.ranking import tuning_gain
-from bench.ranking.columns import BOARD, BoardColumn
+from bench.ranking.columns import BOARD, BoardColumn, column_of
 from bench.ranking.tuning_gain import GainColumn
 from bench.spec.columns import Column
 from bench.spec.row import DECLARED, KEY
@@ -98,10 +98,18 @@ def _slug(stem: str) -> str:
     return plain if plain == stem else f"{plain.strip('-')}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
 
 
+def _schema(name: str, files: Mapping[str, bytes]) -> dict[str, Any]:
+    """The schema of a file. A leaderboard has a column for each further sparsity."""
+    if name != "leaderboard":
+        return SCHEMAS[name]
+    header = files["leaderboard.csv"].partition(b"\n")[0].decode().strip().split(",")
+    return SCHEMAS[name] | {"fields": [_board_field(column_of(column)) for column in header]}
+
+
 def schema_files(files: Mapping[str, bytes]) -> dict[str, bytes]:
     """The schemas that these CSVs need: path relative to the folder -> content."""
     used = {"results"} | {path.removesuffix(".csv") for path in files if path.endswith(".csv") and "/" not in path}
-    return {f"schemas/{name}.json": dumps(SCHEMAS[name]).encode() for name in sorted(used)}
+    return {f"schemas/{name}.json": dumps(_schema(name, files)).encode() for name in sorted(used)}
 
 
 def dumps(content: Any) -> str:

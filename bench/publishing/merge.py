@@ -19,7 +19,7 @@ from bench.publishing import row_comparison
 from bench.publishing.board_folder import Board
 from bench.publishing.noise import Noise
 from bench.spec.errors import UserError
-from bench.spec.row import COLUMNS, PROTOCOL_VERSION, Row
+from bench.spec.row import COLUMNS, PROTOCOL_VERSION, RECALIBRATIONS, Row
 from bench.spec.suite import Suite
 from bench.storage.row_check import row_of
 from methods import Stage
@@ -178,9 +178,13 @@ def _of_suite(row: Row, board: Board) -> Iterator[str]:
         yield f"finetune_epochs {row.finetune_epochs} is not one of {', '.join(map(str, suite.finetune_epochs))}"
     if row.epochs < suite.epochs or (row.epochs > suite.epochs and row.ablation == "none" and row.stage != Stage.DURING):
         yield f"epochs {row.epochs}, but the suite has {suite.epochs}"
-    for name in ("granularity", "match"):
-        if getattr(row, name) != getattr(suite, name):
-            yield f"{name} '{getattr(row, name)}', this leaderboard has '{getattr(suite, name)}'"
+    said = {
+        "granularity": suite.granularity, "match": suite.match, "calibration_samples": suite.calibration,
+        "recalibration": RECALIBRATIONS[suite.recalibrate_batchnorm],
+    }  # fmt: skip
+    for name, own in said.items():
+        if getattr(row, name) != own:
+            yield f"{name} '{getattr(row, name)}', this leaderboard has '{own}'"
 
 
 def _exact(row: Row, shape: dict[str, int]) -> Iterator[str]:

@@ -5,15 +5,15 @@ from collections.abc import Callable
 import pandas as pd
 
 from bench.publishing.page import cells
-from bench.ranking.columns import BASELINE, BY_NAME
+from bench.ranking.columns import BASELINE, accuracies, column_of
 
-NUMBERS = ("accuracy_90", "accuracy_95", "accuracy_99", "sparsity_within_one_point")
 AGAINST = f"wins/ties/losses against {BASELINE}"
 ESCAPES = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
 def table_of(part: pd.DataFrame) -> list[tuple[str, list[str]]]:
     """(heading, cells) of each column. `part`: the lines of one track."""
+    numbers = [*accuracies(part), "sparsity_within_one_point"]
     lines, most = [line for _, line in part.iterrows()], part["blocks"].max()
     named = [(str(line["method"]), cells.lacking(line["blocks"], most)) for line in lines]
     area = ("relative_area", "relative_area_low", "relative_area_high")
@@ -21,7 +21,7 @@ def table_of(part: pd.DataFrame) -> list[tuple[str, list[str]]]:
         ("rank", [cells.ranks(line["rank_low"], line["rank_high"]) for line in lines]),
         ("method", [f"{name} ({lacking})" if lacking else name for name, lacking in named]),
         ("area/dense", [f"{_shown(line, area[0])} {cells.spread(*(line[n] for n in area))}".rstrip() for line in lines]),
-        *((BY_NAME[name].heading, [_shown(line, name) for line in lines]) for name in NUMBERS),
+        *((column_of(name).heading, [_shown(line, name) for line in lines]) for name in numbers),
         (AGAINST, [_against(line) for line in lines]),
         ("collapsed", [str(line["collapsed"]) for line in lines]),
     ]
@@ -65,7 +65,7 @@ def _tracks(board: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _shown(line: pd.Series, name: str) -> str:
-    return cells.MISSING if cells.missing(line[name]) else BY_NAME[name].format.format(line[name])
+    return cells.MISSING if cells.missing(line[name]) else column_of(name).format.format(line[name])
 
 
 def _against(line: pd.Series) -> str:

@@ -20,6 +20,7 @@ from bench.execution.meter import Show
 from bench.planning import catalogue
 from bench.planning.jobs import job_of
 from bench.planning.plan import Plan
+from bench.planning.trained import protocol_of
 from bench.publishing import board_folder, row_comparison
 from bench.publishing.board_folder import Board
 from bench.publishing.noise import Noise
@@ -129,7 +130,7 @@ def _with_whole_samples(row: Row, got: Row, verdict: Verdict, board: Board, envi
     suspects = [name for name in (*row_comparison.ACCURACIES, "top5") if row_comparison.unequal(row, got, (name,))]
     if not suspects:
         return verdict
-    data = workbench.load_data(row.dataset, board.suite.protocol(row.architecture), dataclasses.replace(environment, device="cpu"))
+    data = workbench.load_data(row.dataset, protocol_of(board.suite, row.architecture), dataclasses.replace(environment, device="cpu"))
     samples = len(data.held_out)
     counts = {name: getattr(row, name) * samples for name in suspects}
     broken = [f"{name}: {getattr(row, name)!r} is not a multiple of 1/{samples} ({samples} test samples)"
@@ -212,7 +213,7 @@ def _blank(row: Row, environment: Environment) -> Row:
 
 def _job(row: Row, board: Board, environment: Environment, key: str) -> Job:
     """The job that computes a row. UserError if the row does not contain what is needed."""
-    protocol = board.suite.protocol(row.architecture)
+    protocol = protocol_of(board.suite, row.architecture)
     try:
         network = digest([row.dataset, row.architecture, row.seed, row.training, decoded(row.hyperparameters).training])
         points = (Point(row.sparsity, row.finetune_epochs, key),)

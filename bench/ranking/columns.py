@@ -1,9 +1,11 @@
 """The columns of leaderboard.csv, each declared once: name, meaning, value and format.
 
 leaderboard.csv, its schema, the tables in the terminal, in Markdown and on the page, and the documentation are derived from `BOARD`.
+Rows at other sparsities than those of `BOARD` add a column for each, see `board_of`.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,6 +20,8 @@ from bench.spec.row import COLLAPSED
 BASELINE = "magnitude"
 AT = (0.9, 0.95, 0.99)  # sparsities whose accuracy is a column
 CALIBRATION_AT = 0.95
+ACCURACY = "accuracy_"
+_AT_SPARSITY = re.compile(ACCURACY + r"[0-9.e+-]+")
 MARGIN = 0.01  # "within one point of dense"
 
 
@@ -104,7 +108,8 @@ def _largest_sparsity(entry: Entry) -> float:
 
 def _scoring_epochs(entry: Entry) -> float:
     """Median over rows of (time of scoring) / (time of one training epoch of the same row)."""
-    seconds = entry.ran["train_seconds"] / (entry.ran["epochs"] + entry.ran["finetune_epochs"])
+    epochs = entry.ran["epochs"] + entry.ran["finetune_epochs"]
+    seconds = entry.ran["train_seconds"] / epochs.where(epochs > 0)  # none for given weights that are not fine-tuned
     return float((entry.ran["score_seconds"].astype(float) / seconds.astype(float)).median())
 
 
@@ -124,12 +129,30 @@ def _status(name: str, meaning: str) -> BoardColumn:
     return _count(name, meaning, lambda e: int((e.rows["status"] == name).sum()), heading=name)
 
 
-def _accuracy(sparsity: float) -> BoardColumn:
-    percent = round(100 * sparsity)
+def accuracy_at(sparsity: float) -> BoardColumn:
+    """The column of the accuracy at one sparsity, e.g. `accuracy_90`."""
+    percent = f"{100 * sparsity:g}"
     return BoardColumn(
-        f"accuracy_{percent}", "number", f"mean test accuracy at {percent} % sparsity", "fraction",
+        f"{ACCURACY}{percent}", "number", f"mean test accuracy at {percent} % sparsity", "fraction",
         lambda e: _mean_at(e, "value", sparsity), 0, 1, heading=f"acc {percent}%", format="{:.1%}",
     )  # fmt: skip
+
+
+def board_of(sparsities: Iterable[float]) -> tuple[BoardColumn, ...]:
+    """The columns of the leaderboard of rows with these sparsities: `BOARD`, and at the end the accuracy at each further sparsity."""
+    more = sorted(s for s in set(sparsities) if s > 0 and accuracy_at(s).name not in BY_NAME)
+    return (*BOARD, *map(accuracy_at, more))
+
+
+def column_of(name: str) -> BoardColumn:
+    """The column of a leaderboard with this name."""
+    return BY_NAME[name] if name in BY_NAME else accuracy_at(float(name.removeprefix(ACCURACY)) / 100)
+
+
+def accuracies(board: pd.DataFrame) -> list[str]:
+    """The names of the columns of accuracies that have values in a leaderboard, by increasing sparsity."""
+    named = [name for name in board.columns if _AT_SPARSITY.fullmatch(str(name)) and board[name].notna().any()]
+    return sorted(named, key=lambda name: float(name.removeprefix(ACCURACY)))
 
 
 def _rank(name: str, meaning: str) -> BoardColumn:
@@ -164,7 +187,7 @@ BOARD = (
         "sparsity_within_one_point", "number", "largest sparsity with accuracy within one point of dense, interpolated", "fraction",
         _largest_sparsity, 0, 1, heading="within 1 point", format="{:.1%}",
     ),
-    *(_accuracy(sparsity) for sparsity in AT),
+    *(accuracy_at(sparsity) for sparsity in AT),
     BoardColumn(
         "nll_95", "number", "mean " + _AT_95.format("negative log-likelihood"), "nats", lambda e: _mean_at(e, "nll", CALIBRATION_AT), 0,
         heading="NLL 95%", format="{:.2f}", wide=True,
@@ -203,6 +226,6 @@ COLUMNS = tuple(column.name for column in BOARD)
 BY_NAME = {column.name: column for column in BOARD}
 
 
-def line(entry: Entry) -> dict[str, Any]:
+def line(entry: Entry, board: Iterable[BoardColumn]) -> dict[str, Any]:
     """The values of one line, by column, without those that `bench.ranking.leaderboard` sets."""
-    return {c.name: c.value(entry) for c in BOARD if c.value is not None and (c.always or not entry.ran.empty)}
+    return {c.name: c.value(entry) for c in board if c.value is not None and (c.always or not entry.ran.empty)}

@@ -7,13 +7,13 @@ hyperparameters are ranked in separate tables (rule 4), and tested as separate f
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from bench.ranking import statistics
-from bench.ranking.columns import COLUMNS, Entry, line
+from bench.ranking.columns import COLUMNS, BoardColumn, Entry, board_of, line
 from bench.ranking.tracks import Track, areas, difference, frame, split
 from bench.spec.row import Row
 
@@ -43,12 +43,15 @@ def leaderboard(rows: Iterable[Row]) -> pd.DataFrame:
         rows: all results, those of the dense networks included.
 
     Returns:
-        A table with the columns `COLUMNS`. A sparsity without results leaves its columns empty.
+        A table with the columns `COLUMNS`, and `accuracy_...` for each further sparsity of the rows. A sparsity without results leaves
+        its columns empty.
 
     Raises:
         ValueError: a method has rows in a block without any dense accuracy.
     """
-    boards = [_board(found) for found in split(frame(rows))]
+    table = frame(rows)
+    columns = board_of(table["sparsity"])
+    boards = [_board(found, columns) for found in split(table)]
     return pd.concat(boards, ignore_index=True) if boards else pd.DataFrame(columns=list(COLUMNS))
 
 
@@ -94,15 +97,15 @@ def resolutions(table: pd.DataFrame) -> dict[tuple[str, str], Resolution]:
     return {(found.name, found.tuning): _compared(found)[1] for found in split(table)}
 
 
-def _board(track: Track) -> pd.DataFrame:
+def _board(track: Track, columns: Sequence[BoardColumn]) -> pd.DataFrame:
     ranks, _ = _compared(track)
-    lines = [line(Entry(str(method), rows, track)) for method, rows in track.rows.groupby("method", sort=False)]
-    board = pd.DataFrame(lines).reindex(columns=[*COLUMNS, "order"])
+    lines = [line(Entry(str(method), rows, track), columns) for method, rows in track.rows.groupby("method", sort=False)]
+    board = pd.DataFrame(lines).reindex(columns=[*(c.name for c in columns), "order"])
     board["track"], board["tuning"] = track.name, track.tuning
     for name, end in (("rank", 0), ("rank_low", 0), ("rank_high", 1)):
         board[name] = pd.Series([ranks[m][end] if m in ranks else pd.NA for m in board["method"]], board.index, dtype="Int64")
     board["order"] = -board["relative_area"].astype(float).round(10)  # equal up to rounding: sorted by name
-    return board.sort_values(["order", "method"], na_position="last")[list(COLUMNS)]
+    return board.sort_values(["order", "method"], na_position="last")[[c.name for c in columns]]
 
 
 def _compared(track: Track) -> tuple[dict[str, tuple[int, int]], Resolution]:

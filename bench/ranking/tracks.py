@@ -1,8 +1,9 @@
 """Tracks: the rows that may be compared, and their accuracy-sparsity curves relative to the dense network.
 
 A track is a group of rows that may be compared (protocol, rule 6): one-shot after training, one-shot while training, one-shot at
-initialisation, or fine-tuned for a given number of epochs; also with the same granularity and the same meaning of sparsity. Rows with
-default and with tuned hyperparameters are in different tracks (rule 4). A block is a data set with an architecture.
+initialisation, or fine-tuned for a given number of epochs; also with the same granularity and the same meaning of sparsity. Networks
+that were not trained here (no epochs), and those whose statistics of batch norm were estimated again, are in tracks of their own. Rows
+with default and with tuned hyperparameters are in different tracks (rule 4). A block is a data set with an architecture.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,7 @@ import pandas as pd
 from bench.spec.row import COLUMNS, DENSE, Row
 
 ONE_SHOT = {"after": "one-shot after training", "during": "one-shot while training", "init": "one-shot at initialisation"}
+GIVEN = "one-shot on given weights"
 BLOCK = ["dataset", "architecture"]
 
 
@@ -38,12 +40,19 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
     table = pd.DataFrame([[getattr(row, name) for name in COLUMNS] for row in rows], columns=list(COLUMNS))
     ablated = table["ablation"] != "none"
     table.loc[ablated, "method"] += " (" + table["ablation"] + ")"
-    kinds = zip(table["stage"], table["finetune_epochs"], table["granularity"], table["match"], strict=True)
-    table["track"] = [track_name(*kind) for kind in kinds]
+    table["track"] = names(table)
     return table
 
 
-def track_name(stage: str, finetune_epochs: int, granularity: str = "weight", match: str = "weights") -> str:
+def names(table: pd.DataFrame) -> list[str]:
+    """The name of each row's track. `table`: the columns of results.csv."""
+    kinds = (table[name] for name in ("stage", "finetune_epochs", "granularity", "match", "epochs", "recalibration"))
+    return [track_name(*kind) for kind in zip(*kinds, strict=True)]
+
+
+def track_name(
+    stage: str, finetune_epochs: int, granularity: str = "weight", match: str = "weights", epochs: int = 1, recalibration: str = "none"
+) -> str:  # fmt: skip
     """The name of a row's track.
 
     Args:
@@ -51,16 +60,21 @@ def track_name(stage: str, finetune_epochs: int, granularity: str = "weight", ma
         finetune_epochs: number of fine-tuning epochs.
         granularity: what is removed.
         match: quantity that the sparsity is a fraction of.
+        epochs: number of training epochs; 0 if given weights were pruned.
+        recalibration: statistics that were estimated again after pruning.
 
     Returns:
         The name, or "" for a dense network.
     """
     if not stage:
         return ""
-    name = f"fine-tuned {finetune_epochs} epochs" if finetune_epochs else ONE_SHOT[stage]
-    if granularity != "weight":
-        name += f", {granularity}"
-    return name if match == "weights" else f"{name}, equal {match}"
+    if finetune_epochs:
+        name = f"fine-tuned {finetune_epochs} epochs" + " from given weights" * (not epochs)
+    else:
+        name = ONE_SHOT[stage] if epochs else GIVEN
+    name += f", {granularity}" * (granularity != "weight")
+    name += f", equal {match}" * (match != "weights")
+    return name + ", batch norm recalibrated" * (recalibration == "batchnorm")
 
 
 def split(table: pd.DataFrame) -> list[Track]:
@@ -72,14 +86,14 @@ def split(table: pd.DataFrame) -> list[Track]:
     Raises:
         ValueError: a method has rows in a block without any dense accuracy.
     """
-    order = {name: place for place, name in enumerate(ONE_SHOT.values())}
+    order = {name: place for place, name in enumerate([*ONE_SHOT.values(), GIVEN])}
     groups = table[table["track"] != ""].groupby(["track", "tuning"], sort=False)
     found = [_track(str(name), str(tuning), part, table) for (name, tuning), part in groups]
     return sorted(found, key=lambda t: (order.get(t.name.partition(",")[0], len(order)), t.name, t.tuning))
 
 
 def _track(name: str, tuning: str, part: pd.DataFrame, table: pd.DataFrame) -> Track:
-    dense = _denominators(part, _dense_rows(table, int(part["finetune_epochs"].iloc[0])))
+    dense = _denominators(part, dense_rows(table, part))
     relative = {method: _over(curve, dense[method]) for method, curve in curves(part).items()}
     unranked = part.loc[(part["ablation"] != "none") | _over_budget(part, table), "method"]
     return Track(name, tuning, part, frozenset(unranked), dense, relative)
@@ -87,7 +101,8 @@ def _track(name: str, tuning: str, part: pd.DataFrame, table: pd.DataFrame) -> T
 
 def _over_budget(part: pd.DataFrame, table: pd.DataFrame) -> pd.Series:
     """Which rows trained for more epochs than the dense networks of their block (protocol, rule 4)."""
-    budget = table[table["track"] == ""].groupby(BLOCK)["epochs"].min()
+    same = (table["epochs"] > 0) == bool((part["epochs"] > 0).any())
+    budget = table[(table["track"] == "") & same].groupby(BLOCK)["epochs"].min()
     own = pd.MultiIndex.from_frame(part[BLOCK])
     return pd.Series(part["epochs"].to_numpy() > budget.reindex(own).fillna(np.inf).to_numpy(), index=part.index)
 
@@ -95,8 +110,9 @@ def _over_budget(part: pd.DataFrame, table: pd.DataFrame) -> pd.Series:
 def warnings(table: pd.DataFrame) -> list[str]:
     """One sentence for each block whose dense network did not train. `table`: rows as `frame` returns them."""
     said = []
-    for finetuned in sorted(set(table.loc[table["track"] != "", "finetune_epochs"])):
-        dense = _dense_rows(table, finetuned)
+    pruned = table[table["track"] != ""]
+    for (finetuned, _, _), part in pruned.groupby(["finetune_epochs", pruned["epochs"] > 0, "recalibration"]):
+        dense = dense_rows(table, part)
         for dataset, architecture in _untrained(dense):
             bad = _did_not_train(dense[(dense["dataset"] == dataset) & (dense["architecture"] == architecture)])
             after = f" with {finetuned} epochs of fine-tuning" * bool(finetuned)
@@ -107,9 +123,15 @@ def warnings(table: pd.DataFrame) -> list[str]:
     return said
 
 
-def _dense_rows(table: pd.DataFrame, finetune_epochs: int) -> pd.DataFrame:
-    """The rows of the `dense` networks with default hyperparameters and this number of fine-tuning epochs."""
-    return table[(table["method"] == DENSE) & (table["tuning"] == "default") & (table["finetune_epochs"] == finetune_epochs)]
+def dense_rows(table: pd.DataFrame, part: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the `dense` networks with default hyperparameters that the rows of a track are compared with.
+
+    They have the same number of fine-tuning epochs and the same recalibration, and were trained, or were given, as those of the track.
+    """
+    first = part.iloc[0]
+    same = (table["finetune_epochs"] == first["finetune_epochs"]) & (table["recalibration"] == first["recalibration"])
+    given = (table["epochs"] > 0) == (first["epochs"] > 0)
+    return table[(table["method"] == DENSE) & (table["tuning"] == "default") & same & given]
 
 
 def _did_not_train(dense: pd.DataFrame) -> pd.Series:

@@ -31,8 +31,11 @@ class Narrowing:
         "the suite's, mostly weights",
     )
     trials: int | None = _instead("Number of tuning trials per method; 0 uses the default hyperparameters.")
-    epochs: int | None = _instead("Training epochs.")
+    epochs: int | None = _instead("Training epochs; 0 prunes given weights as they are.")
     finetune_epochs: tuple[int, ...] | None = _instead("Fine-tuning epochs after pruning; 0: no fine-tuning (one-shot).")
+    pretrained: bool | None = _instead("Start from timm's pretrained weights.")
+    calibration: int | None = _instead("Number of training samples that scoring may read; needs --epochs 0.")
+    recalibrate_batchnorm: bool | None = _instead("Estimate the statistics of batch norm again after pruning, for every method.")
 
 
 def _said(default: Any, help: str, shown: str = "") -> Any:

@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +20,9 @@ OPTIMIZERS = "^(sgd|adam)$"
 PRECISIONS = "^(full|bfloat16)$"
 
 
+Moments = Annotated[tuple[float, ...], Field(min_length=1)]
+
+
 class Settings(_Strict):
     """The values of a suite that one architecture may replace."""
 
@@ -29,6 +32,8 @@ class Settings(_Strict):
     augment: tuple[str, ...] | None = Field(None, description="Augmentation of the training images: any of crop and flip.")
     include: tuple[str, ...] | None = Field(None, description="Patterns of names of further parameters to prune.")
     exclude: tuple[str, ...] | None = Field(None, description="Patterns of names of weights to leave out.")
+    mean: Moments | None = Field(None, description="Mean of each channel that inputs are standardised with.")
+    std: Moments | None = Field(None, description="Standard deviation of each channel that inputs are standardised with.")
 
 
 class Block(_Strict):
@@ -56,7 +61,9 @@ class Suite(_Strict):
     sparsities: tuple[Sparsity, ...] = Field(min_length=1, description="Fractions to remove. Each one is a row of the results.")
     seeds: tuple[Count, ...] = Field(min_length=1, description="Seeds of initial weights, batches and scoring. Published: at least three.")
     methods: tuple[str, ...] = Field(("all",), description="Names of methods; all means every registered method that is not costly.")
-    epochs: int = Field(ge=1, description="Training epochs of every dense network.")
+    epochs: int = Field(
+        ge=0, description="Training epochs of every dense network; 0: the given weights are pruned as they are (pretrained networks)."
+    )
     finetune_epochs: tuple[Count, ...] = Field((0,), description="Numbers of fine-tuning epochs after pruning; 0 is one-shot.")
     finetune_lr_scale: float = Field(0.1, gt=0, le=1, description="Learning rate of fine-tuning, as a fraction of the training's.")
     trials: int = Field(0, ge=0, description="Number of tuning trials per method and block; 0: no tuning.")
@@ -74,7 +81,19 @@ class Suite(_Strict):
         (), description="Patterns of names of further parameters to prune, e.g. embed.*; see methods.prunable."
     )
     exclude: tuple[str, ...] = Field((), description="Patterns of names of weights to leave out. Sparsities do not count them.")
-    validation: float = Field(0.15, gt=0, lt=1, description="Fraction of the training data that is held out for tuning.")
+    calibration: int | None = Field(
+        None, ge=1, description="Number of training samples that scoring may read, the same for all methods; needs epochs = 0."
+    )
+    recalibrate_batchnorm: bool = Field(
+        False, description="Whether every network gets new statistics of batch norm after pruning and after fine-tuning."
+    )
+    mean: Moments | None = Field(
+        None, description="Mean of each channel that inputs are standardised with, for pixels in [0, 1]; without it, that of the data."
+    )
+    std: Moments | None = Field(None, description="Standard deviation of each channel, as mean.")
+    validation: float = Field(
+        0.15, ge=0, lt=1, description="Fraction of the training data that is held out for tuning; 0: none, without tuning."
+    )
     split_seed: int = Field(0, ge=0, description="Seed that splits training and validation data.")
     train_limit: int | None = Field(None, ge=10, description="Largest number of training examples; without it, all.")
     pretrained: bool = Field(False, description="Whether training starts from timm's pretrained weights instead of random ones.")
@@ -94,6 +113,15 @@ class Suite(_Strict):
 
     @model_validator(mode="after")
     def _apart(self) -> "Suite":
+        if self.epochs and self.calibration is not None:
+            raise ValueError("calibration: limits what methods read of a trained network: it needs epochs = 0")
+        if self.trials and not self.validation:
+            raise ValueError("validation: tuning needs validation data; validation = 0 needs trials = 0")
+        for mean, std in ((self.mean, self.std), *((own.mean, own.std) for own in self.architecture.values())):
+            if (mean is None) != (std is None) or len(mean or ()) != len(std or ()):
+                raise ValueError("mean: mean and std must both be given, with one number for each channel")
+            if std is not None and min(std) <= 0:
+                raise ValueError("std: must be greater than 0")
         shared = sorted(set(self.seeds) & set(self.seeds_of_tuning))
         if shared:
             raise ValueError(
@@ -121,6 +149,10 @@ class Suite(_Strict):
             train_limit=self.train_limit,
             pretrained=self.pretrained,
             precision=self.precision,
+            calibration=self.calibration,
+            recalibrate_batchnorm=self.recalibrate_batchnorm,
+            mean=self.mean if own.mean is None else own.mean,
+            std=self.std if own.std is None else own.std,
             include=self.include if own.include is None else own.include,
             exclude=self.exclude if own.exclude is None else own.exclude,
         )
@@ -192,3 +224,11 @@ class Protocol:
     precision: str = "full"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    calibration: int | None = None
+    recalibrate_batchnorm: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def with_moments(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Protocol":
+        """The same protocol with mean and standard deviation of the inputs."""
+        return replace(self, mean=mean, std=std)

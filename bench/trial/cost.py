@@ -21,6 +21,8 @@ from methods.granularity.nm import semi_structured
 
 LATENCY_BATCHES = (1, 128)  # `export` reports both. A row has the last: a small network with one input measures only overhead.
 
+LATENCY_TOLERANCE = 0.05  # largest difference between the requested and the reached fraction of latency; two timings never agree exactly
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -172,6 +174,15 @@ def _milliseconds(model: nn.Module, inputs: Tensor) -> float:
     if inputs.device.type == "cuda":
         torch.cuda.synchronize(inputs.device)
     return 1e3 * (time.perf_counter() - start)
+
+
+def check_latency(asked: float, reached: float) -> None:
+    """Raise RuntimeError if the fraction of latency removed differs from the one asked for by more than `LATENCY_TOLERANCE`."""
+    if abs(reached - asked) > LATENCY_TOLERANCE:
+        raise RuntimeError(
+            f"the latency was to be {100 * asked:.3g} % lower, but is {100 * abs(reached):.3g} % {'lower' if reached >= 0 else 'higher'}: "
+            "removing channels does not shorten this network's forward pass as far, or other work disturbed the timing"
+        )
 
 
 def cost(match: str, whole: nn.Module, input_shape: tuple[int, ...]) -> Cost:

@@ -102,7 +102,7 @@ def _cut_while_finetuning(bench: Workbench, criterion: methods.Criterion, schedu
         control = _control(bench, cut, whole.problem.model)
         if control is not cut and point.finetune_epochs:
             control = bench.finetune(control, point.finetune_epochs)
-        small = bench.smaller(control)
+        small = bench.recalibrated(bench.smaller(control))
         yield Result(point, bench.measure(small), small)
 
     for point in bench.job.points:
@@ -141,8 +141,10 @@ def _by_sparsity(bench: Workbench, pruned: Callable[[float], Network]) -> Result
 def _finetuned(bench: Workbench, network: Network, points: Sequence[Point]) -> Results:
     """The results of one network: without fine-tuning, and fine-tuned for each length, each time from the same weights.
 
+    Statistics of batch norm are estimated again, if the protocol asks for it, before each measurement: those of the dense network too.
     A network with outputs that are not finite may be measurable after fine-tuning, and the reverse: each point fails by itself.
     """
+    network = bench.recalibrated(network)
     before: Measurement = {}
     if any(point.finetune_epochs for point in points):
         with contextlib.suppress(FloatingPointError):  # its outputs are not finite: the point without fine-tuning reports this
@@ -152,7 +154,7 @@ def _finetuned(bench: Workbench, network: Network, points: Sequence[Point]) -> R
         if not point.finetune_epochs:
             yield Result(point, before or bench.measure(network), network)
         else:
-            tuned = bench.finetune(network.copied(), point.finetune_epochs)
+            tuned = bench.recalibrated(bench.finetune(network.copied(), point.finetune_epochs))
             yield Result(point, bench.measure(tuned) | {"accuracy_before_finetune": before.get("accuracy")}, tuned)
 
     for point in points:

@@ -50,8 +50,11 @@ class Workbench:
         self.heartbeat = Heartbeat(job.environment.progress)
 
     def problem(self, model: nn.Module, posterior: Posterior | None = None) -> Problem:
-        """What methods see of a network: the training data in one fixed order, without augmentation, and no other data."""
-        scoring = self.dataset.train.shuffled(methods.derive(self.job.seed, "scoring"))
+        """What methods see of a network: training data in one fixed order, without augmentation, and no other data.
+
+        A protocol with a budget of calibration samples shows the first ones in the order of this seed, to every method the same.
+        """
+        scoring = self.dataset.train.shuffled(methods.derive(self.job.seed, "scoring"), self.job.protocol.calibration)
         batches = data.Batches(scoring, self.job.protocol.batch_size, seed=0, shuffle=False)
         include, exclude = self.job.protocol.include, self.job.protocol.exclude
         return Problem(model, batches, seed=self.job.seed, posterior=posterior, include=include, exclude=exclude)
@@ -91,7 +94,7 @@ class Workbench:
 
     def saved_dense(self, network: Network) -> Network:
         """Save a trained dense network for other jobs, and note whether it is at chance on the validation data."""
-        problem, validation = network.problem, self.dataset.validation
+        problem, validation = network.problem, self.dataset.validation or self.dataset.train
         assert problem.posterior is not None
         logits = metrics.logits_of(problem.model, validation)
         at_chance = metrics.at_chance(logits, validation.targets)
@@ -174,19 +177,28 @@ class Workbench:
         Latency is timed only if the job is measured on the test split and the granularity can make a network faster.
 
         Raises:
-            RuntimeError: the mask does not have the sparsity or the pattern of the granularity.
+            RuntimeError: the mask does not have the sparsity or the pattern of the granularity, or the latency misses its target.
         """
         cut, compacts = network.problem, self.granularity.compacts
         if self.job.match != "latency":  # two timings never agree exactly
             self.granularity.check(cut, cut.target, self.cost)
         small = self.granularity.compact(cut)
         latencies = {}
-        if cut.target and self.job.split == "test" and (compacts or self.granularity.fixed_sparsity is not None):
+        timed = self.job.split == "test" or self.job.match == "latency"
+        if cut.target and timed and (compacts or self.granularity.fixed_sparsity is not None):
             inputs = self.dataset.train.inputs[: cost.LATENCY_BATCHES[-1]]
             dense, pruned = cost.latency([self.initial(), small.model], inputs, mask=small.mask)
             latencies = {"latency_ms": pruned, "dense_latency_ms": dense}
+            if self.job.match == "latency":
+                cost.check_latency(cut.target, 1.0 - pruned / dense)
         kept, whole_mask = methods.kept_weights(small.mask)[0], cut.mask if compacts else None
         return replace(network, problem=small, kept_by_cut=kept, whole_mask=whole_mask, latencies=latencies)
+
+    def recalibrated(self, network: Network) -> Network:
+        """The network with new statistics of batch norm, in place, estimated on what scoring reads, if the protocol asks for it."""
+        if self.job.protocol.recalibrate_batchnorm:
+            methods.recalibrate_batchnorm(network.problem.model, network.problem.batches)
+        return network
 
     def measure(self, network: Network) -> Measurement:
         """The columns of a network's row: quality on the job's split, size and seconds.
@@ -218,10 +230,22 @@ class Workbench:
             **measured,
             "peak_memory_mb": self._peak_memory(),
             **network.latencies,
+            "match_reached": self._reached(dense, kept, size, network.latencies),
             "train_seconds": network.train_seconds,
             "score_seconds": network.score_seconds,
             **({} if self.job.split == "test" else {"hits": metrics.hits(logits, split.targets)}),
         }
+
+    def _reached(self, dense: cost.Dense, kept: int, size: cost.Size, latencies: dict[str, float]) -> float | None:
+        """The fraction removed of the quantity that sparsities are fractions of; None if it was not measured."""
+        left = {
+            "weights": (kept, dense.prunable),
+            "parameters": (size.parameters_kept, dense.parameters),
+            "flops": (size.flops_kept, dense.flops),
+            "latency": (latencies.get("latency_ms"), latencies.get("dense_latency_ms")),
+        }
+        present, whole = left[self.job.match]
+        return None if present is None or not whole else 1.0 - present / whole
 
     def _effective_sparsity(self, problem: Problem, prunable: int) -> float | None:
         """Effective sparsity as a fraction of the dense network's prunable weights; None if it is not defined."""
@@ -248,16 +272,21 @@ class Workbench:
 
 
 @lru_cache(maxsize=2)
-def _load(name: str, root: Path | None, cache: Path, validation: float, split_seed: int, limit: int | None, device: str) -> data.Dataset:
-    loaded = data.load(name, root, validation=validation, split_seed=split_seed, cache=cache / "data", train_limit=limit)
+def _load(
+    name: str, root: Path | None, cache: Path, validation: float, split_seed: int, limit: int | None,
+    moments: tuple[tuple[float, ...], tuple[float, ...]] | None, device: str,
+) -> data.Dataset:  # fmt: skip
+    loaded = data.load(name, root, validation=validation, split_seed=split_seed, cache=cache / "data", train_limit=limit, moments=moments)
     return loaded.to(device)
 
 
 def load_data(name: str, protocol: Protocol, environment: Environment) -> data.Dataset:
     """The data set with the protocol's splits, on the environment's device. The last two are kept in memory for the next jobs."""
+    moments = None if protocol.mean is None or protocol.std is None else (protocol.mean, protocol.std)
     return _load(
-        name, environment.data_root, environment.cache, protocol.validation, protocol.split_seed, protocol.train_limit, environment.device
-    )
+        name, environment.data_root, environment.cache, protocol.validation, protocol.split_seed, protocol.train_limit, moments,
+        environment.device,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=64)

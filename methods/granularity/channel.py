@@ -124,7 +124,7 @@ class Channel(Granularity):
             low, high = (low, middle) if share(after(middle)) >= sparsity else (middle + 1, high)
         count = min((c for c in (low - 1, low) if c >= 0), key=lambda c: abs(share(after(c)) - sparsity))
         kept, reached = after(count), share(after(count))
-        if count == len(order) and reached < sparsity and not share.near(reached, sparsity):
+        if low == len(order) and reached < sparsity and not share.near(reached, sparsity):
             most = f"the largest possible is {reached:.4g}{coupling.obstacle()}"
             raise ValueError(f"sparsity {sparsity} cannot be reached without emptying a layer; {most}")
         if count == 0 and reached > sparsity and not share.near(reached, sparsity):

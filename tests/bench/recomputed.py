@@ -203,7 +203,8 @@ def one_line(method: str, rows: list[Record], divisors: dict[Block, float], curv
     line |= {s: sum(r["status"] == s for r in rows) for s in ("failed", "collapsed", "unsupported")}
     line |= {"method": method, "rows": len(rows), "blocks": len(divisors), "seeds": len({r["seed"] for r in ran})}
     line["epochs"] = mean([float(epochs_of(r)) for r in rows])
-    for name, sparsity in AT_SPARSITY.items():
+    further = {f"accuracy_{100 * s:g}": s for s in {float(r["sparsity"]) for r in ran}}
+    for name, sparsity in (further | AT_SPARSITY).items():
         line[name] = mean_at(ran, name.split("_")[0], sparsity)
     costs = [
         float(r["score_seconds"]) / (float(r["train_seconds"]) / epochs_of(r)) for r in ran if r["score_seconds"] and r["train_seconds"]

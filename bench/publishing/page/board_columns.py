@@ -8,7 +8,7 @@ import pandas as pd
 
 from bench.publishing.page import cells
 from bench.publishing.page.cells import MISSING, Bar, Cell, Column, exact, missing, number, percent, text, words
-from bench.ranking.columns import AT, BASELINE, BY_NAME
+from bench.ranking.columns import BASELINE, BY_NAME, accuracies, column_of
 from bench.spec.row import COLLAPSED
 
 RANKS = "from 1 + the number of methods that are significantly better to the number of methods - the number that are significantly worse"
@@ -27,7 +27,7 @@ class Shown:
 
 def _plain(name: str, title: str, group: str = "", form: str = "", first: str = "descending", hint: str = "") -> Shown:
     """A number of leaderboard.csv, with the meaning that is declared there."""
-    declared = BY_NAME[name]
+    declared = column_of(name)
     made = Column(title, group, hint or declared.meaning, first)
     if declared.unit == "fraction" and not form:
         return Shown(made, lambda line, _: percent(line[name]))
@@ -64,12 +64,13 @@ def _area(line: "pd.Series[Any]", scale: Scale) -> Cell:
 
 
 AREA = Shown(Column("Area / dense", kind="area", hint=f"{BY_NAME['relative_area'].meaning} {INTERVAL}"), _area)
-SHOWN = (
+_BEFORE = (
     Shown(Column("Rank", first="ascending", hint=RANKS), _rank),
     Shown(Column("Method", first="ascending", kind="text"), lambda line, _: text(words(line["method"]), "method")),
     AREA,
     _plain("relative_area_std", "Std", first="ascending", hint="standard deviation of the area over seeds, pooled within blocks"),
-    *(_plain(f"accuracy_{round(100 * s)}", f"{100 * s:g} %", "Accuracy, % at sparsity") for s in AT),
+)  # fmt: skip
+_AFTER = (
     _plain(
         "sparsity_within_one_point", "Within\n1 point",
         hint="largest sparsity (%) at which accuracy stays within one point of the dense network, interpolated",
@@ -86,3 +87,10 @@ SHOWN = (
     _plain("seeds", "Seeds", "Measured on", hint="one seed = one initial network and order of batches, the same for every method"),
     _plain("epochs", "Epochs", form="{:.3g}", first="ascending"),
 )  # fmt: skip
+
+
+def shown(board: pd.DataFrame) -> tuple[Shown, ...]:
+    """The columns of a leaderboard's table: with the accuracy at every sparsity that it has."""
+    at = accuracies(board)
+    titles = [column_of(name).heading.removeprefix("acc ").replace("%", " %") for name in at]
+    return (*_BEFORE, *(_plain(n, title, "Accuracy, % at sparsity") for n, title in zip(at, titles, strict=True)), *_AFTER)

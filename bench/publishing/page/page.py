@@ -60,7 +60,7 @@ def page(
         style=markupsafe.Markup(style),
         script=markupsafe.Markup(script),
         boards=boards,
-        columns=[shown.column for shown in board_columns.SHOWN],
+        columns=[shown.column for shown in board_columns.shown(board)],
         tracks=list(dict.fromkeys(b.track for b in boards)),
         tunings=list(dict.fromkeys(b.tuning for b in boards)),
         plots=_placed(plots, boards),
@@ -113,8 +113,7 @@ def _prepared(rows: pd.DataFrame) -> pd.DataFrame:
     table["finetune_epochs"] = table["finetune_epochs"].fillna(0).astype(int)
     known = {"", *tracks.ONE_SHOT}
     stages = [stage if stage in known else "" for stage in table["stage"]]
-    kinds = zip(stages, table["finetune_epochs"], table["granularity"], table["match"], strict=True)
-    table["track"] = [tracks.track_name(*kind) for kind in kinds]
+    table["track"] = tracks.names(table.assign(stage=stages))
     table["plain"] = table["method"]
     table["method"] = [m if a in ("none", "") else f"{m} ({a})" for m, a in zip(table["plain"], table["ablation"], strict=True)]
     return table

@@ -1,14 +1,15 @@
 """The tables of a leaderboard's page as plain values: leaderboard and blocks of each track, cost and gain of tuning, failures."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bench.publishing.page import cells
-from bench.publishing.page.board_columns import AREA, SHOWN, Scale
+from bench.publishing.page import board_columns, cells
+from bench.publishing.page.board_columns import AREA, Scale, Shown
 from bench.publishing.page.cells import MISSING, Cell, Column, Line, Table, axis, missing, number, percent, text, words
 from bench.ranking import leaderboard, statistics, tracks, tuning_gain
 from bench.ranking.columns import BASELINE, COLUMNS
@@ -31,28 +32,29 @@ class Board:
 
 def boards(board: pd.DataFrame, rows: pd.DataFrame) -> list[Board]:
     """The tables of each track and tuning, in the order of leaderboard.csv."""
-    table = board.reindex(columns=list(COLUMNS))
+    table = board.reindex(columns=list(dict.fromkeys([*COLUMNS, *board.columns])))
+    shown = board_columns.shown(table)
     measured, resolutions = _by_block(rows), leaderboard.resolutions(rows)
     found = []
     for (track, tuning), part in table.groupby(["track", "tuning"], sort=False):
         order = {str(name): place for place, name in enumerate(part["method"])}
         own = measured[(measured["track"] == track) & (measured["tuning"] == tuning)]
         resolution = resolutions.get((str(track), str(tuning)))
-        found.append(Board(str(track), str(tuning), _board(part), resolution.meaning if resolution else "", _blocks(own, order)))
+        found.append(Board(str(track), str(tuning), _board(part, shown), resolution.meaning if resolution else "", _blocks(own, order)))
     return found
 
 
-def _board(part: pd.DataFrame) -> Table:
+def _board(part: pd.DataFrame, every: Sequence[Shown]) -> Table:
     area = part[["relative_area", "relative_area_low", "relative_area_high"]].astype(float)
-    columns, scale = [shown.column for shown in SHOWN], None
-    place = SHOWN.index(AREA)
+    columns, scale = [shown.column for shown in every], None
+    place = every.index(AREA)
     if area.notna().any(axis=None):
         low, high, decimals = axis(_lowest(area), float(np.nanmax(area)))
         scale = (low, high)
         dense = (1 - low) / (high - low) if low < 1 < high else None
         columns[place] = dataclasses.replace(columns[place], axis=(f"{low:.{decimals}f}", f"{high:.{decimals}f}"), mark=dense)
     most = part["blocks"].max()
-    return Table(columns, [_board_line(line, scale, most) for _, line in part.iterrows()], ordered=place)
+    return Table(columns, [_board_line(line, every, scale, most) for _, line in part.iterrows()], ordered=place)
 
 
 def _lowest(area: pd.DataFrame) -> float:
@@ -62,10 +64,10 @@ def _lowest(area: pd.DataFrame) -> float:
     return most if highest - most < (highest - lowest) / 2 else lowest
 
 
-def _board_line(line: "pd.Series[Any]", scale: Scale, most: Any) -> Line:
+def _board_line(line: "pd.Series[Any]", every: Sequence[Shown], scale: Scale, most: Any) -> Line:
     name = words(line["method"])
     remark = "baseline" if name == BASELINE else ""
-    return Line(name, [shown.cell(line, scale) for shown in SHOWN], remark=remark, note=cells.lacking(line["blocks"], most))
+    return Line(name, [shown.cell(line, scale) for shown in every], remark=remark, note=cells.lacking(line["blocks"], most))
 
 
 def _by_block(rows: pd.DataFrame) -> pd.DataFrame:

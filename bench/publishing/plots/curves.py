@@ -23,7 +23,7 @@ from bench.publishing.plots import diagrams
 from bench.publishing.plots.diagrams import PLAIN, Picture
 from bench.ranking import statistics, tracks
 from bench.ranking.tracks import BLOCK
-from bench.spec.row import DENSE, Row
+from bench.spec.row import Row
 
 RELEASE = f"Matplotlib v{matplotlib.__version__}"
 STYLE: Any = {
@@ -95,8 +95,7 @@ def _tracks(ran: pd.DataFrame, board: pd.DataFrame) -> Iterator[Track]:
         part = ran[(ran["track"] == name) & (ran["tuning"] == tuning) & (ran["ablation"] == "none")]
         if part.empty:
             continue
-        finetuned = int(part["finetune_epochs"].iloc[0])
-        dense = ran[(ran["method"] == DENSE) & (ran["tuning"] == "default") & (ran["finetune_epochs"] == finetuned)]
+        dense = tracks.dense_rows(ran, part)
         title = name if tuning == "default" else f"{name}, tuned"
         slug = re.sub(r"[^a-z0-9]+", "-", title)
         yield Track(title, slug, part, lines, dense)

@@ -23,7 +23,8 @@ def test_ranks_follow_the_area_within_a_track() -> None:
         *rows("magnitude", (0.95,) * 4, finetune=3), *rows("early", (0.5,) * 4, stage="init", finetune=3),
         *rows("gradual", (0.7,) * 4, stage="during", finetune=3, score_seconds=None),
     ])  # fmt: skip
-    assert list(board.columns) == list(COLUMNS)
+    assert list(board.columns) == [*COLUMNS, "accuracy_50"]
+    assert dict(zip(board["method"], board["accuracy_50"], strict=False))["better"] == pytest.approx(0.905)
     ranked = {(t, m): r for t, m, r in zip(board["track"], board["method"], board["rank"], strict=True)}
     assert ranked == {
         ("one-shot after training", "better"): 1, ("one-shot after training", "magnitude"): 2, ("one-shot after training", "worse"): 3,
