@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import methods
+from bench.execution.run import tuned_of
 from bench.networks import build
 from bench.planning.plan import Planned, expanded
 from bench.planning.request import Request, make_request
@@ -39,13 +40,14 @@ FORMAT = "razorbench.network.v1"
 FILES = ("model.safetensors", "mask.safetensors", "card.json")
 
 
-def request_of(suite: str, narrowing: Narrowing, environment: Environment) -> Request:
+def request_of(suite: str, narrowing: Narrowing, environment: Environment, tuned: Path | None = None) -> Request:
     """The request for one network.
 
     Args:
         suite: a suite by name, or a .toml file.
         narrowing: its first data set is used, otherwise the suite's first; the same for architecture and seed.
         environment: what the jobs run with.
+        tuned: folder of results whose tuned hyperparameters are used; None: the defaults.
 
     Raises:
         UserError: more than one sparsity or number of fine-tuning epochs remains.
@@ -61,7 +63,7 @@ def request_of(suite: str, narrowing: Narrowing, environment: Environment) -> Re
         raise UserError("--sparsity is required, e.g. --sparsity 0.9 removes 90 % of the weights")
     if len(request.suite.finetune_epochs) > 1:
         raise UserError("--finetune-epochs takes one number here")
-    return request
+    return request if tuned is None else dataclasses.replace(request, tuned=tuned_of(request, tuned))
 
 
 def folder_of(request: Request) -> Path:

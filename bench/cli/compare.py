@@ -6,8 +6,7 @@ import shlex
 
 from rich.console import Console
 
-from bench.cli.run import say
-from bench.cli.tables import Shown, make_console, print_table
+from bench.cli.tables import Shown, make_console, print_table, say
 from bench.execution import environment, pipeline
 from bench.planning import catalogue
 from bench.planning.catalogue import WHEN

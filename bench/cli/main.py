@@ -205,6 +205,7 @@ def status(narrowing: Narrowing, resources: Resources, suite: Suite = "digits") 
 
 app.command()(results.compare)
 app.command()(results.table)
+app.command()(results.choose)
 app.command()(results.publish)
 app.command()(results.verify)
 app.command()(results.export)

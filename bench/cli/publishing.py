@@ -4,8 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench.cli.run import say
-from bench.cli.tables import make_console
+from bench.cli.tables import make_console, say
 from bench.publishing import publish as publishing
 from bench.publishing.publish import Publication, Refused
 from bench.spec.choices import Narrowing, Resources

@@ -8,7 +8,10 @@ import typer
 from bench.cli.options import Suite, command_line, shared
 from bench.spec.choices import Narrowing, Resources
 
-NARROWED = ("datasets", "architectures", "sparsities", "seeds", "granularity", "match", "trials", "epochs", "finetune_epochs")
+GIVEN = ("pretrained", "calibration", "recalibrate_batchnorm")
+NARROWED = (
+    "datasets", "architectures", "sparsities", "seeds", "granularity", "match", "trials", "epochs", "finetune_epochs", *GIVEN,
+)  # fmt: skip
 STORED = ("device", "store", "data_root", "plugin")
 Style = Annotated[str, typer.Option("--format", help="Tables as text, markdown or latex.")]
 
@@ -59,7 +62,28 @@ def table(
     running.show(make_console(), api.rows_of(api.read(path)), style)
 
 
-@shared(("narrowing", Narrowing, ("granularity", "match", "epochs")), ("resources", Resources, ("device", "data_root", "plugin")))
+def choose(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="An output or leaderboard's folder, or a results.csv.")],
+    at_most: Annotated[
+        str, typer.Option(metavar="NAME=FRACTION,...", help="Budget: parameters, flops, latency relative to dense; drop: lost accuracy.")
+    ] = "",
+    smallest: Annotated[str, typer.Option(metavar="NAME", help="Minimise parameters, flops or latency instead of the loss.")] = "",
+    every: Annotated[bool, typer.Option("--all", help="Show all networks, not only the Pareto front.")] = False,
+) -> None:
+    """Show accuracy against size, FLOPs and latency, the best method under a budget, and the command that exports it."""
+    from bench.cli import choose as choosing
+
+    budget = choosing.budget_of(at_most)
+    choosing.check_by(smallest)
+
+    from bench import api
+    from bench.cli.tables import make_console
+
+    rows = api.rows_of(api.read(path))
+    choosing.show(make_console(), rows, choosing.suite_of(path, rows), budget=budget, by=smallest, every=every)
+
+
+@shared(("narrowing", Narrowing, ("granularity", "match", "epochs", *GIVEN)), ("resources", Resources, ("device", "data_root", "plugin")))
 def export(
     method: Annotated[str, typer.Option(help="A method by name; hyperparameters in brackets.")],
     narrowing: Narrowing, resources: Resources,
@@ -71,6 +95,9 @@ def export(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The seed.", show_default="the suite's first")] = None,
     finetune_epochs: Annotated[int, typer.Option(help="Fine-tuning epochs after pruning; 0 is one-shot.")] = 0,
+    tuned: Annotated[
+        Path | None, typer.Option(metavar="leaderboards/SUITE", help="Use the tuned hyperparameters of this leaderboard or output folder.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="The folder to write.", show_default="one in exported/")] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Also write model.onnx.")] = False,
 ) -> None:  # fmt: skip
@@ -87,13 +114,12 @@ def export(
     catalogue.get_method(method)
 
     from bench import export as exporting
-    from bench.cli.run import say
-    from bench.cli.tables import make_console
+    from bench.cli.tables import make_console, say
 
     given = {"datasets": dataset, "architectures": architecture, "sparsities": sparsity, "seeds": seed, "finetune_epochs": finetune_epochs}
     lists: dict[str, Any] = {name: (value,) for name, value in given.items() if value is not None}
     one = dataclasses.replace(narrowing, methods=(method,), **lists)
-    request = exporting.request_of(suite, one, environment_of(resources))
+    request = exporting.request_of(suite, one, environment_of(resources), tuned)
     folder = output or exporting.folder_of(request)
     block, console = request.suite.blocks[0], make_console()
     where = f"{request.methods[0].name} on {block.dataset}/{block.architectures[0]}, seed {request.suite.seeds[0]}"

@@ -7,24 +7,19 @@ from rich.console import Console
 from rich.markup import escape
 
 from bench import api
+from bench.cli import choose
 from bench.cli import dry_run as dry_runs
-from bench.cli.tables import Shown, make_console, print_board, print_dense, print_gains, print_table
+from bench.cli.tables import Shown, make_console, print_board, print_dense, print_gains, print_table, say
 from bench.execution import environment, pipeline
 from bench.execution.display import Display
 from bench.execution.run import tuned_of
 from bench.planning.plan import plan
-from bench.publishing import text_tables
+from bench.publishing import board_folder, text_tables
 from bench.ranking import leaderboard, tracks, tuning_gain
 from bench.spec.choices import Narrowing, Resources
 from bench.spec.row import Row
-from bench.storage import results_csv
-
-WARNINGS = ("note:", "warning:")
-
-
-def say(console: Console, line: str) -> None:
-    """Print a line as it is; notes and warnings in yellow."""
-    console.print(escape(line), style="yellow" if line.startswith(WARNINGS) else "", highlight=False, soft_wrap=True)
+from bench.spec.suite import Suite
+from bench.storage import files, results_csv
 
 
 def run(
@@ -39,7 +34,10 @@ def run(
     )
     show(console, rows, style)
     if output is not None:
-        _write(notes, rows, output)
+        made = environment.open_request(suite, narrowing, resources, ablations)
+        _write(notes, rows, made.suite.model_copy(update={"methods": tuple(m.name for m in made.methods)}), output)
+    if style == "text" and any(not row.epochs for row in rows):
+        choose.show(console, rows, str(output / board_folder.SUITE) if output is not None else suite)
     sys.stdout.flush()
 
 
@@ -77,11 +75,12 @@ def show(console: Console, rows: list[Row], style: str = "text") -> None:
         console.print(f"{len(failed)} of {len(rows)} rows failed; the next run tries them again", style="red", highlight=False)
 
 
-def _write(console: Console, rows: list[Row], output: Path) -> None:
+def _write(console: Console, rows: list[Row], suite: Suite, output: Path) -> None:
     gains = tuning_gain.tuned(rows)
     results_csv.write_rows(rows, output / "results.csv")
     results_csv.write_table(leaderboard.leaderboard(rows), output / "leaderboard.csv")
-    written = [output / "results.csv", output / "leaderboard.csv"]
+    files.write_files(output, {board_folder.SUITE: board_folder.suite_toml(suite).encode()})
+    written = [output / "results.csv", output / "leaderboard.csv", output / board_folder.SUITE]
     if len(gains):
         results_csv.write_table(gains, output / "tuned.csv")
         written.append(output / "tuned.csv")

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +18,7 @@ from bench.ranking.tracks import BLOCK
 from bench.spec.row import COLLAPSED, Row
 
 PAGE = 140  # characters of a line where no terminal says how many there are
+WARNINGS = ("note:", "warning:")
 NAME = 12  # characters that a name has at least before it folds
 
 
@@ -34,6 +36,11 @@ def make_console() -> Console:
     """The terminal, or where there is none a page wide enough for every column."""
     console = Console()
     return console if console.is_terminal else Console(width=PAGE)
+
+
+def say(console: Console, line: str) -> None:
+    """Print a line as it is; notes and warnings in yellow."""
+    console.print(escape(line), style="yellow" if line.startswith(WARNINGS) else "", highlight=False, soft_wrap=True)
 
 
 def print_table(console: Console, title: str, columns: Sequence[Shown]) -> None:

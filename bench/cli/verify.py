@@ -4,8 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench.cli.run import say
-from bench.cli.tables import make_console
+from bench.cli.tables import make_console, say
 from bench.execution import environment
 from bench.execution.display import Display
 from bench.publishing import row_comparison, verify

@@ -63,7 +63,7 @@ def test_run_prints_a_leaderboard_and_writes_the_contract_columns(tiny: Path, be
         (["run", "--sparsities", "half"], "--sparsities: 'half' is not a number"),
         (["run", "--seeds", "0,x"], "--seeds: 'x' is not a whole number"),
         (["run", "--seeds", "-1"], "greater than or equal to 0"),
-        (["run", "--epochs", "0"], "epochs: must be greater than or equal to 1"),
+        (["run", "--epochs", "0"], "epochs = 0 prunes trained networks, but 'mlp' would have random weights"),
         (["run", "--epochs", "many"], "--epochs"),
         (["run", "--granularity", "wieght"], "did you mean 'weight'"),
         (["run", "--trials", "-1"], "trials: must be greater than or equal to 0, got -1"),
