@@ -50,7 +50,8 @@ def _group(key: tuple[Any, ...], part: pd.DataFrame, table: pd.DataFrame) -> pd.
     whole = dense["accuracy"].astype(float).mean() if len(dense) else part["dense_accuracy"].astype(float).mean()
     lines = [_line(str(method), float(s), own) for (method, s), own in part.groupby(["method", "sparsity"], sort=False)]
     if len(dense):
-        lines.insert(0, _line(DENSE, 0.0, dense) | dict.fromkeys(COSTS, 1.0))
+        measured = [cost for cost in COSTS if not all(np.isnan(line[cost]) for line in lines)]
+        lines.insert(0, _line(DENSE, 0.0, dense) | dict.fromkeys(COSTS, np.nan) | dict.fromkeys(measured, 1.0))
     made = pd.DataFrame(lines).assign(**dict(zip(GROUP, key, strict=True)))
     made["drop"] = whole - made["accuracy"]
     made["front"] = [",".join(cost for cost in COSTS if on_front(made["accuracy"], made[cost], k)) for k in range(len(made))]

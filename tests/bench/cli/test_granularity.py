@@ -13,6 +13,7 @@ from bench.storage.results_csv import read_rows
 from bench.trial import cost
 from bench.trial.network import Network
 from bench.trial.workbench import Workbench
+from bench.trial.workbench import cost as workbench_cost
 
 Bench = Callable[..., tuple[int, str, str]]
 OPTIONS = ("--suite", "tiny.toml", "--seeds", "0", "--workers", "1", "--output", "out")
@@ -38,6 +39,7 @@ def test_channels_are_gone_at_the_share_asked_for(tiny: Path, bench: Bench, matc
             "parameters": 1 - (row.parameters_kept or 0) / (row.parameters or 1),
             "flops": 1 - (row.flops_kept or 0) / (row.flops or 1),
         }
+        assert row.match_reached == pytest.approx(reached[match], abs=1e-12)
         assert reached[match] == pytest.approx(0.5, abs=0.06)  # a channel of the first layer has a tenth of the FLOPs
         assert (row.parameters_kept or 0) < 0.75 * (row.parameters or 0)
         assert row.layers_collapsed == 0
@@ -52,6 +54,25 @@ def test_channels_are_gone_at_the_share_asked_for(tiny: Path, bench: Bench, matc
         f"one-shot after training{suffix}", f"one-shot at initialisation{suffix}", f"one-shot while training{suffix}",
         f"fine-tuned 1 epochs{suffix}",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("pruned", "status"), [(7.2, "ok"), (9.6, "failed")])
+def test_a_latency_that_is_missed_is_a_failed_row(
+    tiny: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch, pruned: float, status: str
+) -> None:
+    """Asked for 30 % less; the timings are made up: 28 % less, and 4 % less."""
+    monkeypatch.setattr(cost, "latency", lambda models, *_, **__: [10.0, pruned])
+    monkeypatch.setattr(workbench_cost, "cost", lambda *_: lambda model: sum(p.numel() for p in model.parameters()))
+    monkeypatch.setattr(environment, "open_executor", lambda *_: Inline())
+    monkeypatch.setattr(Inline, "close", lambda self: None, raising=False)
+    options = ("--granularity", "channel", "--match", "latency", "--sparsities", "0.3", "--finetune-epochs", "0", "--methods", "magnitude")
+    bench("run", *OPTIONS, *options)
+    (row,) = [row for row in read_rows(Path("out/results.csv")) if row.criterion]
+    assert row.status == status
+    if status == "ok":
+        assert row.match_reached == pytest.approx(0.28)
+    else:
+        assert "the latency was to be 30 % lower, but is 4 % lower" in row.error
 
 
 def test_a_pattern_has_one_sparsity_and_counts_layers_that_stay_dense(tiny: Path, bench: Bench) -> None:

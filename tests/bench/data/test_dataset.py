@@ -516,9 +516,34 @@ def test_every_name_has_a_line_and_an_unknown_one_a_suggestion() -> None:
         message(error)
     with pytest.raises(UserError, match="digits'"):
         load("digit", None)
-    for share in (0.0, 1.0, -0.1):
+    for share in (1.0, -0.1):
         with pytest.raises(UserError, match="validation share"):
             load("digits", None, validation=share)
+
+
+def test_without_validation_all_training_examples_are_left() -> None:
+    raw = sources.read("digits", None, None)
+    dataset = load("digits", None, validation=0)
+    assert len(dataset.train) == len(raw.train_inputs)
+    assert len(dataset.validation) == 0
+    assert torch.equal(dataset.train.targets, raw.train_targets)
+
+
+def test_given_moments_standardise_pixels_of_0_to_1() -> None:
+    raw, dataset = sources.read("digits", None, None), load("digits", None, validation=0, moments=([0.25], [0.5]))
+    wanted = (raw.train_inputs.double() / 255 - 0.25) / 0.5
+    torch.testing.assert_close(dataset.train.inputs.double(), wanted, rtol=1e-6, atol=1e-6)
+    assert (dataset.mean.flatten().tolist(), dataset.std.flatten().tolist()) == ([63.75], [127.5])
+    assert dataset.fingerprint != load("digits", None, validation=0).fingerprint
+    rows = load("breast_cancer", None, moments=([1.0] * 30, [2.0] * 30))
+    torch.testing.assert_close(rows.test.inputs * 2 + 1, sources.read("breast_cancer", None, None).test_inputs.float())
+    with pytest.raises(UserError, match="has 1 channels, but mean and std have 3 numbers"):
+        load("digits", None, moments=([0.5] * 3, [0.5] * 3))
+
+
+def test_a_budget_of_samples_is_the_start_of_the_shuffled_split() -> None:
+    train = load("digits", None).train
+    assert torch.equal(train.shuffled(3, 20).targets, train.shuffled(3).targets[:20])
 
 
 @pytest.mark.skipif("RAZORBENCH_DATA" not in os.environ, reason="RAZORBENCH_DATA names no directory of real data")

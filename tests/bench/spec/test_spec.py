@@ -48,7 +48,12 @@ def test_an_architecture_overrides_its_suite() -> None:
         ("sparsities = [1.0]", "sparsities.0: must be less than 1, got 1.0"),
         ("sparsities = [-0.1]", "greater than or equal to 0"),
         ('augment = ["rotate"]', "'crop' and 'flip'"),
-        ("epochs = 0", "epochs: must be greater than or equal to 1, got 0"),
+        ("epochs = -1", "epochs: must be greater than or equal to 0, got -1"),
+        ("epochs = 2\ncalibration = 64", "calibration: limits what methods read of a trained network: it needs epochs = 0"),
+        ("validation = 0\ntrials = 3", "validation: tuning needs validation data"),
+        ("mean = [0.5]", "mean: mean and std must both be given, with one number for each channel"),
+        ("mean = [0.5]\nstd = [0.2, 0.3]", "mean: mean and std must both be given"),
+        ("[architecture.mlp]\nmean = [0.5]\nstd = [0.0]", "std: must be greater than 0"),
         ("blocks = []", "blocks"),
         (
             "[architecture.mlp]\noptimiser = 'sgd'",
