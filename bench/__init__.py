@@ -13,16 +13,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.api import compare, leaderboard, plot, read, run
+    from bench.api import compare, leaderboard, plot, read, run, tradeoff
     from bench.spec.errors import UserError
     from bench.spec.row import Row
     from bench.spec.suite import Suite, load_suite
+    from bench.trial.metrics import Outputs, metric
 
 _HOMES = {
     "run": "bench.api", "leaderboard": "bench.api", "plot": "bench.api", "compare": "bench.api", "read": "bench.api",
     "Row": "bench.spec.row", "Suite": "bench.spec.suite", "load_suite": "bench.spec.suite", "UserError": "bench.spec.errors",
+    "tradeoff": "bench.api", "Outputs": "bench.trial.metrics", "metric": "bench.trial.metrics",
 }  # fmt: skip
-__all__ = ["Row", "Suite", "UserError", "compare", "leaderboard", "load_suite", "plot", "read", "run"]
+__all__ = [
+    "Outputs", "Row", "Suite", "UserError", "compare", "leaderboard", "load_suite", "metric", "plot", "read", "run", "tradeoff",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

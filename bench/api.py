@@ -15,6 +15,7 @@ from bench.execution.display import Display
 from bench.publishing.plots import curves
 from bench.ranking import comparison
 from bench.ranking import leaderboard as ranking
+from bench.ranking import tradeoff as costs
 from bench.spec.choices import Narrowing, Resources
 from bench.spec.errors import UserError, nearest
 from bench.spec.row import COLUMNS, DECLARED, Row
@@ -128,6 +129,19 @@ def compare(rows: Rows, first: str, second: str) -> pd.DataFrame:
     if not found:
         raise UserError(f"{first} and {second} share no track: they are applied at different stages and not fine-tuned")
     return comparison.table_of(found)
+
+
+def tradeoff(rows: Rows) -> pd.DataFrame:
+    """What accuracy costs: one line per track, tuning, data set, architecture, method and sparsity.
+
+    Args:
+        rows: from `run` or `read`, with those of the dense networks.
+
+    Returns:
+        Mean accuracy, the accuracy lost, what is left of parameters, FLOPs and latency as fractions of the dense network's, and for
+        which of them the line is on the Pareto front, with the columns of `bench.ranking.tradeoff.COLUMNS`.
+    """
+    return costs.tradeoff(rows_of(rows))
 
 
 def read(path: str | Path) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import typer
 from bench.cli.options import Suite, command_line, shared
 from bench.spec.choices import Narrowing, Resources
 
-GIVEN = ("pretrained", "calibration", "recalibrate_batchnorm")
+GIVEN = ("pretrained", "calibration", "mean", "std", "recalibrate_batchnorm")
 NARROWED = (
     "datasets", "architectures", "sparsities", "seeds", "granularity", "match", "trials", "epochs", "finetune_epochs", *GIVEN,
 )  # fmt: skip

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from bench.publishing.page import cells
 from bench.ranking import statistics, tracks
-from bench.ranking.columns import ACCURACY, BASELINE, BY_NAME, BoardColumn, accuracies, column_of
+from bench.ranking.columns import ACCURACY, AREA, BASELINE, BY_NAME, BoardColumn, accuracies, column_of
 from bench.ranking.tracks import BLOCK
 from bench.spec.row import COLLAPSED, Row
 
@@ -131,7 +131,8 @@ def _in_order(board: pd.DataFrame) -> list[BoardColumn]:
     """The columns of a leaderboard, with all accuracies by increasing sparsity where the first one is."""
     every, at = [column_of(name) for name in BY_NAME], [column_of(name) for name in accuracies(board)]
     place = next(k for k, column in enumerate(every) if column.name.startswith(ACCURACY))
-    return [*every[:place], *at, *(column for column in every[place:] if not column.name.startswith(ACCURACY))]
+    own = [column_of(str(name)) for name in board.columns if str(name).startswith(AREA)]
+    return [*every[:place], *at, *own, *(column for column in every[place:] if not column.name.startswith(ACCURACY))]
 
 
 def _rank(column: BoardColumn) -> int:

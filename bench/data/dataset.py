@@ -239,8 +239,13 @@ def _window(images: Tensor, pad: int, draws: Tensor) -> Tensor:
 
 
 def _given(name: str, moments: tuple[Sequence[float], Sequence[float]], inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Given mean and standard deviation in the units of the inputs, (c, 1, 1) or (f,)."""
+    """Given mean and standard deviation in the units of the inputs, (c, 1, 1) or (f,).
+
+    Grey images get the mean of three numbers: networks for colours see them in all three channels.
+    """
     channels, images = inputs.shape[1], inputs.dim() == 4
+    if images and channels == 1:
+        moments = tuple([sum(numbers) / len(numbers)] if len(numbers) == 3 else numbers for numbers in moments)  # type: ignore[assignment]
     for numbers in moments:
         if len(numbers) != channels:
             said = "channels" if images else "features"

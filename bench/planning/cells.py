@@ -6,6 +6,7 @@ stopped, a repeated run computes nothing, and edited code is never mixed with ol
 """
 
 import dataclasses
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from bench.spec.errors import UserError
 from bench.spec.row import PROTOCOL_VERSION
 from bench.spec.setting import Setting
 from bench.spec.suite import Protocol
-from bench.trial import trial, workbench
+from bench.trial import metrics, trial, workbench
 from bench.trial.provenance import versions
 from methods import Method
 
@@ -86,6 +87,8 @@ def point_key(decided: dict[str, Any], finetune_epochs: int, lr_scale: float | N
         finetune_epochs: number of fine-tuning epochs.
         lr_scale: learning rate of fine-tuning, as a fraction of the training's.
     """
+    others = {name: methods.source_hash(sys.modules[m.__module__]) for name, m in metrics.plugin_metrics().items()}
+    decided = {**decided, "metrics": others} if others else decided
     return digest({**decided, "finetune_epochs": finetune_epochs, "finetune_lr_scale": lr_scale if finetune_epochs else None})
 
 

@@ -1,9 +1,10 @@
 """The columns of leaderboard.csv, each declared once: name, meaning, value and format.
 
 leaderboard.csv, its schema, the tables in the terminal, in Markdown and on the page, and the documentation are derived from `BOARD`.
-Rows at other sparsities than those of `BOARD` add a column for each, see `board_of`.
+Rows at other sparsities than those of `BOARD`, and metrics of plug-ins, add columns, see `board_of`.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from bench.spec.row import COLLAPSED
 BASELINE = "magnitude"
 AT = (0.9, 0.95, 0.99)  # sparsities whose accuracy is a column
 CALIBRATION_AT = 0.95
-ACCURACY = "accuracy_"
+ACCURACY, AREA = "accuracy_", "area_"
 _AT_SPARSITY = re.compile(ACCURACY + r"[0-9.e+-]+")
 MARGIN = 0.01  # "within one point of dense"
 
@@ -138,15 +139,43 @@ def accuracy_at(sparsity: float) -> BoardColumn:
     )  # fmt: skip
 
 
-def board_of(sparsities: Iterable[float]) -> tuple[BoardColumn, ...]:
-    """The columns of the leaderboard of rows with these sparsities: `BOARD`, and at the end the accuracy at each further sparsity."""
-    more = sorted(s for s in set(sparsities) if s > 0 and accuracy_at(s).name not in BY_NAME)
-    return (*BOARD, *map(accuracy_at, more))
+def area_of(metric: str) -> BoardColumn:
+    """The column of a plug-in's metric, e.g. `area_confidence`."""
+    return BoardColumn(
+        f"{AREA}{metric}", "number", f"area under the curve of the plug-in's metric {metric} over sparsity, mean over blocks",
+        value=lambda e: _plugin_area(e, metric), heading=f"{metric} area", format="{:.4g}",
+    )  # fmt: skip
+
+
+def _plugin_area(entry: Entry, metric: str) -> float:
+    """Mean over seeds and then over blocks of the area under the curve of a plug-in's metric; rows without a value are left out."""
+    values = entry.ran["plugin_metrics"].map(lambda said: json.loads(said).get(metric)).astype(float)
+    ran = entry.ran.assign(value=values).dropna(subset=["value"])
+    if ran.empty:
+        return np.nan
+    curves = ran.pivot_table(index=[*BLOCK, "seed"], columns="sparsity", values="value", sort=False)
+    return float(areas(curves).groupby(level=BLOCK).mean().mean())
+
+
+def board_of(rows: pd.DataFrame) -> tuple[BoardColumn, ...]:
+    """The columns of the leaderboard of some rows.
+
+    Args:
+        rows: as `bench.ranking.tracks.frame` returns them.
+
+    Returns:
+        `BOARD`, and at the end the accuracy at each further sparsity and the area of each metric of plug-ins.
+    """
+    more = sorted(s for s in set(rows["sparsity"]) if s > 0 and accuracy_at(s).name not in BY_NAME)
+    metrics = sorted({name for said in set(rows["plugin_metrics"]) for name in json.loads(said)})
+    return (*BOARD, *map(accuracy_at, more), *map(area_of, metrics))
 
 
 def column_of(name: str) -> BoardColumn:
     """The column of a leaderboard with this name."""
-    return BY_NAME[name] if name in BY_NAME else accuracy_at(float(name.removeprefix(ACCURACY)) / 100)
+    if name in BY_NAME:
+        return BY_NAME[name]
+    return area_of(name.removeprefix(AREA)) if name.startswith(AREA) else accuracy_at(float(name.removeprefix(ACCURACY)) / 100)
 
 
 def accuracies(board: pd.DataFrame) -> list[str]:

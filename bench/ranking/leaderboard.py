@@ -43,14 +43,14 @@ def leaderboard(rows: Iterable[Row]) -> pd.DataFrame:
         rows: all results, those of the dense networks included.
 
     Returns:
-        A table with the columns `COLUMNS`, and `accuracy_...` for each further sparsity of the rows. A sparsity without results leaves
-        its columns empty.
+        A table with the columns `COLUMNS`, `accuracy_...` for each further sparsity of the rows, and `area_...` for each metric of a
+        plug-in. A sparsity without results leaves its columns empty.
 
     Raises:
         ValueError: a method has rows in a block without any dense accuracy.
     """
     table = frame(rows)
-    columns = board_of(table["sparsity"])
+    columns = board_of(table)
     boards = [_board(found, columns) for found in split(table)]
     return pd.concat(boards, ignore_index=True) if boards else pd.DataFrame(columns=list(COLUMNS))
 

@@ -35,6 +35,8 @@ class Narrowing:
     finetune_epochs: tuple[int, ...] | None = _instead("Fine-tuning epochs after pruning; 0: no fine-tuning (one-shot).")
     pretrained: bool | None = _instead("Start from timm's pretrained weights.")
     calibration: int | None = _instead("Number of training samples that scoring may read; needs --epochs 0.")
+    mean: tuple[float, ...] | None = _instead("Mean of each channel that the network expects, for pixels in [0, 1].", "that of the data")
+    std: tuple[float, ...] | None = _instead("Standard deviation of each channel, as --mean.", "that of the data")
     recalibrate_batchnorm: bool | None = _instead("Estimate the statistics of batch norm again after pruning, for every method.")
 
 

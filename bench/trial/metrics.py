@@ -1,17 +1,21 @@
 """The quality of a network: one function for each metric, with the name of its column in `bench.spec.row`.
 
-To add a metric, write a function here with `@metric`, and declare its column.
+To add a metric, write a function here with `@metric`, and declare its column. A function of a plug-in needs no column: its values go to
+the JSON column `plugin_metrics`.
 """
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.data import Split
+from bench.spec.row import COLUMNS
 
 BATCH = 500
 ECE_BINS = 15
@@ -36,13 +40,32 @@ METRICS: dict[str, Metric] = {}
 
 
 def metric(function: Metric) -> Metric:
-    """Register a metric: its value fills the column of the same name in every row."""
-    METRICS[function.__name__] = function
+    """Register a metric, a function of `Outputs` that returns a number or None. A decorator.
+
+        @bench.metric
+        def confidence(outputs: bench.Outputs) -> float:
+            return float(outputs.probabilities.amax(1).mean())
+
+    Its value fills the column of the same name in every row; that of a plug-in is in the JSON column `plugin_metrics`.
+
+    Raises:
+        ValueError: another column or plug-in has this name.
+    """
+    name, known = function.__name__, METRICS.get(function.__name__)
+    own = function.__module__ == __name__
+    if not own and (name in COLUMNS or (known is not None and known.__module__ != function.__module__)):
+        raise ValueError(f"there already is a column or metric '{name}': choose another name")
+    METRICS[name] = function
     return function
 
 
-def quality(logits: Tensor, targets: Tensor) -> dict[str, float | None]:
-    """The value of every metric, by name.
+def plugin_metrics() -> dict[str, Metric]:
+    """The metrics of plug-ins, by name."""
+    return {name: function for name, function in sorted(METRICS.items()) if name not in COLUMNS}
+
+
+def quality(logits: Tensor, targets: Tensor) -> dict[str, float | str | None]:
+    """The value of every metric: the columns of a row.
 
     Args:
         logits: (n, classes).
@@ -50,12 +73,28 @@ def quality(logits: Tensor, targets: Tensor) -> dict[str, float | None]:
 
     Raises:
         FloatingPointError: a logit is not finite.
+        ValueError: the metric of a plug-in does not return a number.
     """
     if not logits.isfinite().all():
         raise FloatingPointError("the network's outputs are not finite")
     logits = logits.double()
     outputs = Outputs(logits, logits.softmax(1), targets.cpu())
-    return {name: function(outputs) for name, function in METRICS.items()}
+    others = plugin_metrics()
+    own: dict[str, float | str | None] = {name: function(outputs) for name, function in METRICS.items() if name not in others}
+    return own | {"plugin_metrics": json.dumps({name: number_of(name, function(outputs)) for name, function in others.items()})}
+
+
+def number_of(name: str, value: Any) -> float | None:
+    """The value of a plug-in's metric as a number; raises ValueError if it is not a finite number or None."""
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"metric '{name}' returned a {type(value).__name__}, not a number or None") from None
+    if not math.isfinite(number):
+        raise ValueError(f"metric '{name}' returned {number}")
+    return number
 
 
 def _top(outputs: Outputs, k: int) -> float:

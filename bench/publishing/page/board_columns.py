@@ -8,6 +8,7 @@ import pandas as pd
 
 from bench.publishing.page import cells
 from bench.publishing.page.cells import MISSING, Bar, Cell, Column, exact, missing, number, percent, text, words
+from bench.ranking.columns import AREA as BOARD_AREA
 from bench.ranking.columns import BASELINE, BY_NAME, accuracies, column_of
 from bench.spec.row import COLLAPSED
 
@@ -91,6 +92,7 @@ _AFTER = (
 
 def shown(board: pd.DataFrame) -> tuple[Shown, ...]:
     """The columns of a leaderboard's table: with the accuracy at every sparsity that it has."""
-    at = accuracies(board)
+    at, own = accuracies(board), [str(name) for name in board.columns if str(name).startswith(BOARD_AREA)]
     titles = [column_of(name).heading.removeprefix("acc ").replace("%", " %") for name in at]
-    return (*_BEFORE, *(_plain(n, title, "Accuracy, % at sparsity") for n, title in zip(at, titles, strict=True)), *_AFTER)
+    metrics = [_plain(name, name.removeprefix(BOARD_AREA), "Area", "{:.4g}") for name in own]
+    return (*_BEFORE, *(_plain(n, title, "Accuracy, % at sparsity") for n, title in zip(at, titles, strict=True)), *_AFTER, *metrics)

@@ -537,8 +537,10 @@ def test_given_moments_standardise_pixels_of_0_to_1() -> None:
     assert dataset.fingerprint != load("digits", None, validation=0).fingerprint
     rows = load("breast_cancer", None, moments=([1.0] * 30, [2.0] * 30))
     torch.testing.assert_close(rows.test.inputs * 2 + 1, sources.read("breast_cancer", None, None).test_inputs.float())
-    with pytest.raises(UserError, match="has 1 channels, but mean and std have 3 numbers"):
-        load("digits", None, moments=([0.5] * 3, [0.5] * 3))
+    grey = load("digits", None, validation=0, moments=([0.15, 0.25, 0.35], [0.4, 0.5, 0.6]))
+    torch.testing.assert_close(grey.train.inputs, dataset.train.inputs)
+    with pytest.raises(UserError, match="has 1 channels, but mean and std have 2 numbers"):
+        load("digits", None, moments=([0.5] * 2, [0.5] * 2))
 
 
 def test_a_budget_of_samples_is_the_start_of_the_shuffled_split() -> None:
