@@ -11,6 +11,9 @@ from methods.core.interface import Batches
 from methods.core.modes import own_modes, unchanged_on_error
 from methods.core.reading import check_reiterable, explaining, pairs
 
+# Inputs with up to this many numbers pass through the network as one batch; activations need about twenty times their memory.
+AT_ONCE = 2**26
+
 
 class _Done(Exception):
     """Ends a forward pass: the rest of the network is not needed."""
@@ -40,8 +43,8 @@ def recalibrate_batchnorm(model: nn.Module, batches: Batches) -> list[str]:
 
     The result is that of one forward pass in training mode of all samples as a single batch: each layer gets the mean and the unbiased
     variance of its inputs, which the layers before it have normalised with their new mean and biased variance, as torch does in training
-    mode. It does not depend on the size of the batches.
-    Dropout is off. There is one pass over the data per layer, which ends at this layer.
+    mode. It does not depend on the size of the batches. Dropout is off. Data of up to `AT_ONCE` numbers are one batch indeed; for more
+    data, and layers that a forward pass uses several times, there is one pass over the data per layer, which ends at this layer.
 
     Args:
         model: the network. Layers of batch norm without running statistics are left alone.
@@ -62,10 +65,11 @@ def recalibrate_batchnorm(model: nn.Module, batches: Batches) -> list[str]:
         model.eval()
         with explaining(model, "batch norm cannot be estimated again"):
             uses = _uses(model, list(names), batches)
-            counts = {layer: _estimate(model, layer, count, batches, names[layer]) for layer, count in uses.items()}
-            for layer, n in counts.items():
-                assert layer.running_var is not None
-                layer.running_var.mul_(n / (n - 1))
+            whole = _together(batches, _device(model)) if set(uses.values()) == {1} else None
+            if whole is not None:
+                _estimate_at_once(model, list(uses), whole)
+            else:
+                _estimate_one_by_one(model, uses, batches, names)
     return [names[layer] for layer in uses]
 
 
@@ -84,6 +88,39 @@ def _uses(model: nn.Module, layers: list[_BatchNorm], batches: Batches) -> dict[
             hook.remove()
     last = {layer: place for place, layer in enumerate(used)}
     return {layer: used.count(layer) for layer in sorted(last, key=last.__getitem__)}
+
+
+def _together(batches: Batches, device: torch.device) -> Tensor | None:
+    """All inputs as one batch; None if they are too many, only one, or differ in shape."""
+    parts, size = [], 0
+    for x, _ in pairs(batches, device):
+        parts.append(x)
+        size += x.numel()
+        if size > AT_ONCE or x.shape[1:] != parts[0].shape[1:]:
+            return None
+    whole = torch.cat(parts)
+    return whole if len(whole) > 1 else None
+
+
+def _estimate_at_once(model: nn.Module, layers: list[_BatchNorm], inputs: Tensor) -> None:
+    """Set the statistics of layers by a forward pass in which only they are in training mode."""
+    before = [(layer, layer.momentum, layer.num_batches_tracked) for layer in layers]
+    try:
+        for layer in layers:
+            layer.train()
+            layer.momentum, layer.num_batches_tracked = 1.0, None
+        model(inputs)
+    finally:
+        for layer, momentum, tracked in before:
+            layer.momentum, layer.num_batches_tracked = momentum, tracked
+
+
+def _estimate_one_by_one(model: nn.Module, uses: dict[_BatchNorm, int], batches: Batches, names: dict[_BatchNorm, str]) -> None:
+    """Set the statistics of each layer in turn; variances are biased until all layers are done."""
+    counts = {layer: _estimate(model, layer, count, batches, names[layer]) for layer, count in uses.items()}
+    for layer, n in counts.items():
+        assert layer.running_var is not None
+        layer.running_var.mul_(n / (n - 1))
 
 
 def _estimate(model: nn.Module, layer: _BatchNorm, uses: int, batches: Batches, name: str) -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import methods
+from methods.core import batch_norm
 
 
 class Shared(nn.Module):
@@ -42,12 +43,16 @@ def one_batch(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> nn.Modu
     return reference
 
 
+@pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "resnet10t"])
-def test_moments_are_those_of_a_full_pass(name: str) -> None:
+def test_moments_are_those_of_a_full_pass(name: str, at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not at_once:
+        monkeypatch.setattr(batch_norm, "AT_ONCE", 22 * 3 * 32 * 32 - 1)
     torch.manual_seed(0)
     model, batches = timm.create_model(name, num_classes=5), made(22, [7, 7, 7, 1], 32)
     methods.prune(model, batches, sparsity=0.5)
     weights = {n: p.clone() for n, p in model.named_parameters()}
+    others = {n: (m.momentum, m.num_batches_tracked) for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
     names = methods.recalibrate_batchnorm(model, batches)
     reference = dict(one_batch(model, batches).named_buffers())
     found = {n: b for n, b in model.named_buffers() if n.endswith(("running_mean", "running_var"))}
@@ -55,7 +60,8 @@ def test_moments_are_those_of_a_full_pass(name: str) -> None:
     for n, b in found.items():
         torch.testing.assert_close(b, reference[n], rtol=1e-5, atol=1e-5, msg=n)
     assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
-    assert model.training
+    assert all(m.training for m in model.modules())
+    assert all((model.get_submodule(n).momentum, model.get_submodule(n).num_batches_tracked) == v for n, v in others.items())
     # The network in eval mode now computes what it computes in training mode on all samples at once.
     x = torch.cat([x for x, _ in batches])
     outputs = one_batch(model, batches).eval()(x)
