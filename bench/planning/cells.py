@@ -112,7 +112,10 @@ def cells(request: Request, seeds: Iterable[int], notes: list[str]) -> Iterator[
             if not protocol.epochs:
                 build.check_head(architecture, loaded.classes)
         if protocol.calibration is not None and protocol.calibration > len(loaded.train):
-            raise UserError(f"calibration = {protocol.calibration}, but dataset '{dataset}' has {len(loaded.train)} training samples left")
+            raise UserError(
+                f"calibration = {protocol.calibration}, but dataset '{dataset}' has {len(loaded.train)} training samples: "
+                f"use --calibration {len(loaded.train)} or fewer"
+            )
         common = _common(request, protocol, loaded.fingerprint, architecture)
         common["tensors"] = workbench.tensors(architecture, loaded.input_shape, loaded.classes, protocol.include, protocol.exclude)
         for seed in seeds:
