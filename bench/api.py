@@ -41,7 +41,7 @@ def run(
         force: whether to compute again what the store already has.
         progress: whether to show it, in a terminal or a notebook.
         options: the fields of `bench.spec.choices.Narrowing` and `Resources`: methods, datasets, architectures, sparsities, seeds,
-            granularity, match, trials, epochs, finetune_epochs; executor, ray_address, workers, device, store, data_root, plugin.
+            granularity, match, trials, epochs, finetune_epochs, weights; executor, ray_address, workers, device, store, data_root, plugin.
 
     Returns:
         One line per method, data set, architecture, sparsity and seed, with the columns of results.csv, dense networks included.

@@ -20,7 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Compare neural-network pruning methods: same networks, same batches, exact sparsities, several seeds.",
 )
-Plugin = Annotated[list[str] | None, typer.Option("--plugin", metavar="FILE", help="A Python file that registers methods; repeatable.")]
+Plugin = Annotated[
+    list[str] | None, typer.Option("--plugin", metavar="FILE", help="A Python file that registers methods or networks; repeatable.")
+]
 LISTS = ("methods", "criteria", "trainings", "granularities", "architectures", "datasets", "suites", "hyperparameters")
 INTERRUPTED = 130
 # The base of typer's usage errors: click's, or that of the copy of click inside newer releases of typer.

@@ -8,7 +8,7 @@ import typer
 from bench.cli.options import Suite, command_line, shared
 from bench.spec.choices import Narrowing, Resources
 
-NARROWED = ("datasets", "architectures", "sparsities", "seeds", "granularity", "match", "trials", "epochs", "finetune_epochs")
+NARROWED = ("datasets", "architectures", "sparsities", "seeds", "granularity", "match", "trials", "epochs", "finetune_epochs", "weights")
 STORED = ("device", "store", "data_root", "plugin")
 Style = Annotated[str, typer.Option("--format", help="Tables as text, markdown or latex.")]
 
@@ -59,7 +59,9 @@ def table(
     running.show(make_console(), api.rows_of(api.read(path)), style)
 
 
-@shared(("narrowing", Narrowing, ("granularity", "match", "epochs")), ("resources", Resources, ("device", "data_root", "plugin")))
+@shared(
+    ("narrowing", Narrowing, ("granularity", "match", "epochs", "weights")), ("resources", Resources, ("device", "data_root", "plugin"))
+)
 def export(
     method: Annotated[str, typer.Option(help="A method by name; hyperparameters in brackets.")],
     narrowing: Narrowing, resources: Resources,
@@ -67,7 +69,7 @@ def export(
     suite: Annotated[str, typer.Option(help="The suite whose settings to train with, or a .toml file.")] = "digits",
     dataset: Annotated[str | None, typer.Option(help="The data set.", show_default="the suite's first")] = None,
     architecture: Annotated[
-        str | None, typer.Option(help="One of razorbench's own or any timm name.", show_default="the suite's first")
+        str | None, typer.Option(help="One of razorbench's own, any timm name, or FILE.py:NAME.", show_default="the suite's first")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The seed.", show_default="the suite's first")] = None,
     finetune_epochs: Annotated[int, typer.Option(help="Fine-tuning epochs after pruning; 0 is one-shot.")] = 0,
