@@ -127,7 +127,7 @@ def publish(
     from bench.cli import publishing
 
     if merge is not None:
-        publishing.merge_file(merge, suite, to, dry_run)
+        publishing.merge_file(merge, suite, to, dry_run, resources.plugin)
     else:
         publishing.publish(suite, narrowing, resources, to, dry_run, command_line(suite, narrowing, resources))
 

@@ -88,28 +88,34 @@ def checked(name: str, parts: Mapping[str, Part]) -> dict[str, Part]:
         UserError: an input has another form than those of `Part`, is not finite, or differs between parts; or labels of train are not
             0 to classes - 1, or another part has a class that train does not have.
     """
-    for part, (inputs, _) in parts.items():
-        _check_inputs(f"dataset '{name}': {part}", inputs)
-    first = parts["train"]
-    for part, (inputs, targets) in parts.items():
-        title = f"dataset '{name}': {part}"
-        if inputs.shape[1:] != first.inputs.shape[1:] or inputs.dtype != first.inputs.dtype:
-            raise UserError(f"{title} has inputs of {_described(inputs[0])}, train of {_described(first.inputs[0])}")
-        check_labels(title, targets, first.targets)
+    check_inputs(name, parts)
+    check_labels(name, parts)
     return {part: Part(x if x.dtype == torch.uint8 else x.float() if x.ndim == 4 else x.double(), y) for part, (x, y) in parts.items()}
 
 
-def check_labels(title: str, targets: Tensor, of_train: Tensor) -> None:
-    """Raise UserError if the labels of train are not 0 to classes - 1, or a part has others than train."""
-    if int(targets.min()) < 0:
-        raise UserError(f"{title} has the label {int(targets.min())}; labels are 0 to classes - 1")
-    known = of_train.unique()
-    missing = sorted(set(range(int(known.max()) + 1)) - set(known.tolist()))
-    if missing:
-        raise UserError(f"{title}: labels are 0 to {int(known.max())}, but no example of train has the label {missing[0]}")
-    strange = sorted(set(targets.unique().tolist()) - set(known.tolist()))
-    if strange:
-        raise UserError(f"{title} has the label {strange[0]}, which no example of train has")
+def check_inputs(name: str, parts: Mapping[str, Part]) -> None:
+    """Raise UserError if inputs of a part have another form than those of `Part`, are not finite, or differ in size from train's."""
+    for part, (inputs, _) in parts.items():
+        _check_inputs(f"dataset '{name}': {part}", inputs)
+    first = parts["train"].inputs
+    for part, (inputs, _) in parts.items():
+        if inputs.shape[1:] != first.shape[1:] or inputs.dtype != first.dtype:
+            raise UserError(f"dataset '{name}': {part} has inputs of {_described(inputs[0])}, train of {_described(first[0])}")
+
+
+def check_labels(name: str, parts: Mapping[str, Part]) -> None:
+    """Raise UserError if the labels of train are not 0 to classes - 1, or another part has a label that train does not have."""
+    for part, (_, targets) in parts.items():
+        if int(targets.min()) < 0:
+            raise UserError(f"dataset '{name}': {part} has the label {int(targets.min())}; labels are 0 to classes - 1")
+    known = set(parts["train"].targets.tolist())
+    missing = next((label for label in range(max(known)) if label not in known), None)
+    if missing is not None:
+        raise UserError(f"dataset '{name}': train has labels up to {max(known)}, but no example with the label {missing}")
+    for part, (_, targets) in parts.items():
+        strange = sorted(set(targets.tolist()) - known)
+        if strange:
+            raise UserError(f"dataset '{name}': {part} has the label {strange[0]}, which no example of train has")
 
 
 def coloured(parts: Mapping[str, Part], pictures: bool) -> dict[str, Part]:

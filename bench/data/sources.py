@@ -168,7 +168,8 @@ def _torchvision(name: str, root: Path, *, download: bool) -> Raw:
             pixels = pixels.permute(0, 3, 1, 2)
         targets = torch.as_tensor(source.labels if name == "svhn" else source.targets)
         tensors += [pixels.contiguous(), targets.long()]
-    return Raw(*tensors)
+    train, labels, test, test_labels = tensors
+    return Raw(train, labels, test, test_labels)
 
 
 def _read_images(name: str, scheme: str, path: Path, cache: Path | None) -> Raw:

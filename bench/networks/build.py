@@ -17,10 +17,11 @@ from torch import Tensor, nn
 import methods
 from bench.networks import own, plugins
 from bench.networks.classics import CLASSICS, SMALL_VGG, SMALL_VGG_SIDE, TABULAR, Size, small_vgg
+from bench.networks.own import OFFERED
 from bench.spec import own_file
 from bench.spec.errors import UserError, nearest
 
-__all__ = ["accepts", "built", "create", "describe", "fitted_patch", "names", "timm_names", "version"]
+__all__ = ["OFFERED", "accepts", "built", "create", "describe", "fitted_patch", "names", "timm_names", "version"]
 KIND = "architecture"
 
 

@@ -1,11 +1,13 @@
 """Load plug-in files that register methods, networks of timm (`timm.register_model`), or both."""
 
+import inspect
 import sys
 import warnings
 from types import ModuleType
 from typing import NamedTuple
 
 import timm
+from torch import nn
 
 from methods.registry import plugins as registry
 
@@ -43,6 +45,12 @@ def _networks(module: ModuleType) -> list[str]:
     """The names that a module has registered with timm, which adds them to `__all__` of the module."""
     named = getattr(module, "__all__", ())
     return [name for name in named if timm.is_model(name) and timm.model_entrypoint(name).__module__ == module.__name__]
+
+
+def functions(module: ModuleType) -> list[str]:
+    """What `FILE.py:NAME` could name in a module: its own functions, and its own networks; not criteria or trainings."""
+    own = {name: value for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
+    return [name for name, value in own.items() if inspect.isfunction(value) or (isinstance(value, type) and issubclass(value, nn.Module))]
 
 
 def module_of(name: str) -> ModuleType | None:

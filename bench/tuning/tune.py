@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import methods
 from bench.networks import plugins
 from bench.spec.setting import Setting
 from bench.storage.checkpoints import Networks
