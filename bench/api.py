@@ -186,6 +186,8 @@ def _choices(options: Mapping[str, Any]) -> tuple[Narrowing, Resources]:
     given |= {name: (v,) for name, v in given.items() if isinstance(v, (str, int, float)) and name in LISTS}
     if isinstance(given.get("data_root"), str):
         given["data_root"] = Path(given["data_root"])
+    if isinstance(given.get("weights"), Path):
+        given["weights"] = str(given["weights"])
     own = [{name: given[name] for name in names if name in given} for names in fields.values()]
     return Narrowing(**own[0]), Resources(**own[1])
 

@@ -20,6 +20,7 @@ import typer.main
 
 import methods
 from bench.cli.main import app
+from bench.planning import templates
 from bench.publishing.datapackage import SCHEMAS
 from bench.spec.suite import Suite, suites
 

@@ -1,4 +1,4 @@
-"""Load plug-in files that register methods, networks of timm (`timm.register_model`), or both."""
+"""Load plug-in files that register methods, networks of timm (`timm.models.register_model`), or both."""
 
 import inspect
 import sys

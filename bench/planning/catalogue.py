@@ -32,7 +32,7 @@ def load_plugins(files: Iterable[str]) -> list[str]:
         if not (found.methods or found.networks or plugins.functions(found.module)):
             raise UserError(
                 f"plug-in {file} registers nothing: use @methods.register('name') on a Criterion, Training or Granularity, or"
-                " @timm.register_model on a function"
+                " @timm.models.register_model on a function"
             )
         added += found.methods
     return added
