@@ -64,7 +64,7 @@ def paired(title: str, inputs: Any, targets: Any) -> Part:
     found = []
     for name, value in (("inputs", inputs), ("labels", targets)):
         try:
-            found.append(value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value)))
+            found.append(value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.array(value, order="C")))
         except (TypeError, ValueError) as error:
             raise UserError(f"{title}: the {name} are {_kind(value)}, not a tensor or an array: {one_line(error)}") from None
     x, y = found
@@ -156,8 +156,10 @@ def _input(where: str, value: Any) -> Tensor:
         except (OSError, ValueError) as error:
             raise UserError(f"{where} cannot be read as an image: {one_line(error)}") from None
     if isinstance(value, np.ndarray):
-        array = torch.from_numpy(np.ascontiguousarray(value)) if value.dtype != object else None
-        if array is not None and array.ndim in (1, 2, 3):
+        if value.dtype.kind not in "biuf":
+            raise UserError(f"{where} is an array of {value.dtype}, not of numbers")
+        array = torch.from_numpy(np.array(value, order="C"))
+        if array.ndim in (1, 2, 3):
             return array.permute(2, 0, 1).contiguous() if array.ndim == 3 else array[None] if array.ndim == 2 else array
     if isinstance(value, Tensor) and value.ndim in (1, 2, 3):
         return (value[None] if value.ndim == 2 else value).detach().cpu()

@@ -40,7 +40,7 @@ def read_timm(name: str, root: Path | None) -> dict[str, Part]:
         raise UserError(f"dataset '{name}': write timm:SOURCE/NAME, with one of the sources {', '.join(SOURCES)}{hint}")
     if root is None and source.lower() != "hfds":
         raise UserError(f"dataset '{name}' needs a directory: pass --data-root DIR")
-    train, test = (_opened(name, which, root, splits) for splits in (("train",), HELD_OUT[:2]))
+    train, test = (_opened(name, which, root, _splits(name, which, root, splits)) for splits in (("train",), ("test", "validation")))
     if _classes(train) != _classes(test):
         raise UserError(f"dataset '{name}': train and test do not have the same classes")
     return _of_pictures(name, {"train": _timm_examples(train), "test": _timm_examples(test)})
@@ -50,7 +50,6 @@ def _opened(name: str, which: str, root: Path | None, splits: tuple[str, ...]) -
     """The first split that exists, as timm opens it; downloaded if it is missing."""
     from timm.data.dataset_factory import create_dataset
 
-    _require_folders(name, which, root, splits)
     failures = []
     for split in splits:
         for download in (False, True) if which.lower().startswith("torch/") else (False,):
@@ -63,12 +62,15 @@ def _opened(name: str, which: str, root: Path | None, splits: tuple[str, ...]) -
     raise UserError(f"dataset '{name}' cannot be opened: {failures[0]}" + f"; {failures[-1]}" * (len(splits) > 1))
 
 
-def _require_folders(name: str, which: str, root: Path | None, splits: tuple[str, ...]) -> None:
-    """Refuse a folder without this split: timm would read the folder of all splits in its place."""
-    if which.lower() in ("torch/image_folder", "torch/folder") and root is not None:
-        wanted = HELD_OUT if "test" in splits else ("train", "training")
-        if not any((root / folder).is_dir() for folder in wanted):
-            raise UserError(f"dataset '{name}': '{root}' has no folder {' or '.join(wanted[:2])}")
+def _splits(name: str, which: str, root: Path | None, splits: tuple[str, ...]) -> tuple[str, ...]:
+    """The splits to try. Those without a folder are left out: timm would read the folder of all splits in place of such a one."""
+    if which.lower() not in ("torch/image_folder", "torch/folder") or root is None:
+        return splits
+    synonyms = {"train": ("train", "training"), "test": ("test",), "validation": HELD_OUT[1:]}
+    found = tuple(split for split in splits if any((root / folder).is_dir() for folder in synonyms[split]))
+    if not found:
+        raise UserError(f"dataset '{name}': '{root}' has no folder {' or '.join(splits)}")
+    return found
 
 
 def _classes(opened: Any) -> Any:
