@@ -177,9 +177,12 @@ def _options(name: str, shape: tuple[int, int, int], classes: int) -> list[dict[
     size = shape[1:]
     if name in CLASSICS or _is_small_vgg(name, shape):
         return [{"img_size": size}]
-    with torch.device("meta"):  # uses no memory and no random numbers
-        probe = timm.create_model(name, num_classes=classes, in_chans=shape[0])
     plain: list[dict[str, Any]] = [{"img_size": size}, {}]  # most convolutional networks have no img_size
+    try:
+        with torch.device("meta"):  # uses no memory and no random numbers
+            probe = timm.create_model(name, num_classes=classes, in_chans=shape[0])
+    except Exception:  # a network of a plug-in may need the size; `create` reports what it raises then
+        return plain
     own = _own_patch(probe)
     if own is None:  # the patches of a convolutional stem, e.g. of ConvNeXt, may be too large
         return [*plain, {"patch_size": 2}, {"patch_size": 1}]

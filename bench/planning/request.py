@@ -49,7 +49,7 @@ def make_request(suite: str, narrowing: Narrowing, environment: Environment, abl
     Raises:
         UserError: a name is unknown or a value is invalid.
     """
-    workbench.forget_data()  # a process, e.g. a notebook, may run several requests
+    workbench.forget()  # a process, e.g. a notebook, may run several requests
     ablations = tuple(dict.fromkeys(ablations))
     for name in ablations:
         if name not in ABLATIONS:

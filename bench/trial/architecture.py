@@ -44,6 +44,12 @@ def initial_weights(pretrained: bool, checkpoint: str | None) -> str:
     return "pretrained" if pretrained else "random"
 
 
+def forget() -> None:
+    """Clear the caches: a user's function may read files that no version shows, such as a checkpoint."""
+    for cached in (_has_paths, _tensors, _initial_values, _dense):
+        cached.cache_clear()
+
+
 def has_paths(architecture: str, input_shape: tuple[int, ...], classes: int) -> bool:
     """Whether effective sparsity is defined for an architecture. It takes seconds for a large transformer."""
     return _has_paths(architecture, input_shape, classes, build.version(architecture))

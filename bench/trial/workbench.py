@@ -258,9 +258,10 @@ def _load(name: str, root: Path | None, cache: Path, validation: float, split_se
     return loaded.to(device)
 
 
-def forget_data() -> None:
-    """Read data sets again at the next use, because their files may have changed."""
+def forget() -> None:
+    """Read data sets and build networks again at their next use, because files that they depend on may have changed."""
     _load.cache_clear()
+    architecture.forget()
 
 
 def load_data(name: str, protocol: Protocol, environment: Environment) -> data.Dataset:

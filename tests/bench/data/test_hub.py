@@ -37,7 +37,9 @@ def test_image_folder_through_timm(tmp_path: Path, held_out: str) -> None:
 
 
 def test_faults_of_timm_names_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"write timm:SOURCE/NAME, with one of the sources torch, hfds, wds, tfds \(did you mean 'torch'\?\)"):
+    with pytest.raises(
+        UserError, match=r"write timm:SOURCE/NAME, with one of the sources torch, hfds, wds, tfds \(did you mean 'torch'\?\)"
+    ):
         data.load("timm:toch/cifar10", tmp_path)
     with pytest.raises(UserError, match="for images in folders write folder:PATH"):
         data.load("timm:cifar10", tmp_path)

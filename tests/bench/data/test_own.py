@@ -115,7 +115,9 @@ def test_moments_of_float_images_are_those_of_each_channel_over_the_training_exa
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        again = loaded({"train": (images[:30], LABELS[:30]), "validation": (images[10:20], LABELS[10:20]), "test": (images[30:], LABELS[30:])})
+        again = loaded(
+            {"train": (images[:30], LABELS[:30]), "validation": (images[10:20], LABELS[10:20]), "test": (images[30:], LABELS[30:])}
+        )
     finally:
         torch.set_num_threads(before)
     assert again.fingerprint == found.fingerprint, "threads do not matter, nor whether the parts are a dict or a tuple"
@@ -165,14 +167,23 @@ GOOD = (GREY, LABELS)
         ((GOOD, Examples([GREY[0, 0, 0]])), "test: example 0 is a Tensor of shape (3,), not a pair of an input and a label"),
         ((GOOD, Examples([(np.array(["x"]), 1)])), "test: example 0 is an array of <U1, not of numbers"),
         ((GOOD, Examples([("x", 1)])), "test: example 0 is a str, not a PIL image"),
-        ((with_labels([*GREY[:39], GREY[0, :, :1]]), GOOD), "train: example 39 is uint8 (1, 1, 3), the first one is uint8 (1, 2, 3); all inputs"),
-        ((with_labels(pictures(COLOUR)[:39] + [Image.new("RGB", (9, 9))]), GOOD), "train: example 39 is uint8 (3, 9, 9), the first one is"),
+        (
+            (with_labels([*GREY[:39], GREY[0, :, :1]]), GOOD),
+            "train: example 39 is uint8 (1, 1, 3), the first one is uint8 (1, 2, 3); all inputs",
+        ),
+        ((with_labels([*pictures(COLOUR)[:39], Image.new("RGB", (9, 9))]), GOOD), "train: example 39 is uint8 (3, 9, 9), the first one is"),
         ((GOOD, (COLOUR, LABELS)), "test has inputs of uint8 (3, 2, 3), train of uint8 (1, 2, 3)"),
         ((GOOD, (GREY.float(), LABELS)), "test has inputs of float32 (1, 2, 3), train of uint8 (1, 2, 3)"),
         (((NAN, LABELS), GOOD), "train: example 7 has values that are NaN or infinite"),
         (((GREY.long(), LABELS), GOOD), "train: the inputs are int64; they must be uint8 images or floating-point numbers"),
-        (((GREY[:, 0], LABELS), GOOD), "of shape (40, 2, 3), not images (n, channels, height, width) or floating-point rows (n, features); add the"),
-        (((torch.zeros(40, 8, 8, 3), LABELS), GOOD), "train: inputs of shape (40, 8, 8, 3) have their channels last; images are (n, channels,"),
+        (
+            ((GREY[:, 0], LABELS), GOOD),
+            "of shape (40, 2, 3), not images (n, channels, height, width) or floating-point rows (n, features); add the",
+        ),
+        (
+            ((torch.zeros(40, 8, 8, 3), LABELS), GOOD),
+            "train: inputs of shape (40, 8, 8, 3) have their channels last; images are (n, channels,",
+        ),
         (((GREY, LABELS - 1), GOOD), "train has the label -1; labels are 0 to classes - 1"),
         (((GREY, LABELS + (LABELS > 1)), GOOD), "train has labels up to 4, but no example with the label 2"),
         (((GREY, LABELS.clamp(max=2)), GOOD), "test has the label 3, which no example of train has"),
