@@ -32,7 +32,7 @@ from bench.spec.errors import UserError, unknown
 from bench.spec.row import DENSE, PROTOCOL_VERSION, Row, columns_of
 from bench.spec.setting import Setting, decoded
 from bench.storage.rows import Store
-from bench.trial import workbench
+from bench.trial import architecture, workbench
 from bench.trial.job import Environment, Job, Point
 from bench.trial.provenance import provenance
 
@@ -224,6 +224,7 @@ def _job(row: Row, board: Board, environment: Environment, key: str) -> Job:
         if job.criterion:
             methods.make("criteria", job.criterion, job.setting.criterion or {})
         methods.get_granularity(row.granularity)
+        architecture.check_source(job)  # the checkpoint, if there is one
         _ = job.schedule
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{error} (a method of your own: --plugin FILE)" if isinstance(error, methods.UnknownName) else str(error)

@@ -26,11 +26,12 @@ def sources(dataset: str, architecture: str) -> str:
 
 
 def check_source(job: Job) -> None:
-    """Raise UserError if the user's files of a job have changed since it was planned: its rows have the key of the code before."""
+    """Raise UserError if the user's files of a job are not those that it was planned with, which decide the key of its rows."""
     if sources(job.dataset, job.architecture) != job.sources:
         raise UserError(f"the code of '{job.architecture}' or '{job.dataset}' has changed since this run was started; start it again")
-    if job.protocol.weights is not None and initial_weights(False, job.protocol.weights) != job.initial_weights:
-        raise UserError(f"weights '{job.protocol.weights}' are not those of {job.initial_weights}")
+    checkpoint = job.protocol.weights
+    if checkpoint is not None and (found := initial_weights(False, checkpoint)) != job.initial_weights:
+        raise UserError(f"weights '{checkpoint}' are {found}, but the rows of this run start from {job.initial_weights}")
 
 
 def initial_weights(pretrained: bool, checkpoint: str | None) -> str:

@@ -1,6 +1,7 @@
 """Data sets of the user's own: every form that is read, moments and splits by hand, and each fault in one line that names the part."""
 
 from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from bench import data
 from bench.data import own
+from bench.spec import own_file
 from bench.spec.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("clean_registry")
@@ -224,3 +226,17 @@ def test_it_has_a_description_and_a_version(tmp_path: Path) -> None:
     (tmp_path / "my_data.py").write_text("def load():\n    '''Mine.'''\n    return 1\n")
     assert own.version(name) not in ("", before)
     assert own.version("digits") == own.version("folder:x") == ""
+
+
+def test_an_entry_point_is_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_points.py").write_text(
+        "import torch\n\ndef load():\n    '''Noise.'''\n    part = (torch.rand(40, 3, generator=torch.Generator().manual_seed(0)),"
+        " torch.arange(40) % 2)\n    return part, part\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    points = {name: EntryPoint(name, "own_points:load", own_file.GROUPS["dataset"]) for name in ("noise", "digits")}
+    monkeypatch.setattr(own_file, "_entries", lambda kind: points if kind == "dataset" else {})
+    assert data.load("noise", None).input_shape == (3,)
+    assert own.version("noise")
+    with pytest.raises(UserError, match="'digits' names two data sets: one of razorbench, and an entry point"):
+        data.describe("digits")

@@ -1,18 +1,20 @@
 """A leaderboard cannot make the reader's machine execute code: files and entry points are refused unless the reader gives the file."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.execution.executors import Local
-from bench.publishing import board_folder, trust
+from bench.publishing import board_folder, merge, trust
 from bench.publishing.board_folder import Board
 from bench.publishing.plots import curves
 from bench.spec import own_file
 from bench.spec.errors import UserError
-from bench.spec.suite import Block, load_suite
+from bench.spec.suite import Block, Suite, load_suite
 from bench.storage import files, results_csv
 from tests.bench.own_files import run_here, write
 
@@ -78,6 +80,35 @@ def test_names_of_rows_and_blocks_are_refused_and_timm_s_and_ours_are_not(
     assert board.suite.blocks != plain.blocks
     with pytest.raises(UserError, match=r"'my_data\.py:load'"):
         trust.refuse_foreign_code(Board(board.suite, rows), ())
+
+
+def test_rows_that_start_from_another_checkpoint_are_refused(tiny: Path, board: Board) -> None:
+    """They are not comparable with the rows of a leaderboard whose networks start from random weights, or from another file."""
+    own, other = (f"sha256:{digit * 64}" for digit in "ab")
+    suite = board.suite.model_copy(update={"weights": "w.safetensors"})
+    row = board.rows[0]
+
+    def faults(suite: Suite, published: str, given: str) -> list[str]:
+        there = Board(suite, tuple(replace(r, initial_weights=published) for r in board.rows))
+        return [fault for fault in merge._of_suite(replace(row, initial_weights=given), there) if "initial_weights" in fault]
+
+    assert faults(board.suite, "random", "random") == faults(suite, own, own) == []
+    assert faults(board.suite, "random", own) == [f"initial_weights '{own}', this leaderboard has 'random'"]
+    assert faults(suite, own, other) == [f"initial_weights '{other}', this leaderboard has '{own}'"]
+    assert faults(suite, own, "random") == [f"initial_weights 'random', this leaderboard has '{own}'"]
+
+
+def test_a_checkpoint_that_is_not_the_published_one_is_one_line(tiny: Path, board: Board, bench: Bench) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, "w.safetensors")
+    published = tuple(replace(row, initial_weights=f"sha256:{'a' * 64}") for row in board.rows)
+    suite = board.suite.model_copy(update={"weights": "w.safetensors"})
+    files.write_files(Path("leaderboards/tiny"), board_folder.evidence(Board(suite, published)))
+    given = ("--plugin", "my_net.py", "--plugin", "my_data.py")
+    code, _, error = bench("verify", "leaderboards/tiny", "--workers", "1", *given)
+    assert code == 2
+    assert re.search(r"weights 'w\.safetensors' are sha256:[0-9a-f]{64}, but the rows of this run start from sha256:a{64}$", error.strip())
 
 
 def test_an_entry_point_is_refused_by_name(tiny: Path, board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
