@@ -42,7 +42,7 @@ def run(
         force: whether to compute again what the store already has.
         progress: whether to show it, in a terminal or a notebook.
         options: the fields of `bench.spec.choices.Narrowing` and `Resources`: methods, datasets, architectures, sparsities, seeds,
-            granularity, match, trials, epochs, finetune_epochs; executor, ray_address, workers, device, store, data_root, plugin.
+            granularity, match, trials, epochs, finetune_epochs, weights; executor, ray_address, workers, device, store, data_root, plugin.
 
     Returns:
         One line per method, data set, architecture, sparsity and seed, with the columns of results.csv, dense networks included.
@@ -200,6 +200,8 @@ def _choices(options: Mapping[str, Any]) -> tuple[Narrowing, Resources]:
     given |= {name: (v,) for name, v in given.items() if isinstance(v, (str, int, float)) and name in LISTS}
     if isinstance(given.get("data_root"), str):
         given["data_root"] = Path(given["data_root"])
+    if isinstance(given.get("weights"), Path):
+        given["weights"] = str(given["weights"])
     own = [{name: given[name] for name in names if name in given} for names in fields.values()]
     return Narrowing(**own[0]), Resources(**own[1])
 

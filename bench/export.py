@@ -8,6 +8,7 @@ columns of the whole network are left of a smaller one) and `card.json`: how to 
 """
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import importlib
@@ -16,6 +17,7 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from bench.execution.run import tuned_of
 from bench.networks import build
 from bench.planning.plan import Planned, expanded
 from bench.planning.request import Request, make_request
+from bench.spec import own_file
 from bench.spec.choices import Narrowing
 from bench.spec.errors import UserError
 from bench.spec.suite import load_suite
@@ -70,8 +73,8 @@ def folder_of(request: Request) -> Path:
     """The folder for an exported network, if none is named."""
     block, suite = request.suite.blocks[0], request.suite
     asked = f"{request.methods[0].name}-{suite.granularity}-{suite.sparsities[0]:g}"
-    plain = "".join(c if c.isalnum() or c in "._" else "-" for c in asked)
-    return Path("exported") / f"{block.dataset.replace(':', '-').replace('/', '-')}-{block.architectures[0]}-{plain}"
+    plain = ("".join(c if c.isalnum() or c in "._" else "-" for c in part) for part in (block.dataset, block.architectures[0], asked))
+    return Path("exported") / "-".join(plain)
 
 
 def export(request: Request, folder: Path, *, onnx: bool = False) -> dict[str, Any]:
@@ -122,17 +125,18 @@ def summary(card: dict[str, Any], folder: Path) -> list[str]:
     ]
 
 
-def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Load an exported network. Only JSON and safetensors files are read.
+def load(folder: str | Path, network: Callable[..., nn.Module] | nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """Load an exported network. Only JSON and safetensors files are read, and no code that the card names is executed.
 
     Args:
         folder: a folder that `export` has written.
+        network: for a network that is not razorbench's or timm's: the function that makes it, called as in a run, or the dense network.
 
     Returns:
         The network in eval mode on the CPU, and the content of card.json.
 
     Raises:
-        ValueError: the folder does not contain an exported network, or the weights are not those of the card.
+        ValueError: the folder does not contain an exported network, the weights are not those of the card, or `network` is needed.
     """
     from safetensors.torch import load_file
 
@@ -147,13 +151,30 @@ def load(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"'{folder}' holds no exported network: {error}") from None
     shape, classes = tuple(card["architecture"]["input_shape"]), card["architecture"]["classes"]
-    with torch.random.fork_rng(devices=[]):
-        model = build.create(card["architecture"]["name"], shape, classes)
+    model = _dense(card["architecture"]["name"], shape, classes, network)
     if card["compact"]:
         mask = {name.removeprefix("rows."): _outer(kept, name.removeprefix("rows."), model) for name in kept if name.startswith("rows.")}
         model = methods.compact(model, mask, input_shape=shape, granularity=card["granularity"])
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"'{folder}' holds the weights of another network: {' '.join(str(error).split())}") from None
     return model.eval(), card
+
+
+def _dense(name: str, shape: tuple[int, ...], classes: int, network: Callable[..., nn.Module] | nn.Module | None) -> nn.Module:
+    """The dense network of a card, with any weights: the caller's, or one of razorbench or timm."""
+    if isinstance(network, nn.Module):
+        return copy.deepcopy(network)
+    with torch.random.fork_rng(devices=[]):
+        if network is not None:
+            return build.built(network, f"network of '{name}'", shape, classes)
+        if own_file.is_own("architecture", name):
+            raise ValueError(
+                f"the card names the network '{name}', whose code is not executed: import it yourself and pass the function or the"
+                " dense network, load(folder, network=...)"
+            )
+        return build.create(name, shape, classes)
 
 
 def _planned(request: Request) -> Planned:

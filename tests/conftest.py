@@ -30,13 +30,15 @@ def _one_thread() -> None:
 
 
 @pytest.fixture
-def clean_registry() -> Iterator[None]:
-    """Whatever a test registers is gone after it."""
-    before, modules = registry.snapshot(), set(sys.modules)
+def clean_registry(tmp_path: Path) -> Iterator[None]:
+    """Whatever a test registers is gone after it, with the modules of its folder."""
+    before, modules, path = registry.snapshot(), set(sys.modules), list(sys.path)
     yield
     registry.restore(before)
+    sys.path[:] = path
     for name in set(sys.modules) - modules:
-        if name.startswith("razorbench_plugin_"):
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        if name.startswith("razorbench_plugin_") or (file and Path(file).is_relative_to(tmp_path)):
             del sys.modules[name]
 
 

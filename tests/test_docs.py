@@ -20,7 +20,7 @@ import typer.main
 
 import methods
 from bench.cli.main import app
-from bench.planning import catalogue
+from bench.planning import templates
 from bench.publishing.datapackage import SCHEMAS
 from bench.spec.suite import Suite, suites
 
@@ -255,7 +255,7 @@ def test_the_citation_names_this_release() -> None:
 def test_a_template_that_moves_into_the_project_is_found(tmp_path: Path) -> None:
     """As CONTRIBUTING says: put the file into methods/criteria/, nothing else has to be changed."""
     shutil.copytree(ROOT / "methods", tmp_path / "methods", ignore=shutil.ignore_patterns("__pycache__"))
-    catalogue.write_template("my_method", tmp_path / "methods" / "criteria")
+    templates.write_template("my_method", tmp_path / "methods" / "criteria")
     asked = "import methods; print(methods.__file__, methods.get('my_method').criterion)"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", asked], cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -20,7 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Compare neural-network pruning methods: same networks, same batches, exact sparsities, several seeds.",
 )
-Plugin = Annotated[list[str] | None, typer.Option("--plugin", metavar="FILE", help="A Python file that registers methods; repeatable.")]
+Plugin = Annotated[
+    list[str] | None, typer.Option("--plugin", metavar="FILE", help="A Python file that registers methods or networks; repeatable.")
+]
 LISTS = ("methods", "criteria", "trainings", "granularities", "architectures", "datasets", "suites", "hyperparameters")
 INTERRUPTED = 130
 # The base of typer's usage errors: click's, or that of the copy of click inside newer releases of typer.
@@ -159,14 +161,18 @@ def list_(
 
 @app.command()
 def check(
-    entry: Annotated[str | None, typer.Argument(metavar="[METHOD | FILE]", help="A registered name or a plug-in file.")] = None,
+    entry: Annotated[
+        str | None,
+        typer.Argument(metavar="[METHOD | FILE | FILE:NAME]", help="A registered name, a plug-in file, or your network or data set."),
+    ] = None,
     plugin: Plugin = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data, for a data set with the parameter `root`.")] = None,
 ) -> None:
-    """Run the contract over registered entries or your file; exit code 1 where it is broken."""
-    from bench.planning import catalogue
+    """Run the contract over registered entries, your file, your network or your data set; exit code 1 where it is broken."""
+    from bench.planning import checks
 
     broken = 0
-    for title, findings in catalogue.checked(entry, plugin or ()):
+    for title, findings in checks.checked(entry, plugin or (), data_root):
         print(title)
         for finding in findings:
             mark = "FAIL" if finding.error else "skip" if finding.skipped else "ok"
@@ -178,16 +184,18 @@ def check(
 
 @app.command()
 def new(
-    name: Annotated[str, typer.Argument(help="The method's name: lower case, words joined by underscores.")],
+    name: Annotated[str, typer.Argument(help="Its name: lower case, words joined by underscores.")],
     directory: Annotated[Path, typer.Option("--directory", help="Where to write NAME.py.")] = Path("."),
+    kind: Annotated[str, typer.Option(help="What the file is for: criterion, architecture or dataset.")] = "criterion",
 ) -> None:
-    """Write a method file to start from, which passes `check`."""
-    from bench.planning import catalogue
+    """Write a file to start from, for a method, a network or a data set; it passes `check`."""
+    from bench.planning.templates import TEMPLATES, write_template
 
-    path = catalogue.write_template(name, directory)
+    path = write_template(name, directory, kind)
+    words = {"file": path, "name": name}
     print(f"wrote {path}")
-    print(f"check it:  python -m bench check {path}")
-    print(f"run it:    python -m bench run --plugin {path} --methods {name},magnitude,random")
+    print(f"check it:  python -m bench check {TEMPLATES[kind].check.format(**words)}")
+    print(f"run it:    python -m bench run {TEMPLATES[kind].run.format(**words)}")
 
 
 @app.command()

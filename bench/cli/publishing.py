@@ -16,12 +16,12 @@ def publish(suite: str, narrowing: Narrowing, resources: Resources, to: Path, dr
     _finish(make_console(), publishing.publish(suite, narrowing, resources, to, options), dry_run)
 
 
-def merge_file(file: Path, suite: str, to: Path, dry_run: bool) -> None:
+def merge_file(file: Path, suite: str, to: Path, dry_run: bool, plugins: tuple[str, ...] = ()) -> None:
     """Merge somebody else's rows, or print each refusal."""
     console = make_console()
     name = load_suite(suite).name if suite.endswith(".toml") else suite
     try:
-        found = publishing.merge_file(file, name, to)
+        found = publishing.merge_file(file, name, to, plugins)
     except Refused as refused:
         for number, reason in refused.reasons:
             say(console, f"row {number}: {reason}")

@@ -8,7 +8,7 @@ import typer
 from bench.cli.options import Suite, command_line, shared
 from bench.spec.choices import Narrowing, Resources
 
-GIVEN = ("pretrained", "calibration", "mean", "std", "recalibrate_batchnorm")
+GIVEN = ("weights", "pretrained", "calibration", "mean", "std", "recalibrate_batchnorm")
 NARROWED = (
     "datasets", "architectures", "sparsities", "seeds", "granularity", "match", "trials", "epochs", "finetune_epochs", *GIVEN,
 )  # fmt: skip
@@ -91,7 +91,7 @@ def export(
     suite: Annotated[str, typer.Option(help="The suite whose settings to train with, or a .toml file.")] = "digits",
     dataset: Annotated[str | None, typer.Option(help="The data set.", show_default="the suite's first")] = None,
     architecture: Annotated[
-        str | None, typer.Option(help="One of razorbench's own or any timm name.", show_default="the suite's first")
+        str | None, typer.Option(help="One of razorbench's own, any timm name, or FILE.py:NAME.", show_default="the suite's first")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The seed.", show_default="the suite's first")] = None,
     finetune_epochs: Annotated[int, typer.Option(help="Fine-tuning epochs after pruning; 0 is one-shot.")] = 0,
@@ -151,7 +151,7 @@ def publish(
     from bench.cli import publishing
 
     if merge is not None:
-        publishing.merge_file(merge, suite, to, dry_run)
+        publishing.merge_file(merge, suite, to, dry_run, resources.plugin)
     else:
         publishing.publish(suite, narrowing, resources, to, dry_run, command_line(suite, narrowing, resources))
 

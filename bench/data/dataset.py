@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.data import sources
+from bench.data.examples import Part
 from bench.data.sources import describe, names
 from bench.spec.errors import UserError, nearest
 from methods import derive
@@ -97,9 +98,10 @@ def load(
     """Load a data set as standardised tensors on the CPU.
 
     Args:
-        name: a name from `names()`, or `folder:PATH` or `tar:PATH`.
+        name: a name from `names()`, with a path or name in place of the pattern.
         root: directory where torchvision's data sets are, or are downloaded to.
-        validation: fraction of the training examples for validation, stratified by class; 0 for none.
+        validation: fraction of the training examples for validation, stratified by class; 0 for none. Not used if the data set has a
+            validation split.
         split_seed: seed of the validation split.
         cache: directory for decoded images of `folder:` and `tar:`.
         train_limit: number of training examples to keep, stratified by class; None for all.
@@ -119,9 +121,12 @@ def load(
     classes = int(raw.train_targets.max()) + 1
     if classes < 2:
         raise UserError(f"dataset {name!r} has only one class; at least two are needed")
-    kept, held = torch.arange(len(raw.train_targets)), torch.arange(0)
-    if validation:
-        kept, held = sources.hold_out(name, raw.train_targets, validation, split_seed)
+    kept, held = torch.arange(len(raw.train_targets)), raw.validation
+    if held is None:
+        chosen = torch.arange(0)
+        if validation:
+            kept, chosen = sources.hold_out(name, raw.train_targets, validation, split_seed)
+        held = Part(raw.train_inputs[chosen], raw.train_targets[chosen])
     if train_limit is not None and train_limit < len(kept):
         kept = kept[sources.hold_out(name, raw.train_targets[kept], train_limit, split_seed)[1]]
 
@@ -133,7 +138,7 @@ def load(
 
     splits = (
         split(train, raw.train_targets[kept]),
-        split(raw.train_inputs[held], raw.train_targets[held]),
+        split(*held),
         split(raw.test_inputs, raw.test_targets),
     )
     fingerprint = sources.digest(tensor for part in splits for tensor in (part.inputs, part.targets))
@@ -265,6 +270,10 @@ def _moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
         mean = weights @ levels
         std = (weights * (levels - mean[:, None]).square()).sum(1).sqrt()
         mean, std = mean.view(-1, 1, 1), std.view(-1, 1, 1)
+    elif inputs.ndim == 4:
+        # By numpy, which uses one thread, for the same reason.
+        channels = [channel.double().numpy() for channel in inputs.unbind(1)]
+        mean, std = (torch.tensor([getattr(c, which)() for c in channels]).view(-1, 1, 1) for which in ("mean", "std"))
     else:
         mean, std = inputs.double().mean(0), inputs.double().std(0, correction=0)
     std = torch.where(std > 1e-7 * mean.abs(), std, 1.0)

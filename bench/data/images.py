@@ -76,8 +76,7 @@ def _decoded(name: str, parts: Sequence[Path], found: list[list[File]], expected
     labels = [torch.tensor([numbers[file.path.parts[0]] for file in files]) for files in found]
     train = _pixels(name, found[0], None)
     test = _pixels(name, found[1], (train.shape[3], train.shape[2]))
-    if all(torch.equal(images[:, :1].expand_as(images), images) for images in (train, test)):
-        train, test = train[:, :1].contiguous(), test[:, :1].contiguous()
+    train, test = grey_if_all_are([train, test])
     return train, labels[0], test, labels[1]
 
 
@@ -162,19 +161,30 @@ def _pixels(name: str, files: list[File], size: tuple[int, int] | None) -> Tenso
     for index, file in enumerate(files):
         try:
             with file.open() as stream, Image.open(stream, formats=FORMATS) as image:
-                colour = _upright_rgb(image)
+                colour = upright_rgb(image)
         except (*UNREADABLE, Image.DecompressionBombError) as error:
             raise UserError(f"dataset {name!r}: {file.label} cannot be read as an image: {_line(error)}") from error
         size = size or colour.size
         if index == 0:
             pixels = np.empty((len(files), 3, size[1], size[0]), np.uint8)
-        if colour.size != size:
-            colour = colour.resize(size, Image.Resampling.BILINEAR)
-        pixels[index] = np.asarray(colour).transpose(2, 0, 1)
+        pixels[index] = np.asarray(resized(colour, size)).transpose(2, 0, 1)
     return torch.from_numpy(pixels)
 
 
-def _upright_rgb(image: Any) -> Any:
+def grey_if_all_are(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Images (n, 3, h, w) with one channel if all of them are grey, otherwise as they are."""
+    grey = all(torch.equal(images[:, :1].expand_as(images), images) for images in parts)
+    return [images[:, :1].contiguous() if grey else images for images in parts]
+
+
+def resized(image: Any, size: tuple[int, int] | None) -> Any:
+    """A PIL image scaled to (width, height); None leaves it as it is."""
+    from PIL import Image
+
+    return image if size is None or image.size == size else image.resize(size, Image.Resampling.BILINEAR)
+
+
+def upright_rgb(image: Any) -> Any:
     """An image as viewers show it, in 8-bit RGB: turned by its EXIF tag, on white where it is transparent, 16 bits scaled to 8.
 
     Raises:

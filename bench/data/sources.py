@@ -1,4 +1,5 @@
-"""Read data from scikit-learn, torchvision, and from a user's own images (`bench.data.images`).
+"""Read data from scikit-learn, torchvision, timm and Hugging Face (`bench.data.hub`), and from a user's own images (`bench.data.images`)
+or function (`bench.data.own`).
 
 All functions return whole, decoded tensors. `bench.data.dataset` splits and standardises them.
 """
@@ -8,7 +9,7 @@ import os
 import shutil
 import socket
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.data import images
+from bench.data import hub, images, own
+from bench.data.examples import Part
+from bench.spec import own_file
 from bench.spec.errors import UserError, nearest
 
 _TORCHVISION = {  # our name -> torchvision's class
@@ -40,33 +43,49 @@ _DESCRIPTIONS = {
     "svhn": "99,289 house-number digits, 32x32 colour, 10 classes",
     "folder:PATH": "your images: PATH/train/ and PATH/test/, one sub-folder per class; PATH may lie in --data-root",
     "tar:PATH": "your images: PATH/train.tar and PATH/test.tar, one folder per class",
+    "timm:NAME": "any data set of timm.data.create_dataset, e.g. timm:torch/cifar100, in --data-root",
+    "hf:NAME": "images of the Hugging Face Hub, or a folder, through the package datasets",
+    own_file.FORM: "your own: a function that returns (train, test) or (train, validation, test)",
 }
+_SCHEMES = {form.partition(":")[0]: form for form in _DESCRIPTIONS if ":" in form and form != own_file.FORM}
 # Raised by torchvision for files that are missing or truncated.
 _UNREADABLE = (OSError, RuntimeError, ValueError, IndexError, EOFError, AssertionError, tarfile.TarError)
 DECODING = 3  # counts the changes of what `bench.data.images` makes of a file, so that a cache from before is not used
 
 
 def names() -> list[str]:
-    """The data sets that `load` accepts; the patterns `folder:PATH` and `tar:PATH` are the last two."""
-    return list(_DESCRIPTIONS)
+    """The data sets that `load` accepts; the patterns, such as `folder:PATH`, come last, before the entry points."""
+    return [*_DESCRIPTIONS, *own_file.entry_names(own.KIND)]
 
 
 def describe(name: str) -> str:
-    """A short description of a data set; raises UserError for an unknown name."""
+    """A short description of a data set; raises UserError for an unknown name, or a file that cannot be imported."""
     scheme, colon, _ = name.partition(":")
-    key = f"{scheme}:PATH" if colon else name
+    key = _SCHEMES.get(scheme, name) if colon else name
+    if own.is_own(name) and name != own_file.FORM:
+        if key in _DESCRIPTIONS:
+            raise UserError(f"{name!r} names two data sets: one of razorbench, and an entry point of {own_file.GROUPS[own.KIND]}")
+        about = next(iter((own_file.function(own.KIND, name).__doc__ or "").strip().splitlines()), "")
+        return about.rstrip(".") or "a data set of your own"
     if key not in _DESCRIPTIONS:
         raise UserError(f"unknown dataset {name!r}: choose from {', '.join(names())}{nearest(name, names())}")
     return _DESCRIPTIONS[key]
 
 
 class Raw(NamedTuple):
-    """A data set before splitting: images uint8 (n, c, h, w) or features float64 (n, f); targets int64 (n,)."""
+    """A data set before splitting: images uint8 or float32 (n, c, h, w), or features float64 (n, f); targets int64 (n,).
+
+    Without validation examples, some of train are held out.
+    """
 
     train_inputs: Tensor
     train_targets: Tensor
     test_inputs: Tensor
     test_targets: Tensor
+    validation: Part | None = None
+
+
+STORED = Raw._fields[:4]  # in the cache of decoded images
 
 
 def read(name: str, root: Path | None, cache: Path | None) -> Raw:
@@ -82,8 +101,16 @@ def read(name: str, root: Path | None, cache: Path | None) -> Raw:
     """
     if name in _TORCHVISION:
         return _read_torchvision(name, root)
+    if own.is_own(name):
+        return _of_parts(own.read(name, root))
     scheme, colon, path = name.partition(":")
+    if scheme in ("timm", "hf"):
+        return _of_parts(hub.read_timm(name, root) if scheme == "timm" else hub.read_hf(name, root, cache))
     return _read_images(name, scheme, _located(Path(path).expanduser(), root), cache) if colon else _read_sklearn(name)
+
+
+def _of_parts(parts: Mapping[str, Part]) -> Raw:
+    return Raw(*parts["train"], *parts["test"], parts.get("validation"))
 
 
 def _located(path: Path, root: Path | None) -> Path:
@@ -141,7 +168,8 @@ def _torchvision(name: str, root: Path, *, download: bool) -> Raw:
             pixels = pixels.permute(0, 3, 1, 2)
         targets = torch.as_tensor(source.labels if name == "svhn" else source.targets)
         tensors += [pixels.contiguous(), targets.long()]
-    return Raw(*tensors)
+    train, labels, test, test_labels = tensors
+    return Raw(train, labels, test, test_labels)
 
 
 def _read_images(name: str, scheme: str, path: Path, cache: Path | None) -> Raw:
@@ -176,8 +204,8 @@ def _read_cache(file: Path) -> Raw | None:
 
     try:
         with safe_open(file, framework="pt") as stored:
-            raw = Raw(*(stored.get_tensor(field) for field in Raw._fields))
-            return raw if (stored.metadata() or {}).get("sha256") == digest(raw) else None
+            raw = Raw(*(stored.get_tensor(field) for field in STORED))
+            return raw if (stored.metadata() or {}).get("sha256") == digest(raw[:4]) else None
     except (OSError, SafetensorError):
         return None
 
@@ -186,7 +214,8 @@ def _write_cache(file: Path, raw: Raw) -> None:
     from safetensors.torch import save_file
 
     try:
-        _write(file, lambda target: save_file(raw._asdict(), target, metadata={"sha256": digest(raw)}))
+        tensors = dict(zip(STORED, raw[:4], strict=True))
+        _write(file, lambda target: save_file(tensors, target, metadata={"sha256": digest(tensors.values())}))
     except OSError as error:
         raise UserError(f"decoded images cannot be stored in {file.parent}: {line(error)}") from error
 

@@ -1,10 +1,11 @@
 """Build a network by name and fit it to a data set; the only use of timm for networks.
 
 Importing this module registers the small classic networks of the pruning literature with timm, so `timm.create_model("lenet5")`
-works. `create` fits these and any timm architecture to a data set.
+works. `create` fits these and any timm architecture to a data set, and calls a network of the user's own (`bench.networks.own`).
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -13,10 +14,17 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
 
+import methods
+from bench.networks import own, plugins
 from bench.networks.classics import CLASSICS, SMALL_VGG, SMALL_VGG_SIDE, TABULAR, Size, small_vgg
+from bench.networks.own import OFFERED
+from bench.spec import own_file
 from bench.spec.errors import UserError, nearest
 
-__all__ = ["accepts", "check_head", "create", "describe", "fitted_patch", "moments", "names", "timm_names"]
+__all__ = [
+    "OFFERED", "accepts", "built", "check_head", "create", "describe", "fitted_patch", "moments", "names", "timm_names", "version",
+]  # fmt: skip
+KIND = "architecture"
 
 
 def names() -> list[str]:
@@ -30,8 +38,11 @@ def timm_names() -> list[str]:
 
 
 def describe(name: str) -> str:
-    """A short description of an architecture; raises UserError for an unknown name."""
+    """A short description of an architecture; raises UserError for an unknown name, or a file that cannot be imported."""
     _check_known(name)
+    if own_file.is_own(KIND, name):
+        about = next(iter((own_file.function(KIND, name).__doc__ or "").strip().splitlines()), "")
+        return about.rstrip(".") or "a network of your own"
     if name in SMALL_VGG:
         return f"VGG-{name[3:5]}, batch norm, one linear layer, up to {SMALL_VGG_SIDE} pixels; the network of timm for larger images"
     if name in CLASSICS:
@@ -40,8 +51,11 @@ def describe(name: str) -> str:
 
 
 def accepts(name: str, input_shape: tuple[int, ...]) -> bool:
-    """Whether an architecture accepts examples of this shape: images (c, h, w); the MLPs also rows (features,)."""
-    return len(input_shape) == 3 or (len(input_shape) == 1 and name in TABULAR)
+    """Whether an architecture accepts examples of this shape: images (c, h, w); the MLPs also rows (features,).
+
+    A network of the user's own is tried on both.
+    """
+    return own_file.is_own(KIND, name) or len(input_shape) == 3 or (len(input_shape) == 1 and name in TABULAR)
 
 
 def create(name: str, input_shape: tuple[int, ...], classes: int, pretrained: bool = False) -> nn.Module:
@@ -51,7 +65,7 @@ def create(name: str, input_shape: tuple[int, ...], classes: int, pretrained: bo
     torch's global generator.
 
     Args:
-        name: a name from `names()`, or any timm name, with or without its tag.
+        name: a name from `names()`, any timm name, with or without its tag, `FILE.py:NAME`, or the name of an entry point.
         input_shape: shape of one example, (channels, height, width) or (features,).
         classes: number of outputs.
         pretrained: whether to load the pretrained weights of timm.
@@ -61,6 +75,10 @@ def create(name: str, input_shape: tuple[int, ...], classes: int, pretrained: bo
             pretrained weights.
     """
     _check_known(name)
+    if own_file.is_own(KIND, name):
+        if pretrained:
+            raise UserError(f"architecture '{name}' has no pretrained weights of timm; give a checkpoint by --weights")
+        return built(own_file.function(KIND, name), f"architecture '{name}'", input_shape, classes)
     if not accepts(name, input_shape):
         raise UserError(
             f"architecture {name!r} takes images, not inputs of shape {input_shape}; {' and '.join(TABULAR)} accept rows of features"
@@ -116,6 +134,40 @@ def _pretrained_cfg(name: str) -> Any:
     return known
 
 
+def built(function: Callable[..., Any], title: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """The network that a user's function makes for a data set, in training mode.
+
+    Args:
+        function: see `bench.networks.own.made_by`.
+        title: the network in messages.
+        input_shape: shape of one example.
+        classes: number of outputs.
+
+    Raises:
+        UserError: the function or its result is not as it must be; the outputs for two examples are computed as a test.
+    """
+    model = own.made_by(function, title, input_shape, classes)
+    try:
+        return _verified(model, input_shape, classes).train()
+    except Exception as error:  # networks raise all kinds of exceptions
+        raise UserError(f"{title} cannot take inputs of shape {tuple(input_shape)}: {_line(error)}") from error
+
+
+def version(name: str) -> str:
+    """The hash of the code of a network that is not timm's or razorbench's; '' for these, whose code the versions of packages fix.
+
+    Args:
+        name: a name that `create` accepts. A file that has changed is imported again.
+    """
+    if own_file.is_own(KIND, name):
+        return own_file.version(KIND, name)
+    module = plugins.module_of(name)
+    try:
+        return "" if module is None else methods.source_hash(module)
+    except (OSError, TypeError):  # registered without a file, e.g. in a notebook
+        return ""
+
+
 def fitted_patch(size: Size, own: int) -> int:
     """The patch size for images of a size.
 
@@ -135,9 +187,15 @@ def fitted_patch(size: Size, own: int) -> int:
 
 
 def _check_known(name: str) -> None:
-    if not timm.is_model(name) or ("." in name and name not in timm.list_models(include_tags=True)):
-        hint = "any timm name" + nearest(name, [*names(), *timm_names()])
-        raise UserError(f"unknown architecture {name!r}: choose from {', '.join(names())} or {hint}")
+    known = timm.is_model(name) and ("." not in name or name in timm.list_models(include_tags=True)) and not plugins.is_stale(name)
+    if own_file.is_own(KIND, name):
+        if known:
+            raise UserError(f"'{name}' names two networks: one of timm or razorbench, and an entry point of {own_file.GROUPS[KIND]}")
+    elif not known:
+        form = " (a network of your own is written FILE.py:NAME, with the name of the function)" * name.endswith(".py")
+        entries = own_file.entry_names(KIND)
+        hint = f"any timm name or {own_file.FORM}" + nearest(name, [*names(), *entries, *timm_names()]) + form
+        raise UserError(f"unknown architecture {name!r}: choose from {', '.join([*names(), *entries])} or {hint}")
 
 
 def _is_small_vgg(name: str, shape: tuple[int, int, int]) -> bool:
@@ -149,9 +207,12 @@ def _options(name: str, shape: tuple[int, int, int], classes: int) -> list[dict[
     size = shape[1:]
     if name in CLASSICS or _is_small_vgg(name, shape):
         return [{"img_size": size}]
-    with torch.device("meta"):  # uses no memory and no random numbers
-        probe = timm.create_model(name, num_classes=classes, in_chans=shape[0])
     plain: list[dict[str, Any]] = [{"img_size": size}, {}]  # most convolutional networks have no img_size
+    try:
+        with torch.device("meta"):  # uses no memory and no random numbers
+            probe = timm.create_model(name, num_classes=classes, in_chans=shape[0])
+    except Exception:  # a network of a plug-in may need the size; `create` reports what it raises then
+        return plain
     own = _own_patch(probe)
     if own is None:  # the patches of a convolutional stem, e.g. of ConvNeXt, may be too large
         return [*plain, {"patch_size": 2}, {"patch_size": 1}]

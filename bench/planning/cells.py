@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import methods
-from bench.networks import build
+from bench.networks import build, weights
 from bench.planning.request import Request
 from bench.planning.trained import protocol_of
 from bench.spec.digest import digest
@@ -22,6 +22,7 @@ from bench.spec.errors import UserError
 from bench.spec.row import PROTOCOL_VERSION
 from bench.spec.setting import Setting
 from bench.spec.suite import Protocol
+from bench.trial import architecture as networks
 from bench.trial import metrics, trial, workbench
 from bench.trial.provenance import versions
 from methods import Method
@@ -107,9 +108,11 @@ def cells(request: Request, seeds: Iterable[int], notes: list[str]) -> Iterator[
             shape = "x".join(map(str, loaded.input_shape))
             notes.append(f"{architecture} does not support {dataset} (inputs of shape {shape}); skipped")
             continue
-        if protocol.pretrained:  # raises before anything runs if there are no pretrained weights
-            build.create(architecture, loaded.input_shape, loaded.classes, pretrained=True)
-            if not protocol.epochs:
+        if protocol.pretrained or protocol.weights is not None:  # raises before anything runs if these weights cannot be loaded
+            model = build.create(architecture, loaded.input_shape, loaded.classes, protocol.pretrained)
+            if protocol.weights is not None:
+                weights.load(model, protocol.weights, f"architecture '{architecture}'")
+            elif not protocol.epochs:
                 build.check_head(architecture, loaded.classes)
         if protocol.calibration is not None and protocol.calibration > len(loaded.train):
             raise UserError(
@@ -117,7 +120,8 @@ def cells(request: Request, seeds: Iterable[int], notes: list[str]) -> Iterator[
                 f"use --calibration {len(loaded.train)} or fewer"
             )
         common = _common(request, protocol, loaded.fingerprint, architecture)
-        common["tensors"] = workbench.tensors(architecture, loaded.input_shape, loaded.classes, protocol.include, protocol.exclude)
+        common["tensors"] = networks.tensors(architecture, loaded.input_shape, loaded.classes, protocol.include, protocol.exclude)
+        common |= _own(protocol, architecture, loaded.input_shape, loaded.classes)
         for seed in seeds:
             yield Cell(request, dataset, architecture, protocol, seed, {**common, "seed": seed})
 
@@ -125,6 +129,7 @@ def cells(request: Request, seeds: Iterable[int], notes: list[str]) -> Iterator[
 def _common(request: Request, protocol: Protocol, fingerprint: str, architecture: str) -> dict[str, Any]:
     decides = dataclasses.asdict(protocol)
     del decides["finetune_lr_scale"]  # has no effect on a dense network: see `point_key`
+    del decides["weights"]  # their content decides, not their path: see `_own`
     return {
         "protocol": decides,
         "version": PROTOCOL_VERSION,
@@ -135,6 +140,17 @@ def _common(request: Request, protocol: Protocol, fingerprint: str, architecture
         "device": torch.device(request.environment.device).type,
         "threads": request.environment.threads,
     }
+
+
+def _own(protocol: Protocol, architecture: str, input_shape: tuple[int, ...], classes: int) -> dict[str, Any]:
+    """What determines the results of a network or a checkpoint of the user's own: code, initial values, content of the checkpoint."""
+    found: dict[str, Any] = {}
+    source = build.version(architecture)
+    if source:
+        found |= {"network": source, "initial": networks.initial_values(architecture, input_shape, classes)}
+    if protocol.weights is not None:
+        found["weights"] = weights.digest(protocol.weights)
+    return found
 
 
 def hyperparameters_of(configuration: methods.Configuration) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from bench.planning.cells import hyperparameters_of
 from bench.spec.row import DENSE, Row
 from bench.spec.setting import decoded
 from bench.spec.suite import Protocol
+from bench.trial import architecture
 from bench.trial.job import Environment, Job, Point
 from methods import Stage, make
 
@@ -28,7 +29,7 @@ def job_of(
         method=row.method, dataset=row.dataset, architecture=row.architecture, protocol=protocol, seed=row.seed, training=row.training,
         criterion=row.criterion, stage=Stage(row.stage) if row.stage else None, setting=decoded(row.hyperparameters),
         granularity=row.granularity, match=row.match, ablation=row.ablation, network=network, points=points, environment=environment,
-        split=split,
+        split=split, sources=architecture.sources(row.dataset, row.architecture), initial_weights=row.initial_weights,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from bench.spec.row import RECALIBRATIONS, Row
 from bench.spec.setting import Setting
 from bench.storage.checkpoints import Networks
 from bench.storage.rows import Store
+from bench.trial import architecture
 from bench.trial.job import Environment, Job, Point
 from bench.trial.provenance import provenance
 from methods import Method, Stage
@@ -142,7 +143,8 @@ def planned(
         "suite": suite.name, "dataset": cell.dataset, "architecture": cell.architecture, "granularity": suite.granularity,
         "match": suite.match, "tuning": "default" if cell.request.tuned is None else "tuned", "seed": cell.seed,
         "status": "missing", "ablation": "none", "recalibration": RECALIBRATIONS[cell.protocol.recalibrate_batchnorm],
-        "calibration_samples": cell.protocol.calibration, **named, **where,
+        "calibration_samples": cell.protocol.calibration,
+        "initial_weights": architecture.initial_weights(cell.protocol.pretrained, cell.protocol.weights), **named, **where,
     }  # fmt: skip
     one = Row(**common, sparsity=0.0, epochs=cell.protocol.epochs, finetune_epochs=0, hyperparameters=setting.encoded())
     job = job_of(one, cell.protocol, cell.request.environment, network=network, points=points, split=split)

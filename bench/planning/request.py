@@ -16,6 +16,7 @@ from bench.spec.errors import UserError, unknown
 from bench.spec.row import ABLATIONS, MATCHES
 from bench.spec.setting import Setting
 from bench.spec.suite import Suite, first_fault, load_suite
+from bench.trial import workbench
 from bench.trial.job import Environment
 from methods import Method
 
@@ -49,6 +50,7 @@ def make_request(suite: str, narrowing: Narrowing, environment: Environment, abl
     Raises:
         UserError: a name is unknown or a value is invalid.
     """
+    workbench.forget()  # a process, e.g. a notebook, may run several requests
     ablations = tuple(dict.fromkeys(ablations))
     for name in ablations:
         if name not in ABLATIONS:
@@ -83,9 +85,12 @@ def narrowed(suite: Suite, narrowing: Narrowing) -> Suite:
         build.describe(name)
     blocks = [{"dataset": d, "architectures": chosen or own.get(d, every)} for d in datasets or own]
     apart = ("methods", "datasets", "architectures")
+    base = suite.model_dump()
+    if narrowing.weights is not None:  # also instead of the suite's checkpoints of single architectures
+        base["architecture"] = {name: own | {"weights": None} for name, own in base["architecture"].items()}
     changes = {f.name: getattr(narrowing, f.name) for f in dataclasses.fields(narrowing) if f.name not in apart}
     try:
-        return Suite.model_validate(suite.model_dump() | {"blocks": blocks} | {k: v for k, v in changes.items() if v is not None})
+        return Suite.model_validate(base | {"blocks": blocks} | {k: v for k, v in changes.items() if v is not None})
     except ValidationError as error:
         raise UserError(first_fault(error)) from None
 

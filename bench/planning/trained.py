@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import methods
 from bench.networks import build
+from bench.spec import own_file
 from bench.spec.errors import UserError
 from bench.spec.suite import Protocol, Suite
 from methods import Method, Stage
@@ -30,7 +31,9 @@ def check_trained(suite: Suite, ablations: Iterable[str]) -> None:
     if suite.epochs:
         return
     for architecture in dict.fromkeys(a for b in suite.blocks for a in b.architectures):
-        if not suite.protocol(architecture).pretrained:
+        protocol = suite.protocol(architecture)
+        # A function of the user's own may load its weights itself.
+        if not (protocol.pretrained or protocol.weights or own_file.is_own(build.KIND, architecture)):
             raise UserError(
                 f"epochs = 0 prunes trained networks, but '{architecture}' would have random weights: give --pretrained or --weights FILE"
             )

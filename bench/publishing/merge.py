@@ -185,6 +185,18 @@ def _of_suite(row: Row, board: Board) -> Iterator[str]:
     for name, own in said.items():
         if getattr(row, name) != own:
             yield f"{name} '{getattr(row, name)}', this leaderboard has '{own}'"
+    there = next((r for r in board.rows if (r.dataset, r.architecture) == (row.dataset, row.architecture)), row)
+    started = _start(suite, row.architecture, there)
+    if not row.initial_weights.startswith(started):
+        yield f"initial_weights '{row.initial_weights}', this leaderboard has '{started}'"
+
+
+def _start(suite: Suite, architecture: str, published: Row) -> str:
+    """How the column `initial_weights` must begin; the whole column if a row of the same network is published."""
+    protocol = suite.protocol(architecture)
+    if protocol.weights is None:
+        return "pretrained" if protocol.pretrained else "random"
+    return published.initial_weights if published.initial_weights.startswith("sha256:") else "sha256:"
 
 
 def _exact(row: Row, shape: dict[str, int]) -> Iterator[str]:

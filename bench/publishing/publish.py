@@ -14,7 +14,7 @@ from bench.execution import pipeline
 from bench.execution.environment import open_request, open_store
 from bench.planning.plan import Plan, plan
 from bench.planning.request import Request
-from bench.publishing import board_folder, merge, readme
+from bench.publishing import board_folder, merge, readme, trust
 from bench.publishing.board_folder import Board
 from bench.spec.choices import Narrowing, Resources
 from bench.spec.errors import UserError
@@ -107,13 +107,14 @@ class Refused(UserError):
         self.reasons = reasons
 
 
-def merge_file(file: Path, suite: str, to: Path) -> Publication:
+def merge_file(file: Path, suite: str, to: Path, plugins: Iterable[str] = ()) -> Publication:
     """Prepare a leaderboard with the rows of a results.csv added.
 
     Args:
         file: the results.csv.
         suite: name of the suite.
         to: the parent folder of the leaderboard.
+        plugins: files of the user's own networks and data sets that the leaderboard may name.
 
     Raises:
         Refused: a row is invalid; then no row is merged.
@@ -123,6 +124,7 @@ def merge_file(file: Path, suite: str, to: Path) -> Publication:
     if not folder.is_dir():
         raise UserError(f"the leaderboard folder '{folder}' does not exist; publish the suite before merging")
     board = board_folder.read(folder)
+    trust.refuse_foreign_code(board, plugins)
     checked = merge.check(file, board)
     if checked.refused:
         raise Refused(file, checked.refused)

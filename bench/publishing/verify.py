@@ -25,6 +25,7 @@ from bench.publishing import board_folder, row_comparison
 from bench.publishing.board_folder import Board
 from bench.publishing.noise import Noise
 from bench.publishing.row_comparison import Shift, Verdict
+from bench.publishing.trust import refuse_foreign_code
 from bench.spec.choices import Resources
 from bench.spec.columns import Role
 from bench.spec.digest import digest
@@ -32,7 +33,7 @@ from bench.spec.errors import UserError, unknown
 from bench.spec.row import DENSE, PROTOCOL_VERSION, Row, columns_of
 from bench.spec.setting import Setting, decoded
 from bench.storage.rows import Store
-from bench.trial import workbench
+from bench.trial import architecture, workbench
 from bench.trial.job import Environment, Job, Point
 from bench.trial.provenance import provenance
 
@@ -90,11 +91,13 @@ def draw(folder: Path, resources: Resources, *, methods: str | None = None, size
         seed: seed of the draw.
 
     Raises:
-        UserError: there are no rows, a method is unknown, or rows have another protocol.
+        UserError: there are no rows, a method is unknown, rows have another protocol, or a network or data set is code that was not
+            given by --plugin.
     """
     environment = environment_of(resources)
     catalogue.load_plugins(environment.plugins)
     board = board_folder.read(folder)
+    refuse_foreign_code(board, environment.plugins)
     rows = _drawn(board, methods, size, seed)
     notes = tuple(dict.fromkeys(filter(None, (_caveat(row, environment) for row in rows))))
     return Sample(folder, board, tuple(rows), notes, environment)
@@ -222,6 +225,7 @@ def _job(row: Row, board: Board, environment: Environment, key: str) -> Job:
         if job.criterion:
             methods.make("criteria", job.criterion, job.setting.criterion or {})
         methods.get_granularity(row.granularity)
+        architecture.check_source(job)  # the checkpoint, if there is one
         _ = job.schedule
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{error} (a method of your own: --plugin FILE)" if isinstance(error, methods.UnknownName) else str(error)

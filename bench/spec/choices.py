@@ -21,8 +21,10 @@ class Narrowing:
     methods: tuple[str, ...] | None = _instead(
         "'all', or method names; criterion@training combines any two; name(option=value) sets hyperparameters.", "the suite's, mostly all"
     )
-    datasets: tuple[str, ...] | None = _instead("Data sets to use instead of the suite's.")
-    architectures: tuple[str, ...] | None = _instead("Architectures to use instead of the suite's: razorbench's own or any timm name.")
+    datasets: tuple[str, ...] | None = _instead("Data sets to use instead of the suite's; your own is written FILE.py:NAME.")
+    architectures: tuple[str, ...] | None = _instead(
+        "Architectures to use instead of the suite's: razorbench's own, any timm name, or FILE.py:NAME."
+    )
     sparsities: tuple[float, ...] | None = _instead("Fractions of weights to remove, each in [0, 1).")
     seeds: tuple[int, ...] | None = _instead("Seeds to use instead of the suite's.")
     granularity: str | None = _instead("What is removed: weight, channel, 2:4 or any n:m.", "the suite's, mostly weight")
@@ -33,6 +35,7 @@ class Narrowing:
     trials: int | None = _instead("Number of tuning trials per method; 0 uses the default hyperparameters.")
     epochs: int | None = _instead("Training epochs; 0 prunes given weights as they are.")
     finetune_epochs: tuple[int, ...] | None = _instead("Fine-tuning epochs after pruning; 0: no fine-tuning (one-shot).")
+    weights: str | None = _instead("Checkpoint that training starts from, a .safetensors file; for one architecture.")
     pretrained: bool | None = _instead("Start from timm's pretrained weights.")
     calibration: int | None = _instead("Number of training samples that scoring may read; needs --epochs 0.")
     mean: tuple[float, ...] | None = _instead("Mean of each channel that the network expects, for pixels in [0, 1].", "that of the data")
@@ -54,4 +57,4 @@ class Resources:
     device: str = _said("auto", "auto, cpu or cuda.")
     store: str | None = _said(None, "Database URL of the results.", "sqlite:///.bench/store.db")
     data_root: Path | None = _said(None, "Folder of torchvision's data sets; missing ones are downloaded.")  # noqa: RUF009 (a field)
-    plugin: tuple[str, ...] = _said((), "A Python file that registers methods; repeatable.")
+    plugin: tuple[str, ...] = _said((), "A Python file that registers methods or networks; repeatable.")

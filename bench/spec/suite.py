@@ -34,13 +34,16 @@ class Settings(_Strict):
     exclude: tuple[str, ...] | None = Field(None, description="Patterns of names of weights to leave out.")
     mean: Moments | None = Field(None, description="Mean of each channel that inputs are standardised with.")
     std: Moments | None = Field(None, description="Standard deviation of each channel that inputs are standardised with.")
+    weights: str | None = Field(None, description="Checkpoint that training starts from, a .safetensors file.")
 
 
 class Block(_Strict):
     """One data set with the architectures to run on it."""
 
-    dataset: str = Field(description="Name of the data set, folder:PATH or tar:PATH.")
-    architectures: tuple[str, ...] = Field(min_length=1, description="Names of networks: razorbench's own, or any name of timm.")
+    dataset: str = Field(description="Name of the data set, folder:PATH, tar:PATH, timm:NAME, hf:NAME, or FILE.py:NAME.")
+    architectures: tuple[str, ...] = Field(
+        min_length=1, description="Names of networks: razorbench's own, any name of timm, or FILE.py:NAME."
+    )
 
 
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
@@ -97,6 +100,7 @@ class Suite(_Strict):
     split_seed: int = Field(0, ge=0, description="Seed that splits training and validation data.")
     train_limit: int | None = Field(None, ge=10, description="Largest number of training examples; without it, all.")
     pretrained: bool = Field(False, description="Whether training starts from timm's pretrained weights instead of random ones.")
+    weights: str | None = Field(None, description="Checkpoint that training starts from, a .safetensors file; for one architecture.")
     architecture: dict[str, Settings] = Field({}, description="Values for single architectures, instead of those above.")
 
     @field_validator("augment")
@@ -129,6 +133,15 @@ class Suite(_Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _started(self) -> "Suite":
+        named = list(dict.fromkeys(a for b in self.blocks for a in b.architectures))
+        if self.weights is not None and len(named) > 1:
+            raise ValueError(f"weights: a checkpoint is for one architecture, and there are {len(named)}: {', '.join(named)}")
+        if self.pretrained and (self.weights or any(own.weights for own in self.architecture.values())):
+            raise ValueError("weights: a network starts either from a checkpoint or, with `pretrained`, from the weights of timm")
+        return self
+
     @property
     def seeds_of_tuning(self) -> tuple[int, ...]:
         """The seeds of tuning: `tuning_seeds` of them, starting at `tuning_seed`."""
@@ -155,6 +168,7 @@ class Suite(_Strict):
             std=self.std if own.std is None else own.std,
             include=self.include if own.include is None else own.include,
             exclude=self.exclude if own.exclude is None else own.exclude,
+            weights=own.weights or self.weights,
         )
 
 
@@ -224,6 +238,7 @@ class Protocol:
     precision: str = "full"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    weights: str | None = None
     calibration: int | None = None
     recalibrate_batchnorm: bool = False
     mean: tuple[float, ...] | None = None

@@ -15,11 +15,10 @@ from torch import nn
 
 import methods
 from bench import data
-from bench.networks import build
-from bench.spec.errors import UserError
+from bench.networks import build, plugins, weights
 from bench.spec.suite import Protocol
 from bench.storage.checkpoints import Networks
-from bench.trial import cost, metrics
+from bench.trial import architecture, cost, metrics
 from bench.trial.flops import layer_flops
 from bench.trial.heartbeat import Heartbeat
 from bench.trial.job import Environment, Job
@@ -38,7 +37,8 @@ class Workbench:
 
     def __init__(self, job: Job) -> None:
         for plugin in job.environment.plugins:
-            methods.load_plugin(plugin)
+            plugins.load(plugin)
+        architecture.check_source(job)
         torch.backends.cudnn.deterministic = True
         self.job = job
         self.device = torch.device(job.environment.device)
@@ -63,13 +63,17 @@ class Workbench:
         """The network before training.
 
         Args:
-            purpose: which random draw. "initial weights" is the same for every method at this seed, and may be pretrained; any
-                other purpose draws new random weights.
+            purpose: which random draw. "initial weights" is the same for every method at this seed, and may be pretrained or a
+                checkpoint; any other purpose draws new random weights.
         """
-        pretrained = self.job.protocol.pretrained and purpose == "initial weights"
+        architecture.check_source(self.job)
+        given = purpose == "initial weights"
+        pretrained = self.job.protocol.pretrained and given
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(methods.derive(self.job.seed, purpose))
             model = build.create(self.job.architecture, self.dataset.input_shape, self.dataset.classes, pretrained)
+        if given and self.job.protocol.weights is not None:
+            weights.load(model, self.job.protocol.weights, f"architecture '{self.job.architecture}'")
         # Channels last is faster for convolutional networks, and slower if the only convolution cuts the image into patches.
         convolutional = sum(isinstance(m, nn.Conv2d) for m in model.modules()) > 1
         if convolutional:
@@ -86,9 +90,9 @@ class Workbench:
         Raises:
             FileNotFoundError: it was not saved.
         """
-        weights, posterior, facts = self.networks.load(self.job.network)
+        state, posterior, facts = self.networks.load(self.job.network)
         model = self.initial()
-        model.load_state_dict(weights)
+        model.load_state_dict(state)
         problem = self.problem(model, posterior_to(posterior, self.device))
         return Network(problem, train_seconds=facts["train_seconds"], dense_at_chance=facts["at_chance"])
 
@@ -207,6 +211,7 @@ class Workbench:
             RuntimeError: the mask is not that of the cut, or masked weights are not zero.
             FloatingPointError: an output of the network is not finite.
         """
+        architecture.check_source(self.job)
         problem = network.problem
         kept, total = methods.kept_weights(problem.mask)
         if network.kept_by_cut not in (None, kept) or not methods.mask_holds(problem.model, problem.mask):
@@ -215,7 +220,7 @@ class Workbench:
         logits = metrics.logits_of(problem.model, split)
         measured = metrics.quality(logits, split.targets)
         shape, choice = self.dataset.input_shape, (self.job.protocol.include, self.job.protocol.exclude)
-        dense = _dense(self.job.architecture, shape, self.dataset.classes, *choice)
+        dense = architecture.dense(self.job.architecture, shape, self.dataset.classes, *choice)
         flops = (dense.flops, dense.layers) if total == dense.prunable else layer_flops(problem.model, shape, *choice)
         size = cost.size(problem.model, problem.mask, flops)
         return {
@@ -250,7 +255,7 @@ class Workbench:
     def _effective_sparsity(self, problem: Problem, prunable: int) -> float | None:
         """Effective sparsity as a fraction of the dense network's prunable weights; None if it is not defined."""
         shape = self.dataset.input_shape
-        if not _has_paths(self.job.architecture, shape, self.dataset.classes):
+        if not architecture.has_paths(self.job.architecture, shape, self.dataset.classes):
             return None
         found = methods.effective_sparsity(problem.model, problem.mask, shape)
         left = methods.kept_weights(problem.mask)[1]
@@ -280,6 +285,12 @@ def _load(
     return loaded.to(device)
 
 
+def forget() -> None:
+    """Read data sets and build networks again at their next use, because files that they depend on may have changed."""
+    _load.cache_clear()
+    architecture.forget()
+
+
 def load_data(name: str, protocol: Protocol, environment: Environment) -> data.Dataset:
     """The data set with the protocol's splits, on the environment's device. The last two are kept in memory for the next jobs."""
     moments = None if protocol.mean is None or protocol.std is None else (protocol.mean, protocol.std)
@@ -287,37 +298,3 @@ def load_data(name: str, protocol: Protocol, environment: Environment) -> data.D
         name, environment.data_root, environment.cache, protocol.validation, protocol.split_seed, protocol.train_limit, moments,
         environment.device,
     )  # fmt: skip
-
-
-@lru_cache(maxsize=64)
-def _has_paths(architecture: str, input_shape: tuple[int, ...], classes: int) -> bool:
-    """Whether effective sparsity is defined for an architecture. Cached, because it takes seconds for a large transformer."""
-    with torch.random.fork_rng(devices=[]):
-        model = build.create(architecture, input_shape, classes)
-    return methods.effective_sparsity(model, methods.full_mask(model), input_shape) is not None
-
-
-@lru_cache(maxsize=64)
-def tensors(
-    architecture: str, input_shape: tuple[int, ...], classes: int, include: tuple[str, ...] = (), exclude: tuple[str, ...] = ()
-) -> str:
-    """A text that changes with the architecture: names, shapes and types of its state, and its `repr`.
-
-    Raises:
-        UserError: a pattern of `include` or `exclude` matches no weight of the architecture.
-    """
-    with torch.random.fork_rng(devices=[]):
-        model = build.create(architecture, input_shape, classes)
-    try:
-        methods.prunable(model, include, exclude)
-    except ValueError as error:
-        raise UserError(f"architecture '{architecture}': {error}; [architecture.{architecture}] may have patterns of its own") from None
-    return "\n".join([*(f"{n} {tuple(t.shape)} {t.dtype}" for n, t in model.state_dict().items()), repr(model)])
-
-
-@lru_cache(maxsize=64)
-def _dense(architecture: str, input_shape: tuple[int, ...], classes: int, include: tuple[str, ...], exclude: tuple[str, ...]) -> cost.Dense:
-    """The counts of the dense network, cached for each architecture."""
-    with torch.random.fork_rng(devices=[]):
-        model = build.create(architecture, input_shape, classes)
-    return cost.dense(model, input_shape, include, exclude)

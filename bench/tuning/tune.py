@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import methods
+from bench.networks import plugins
 from bench.spec.setting import Setting
 from bench.storage.checkpoints import Networks
 from bench.trial import heartbeat, trial
@@ -41,7 +41,7 @@ PATIENCE = 4  # number of trials before one may be stopped early because it is b
 def search(study: Study) -> Setting:
     """Run the missing trials of a study, and return the selected hyperparameters."""
     for plugin in study.job.environment.plugins:
-        methods.load_plugin(plugin)
+        plugins.load(plugin)
     trials, done = Trials(study, opened(study)), 0
 
     def next_one() -> None:

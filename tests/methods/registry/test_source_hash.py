@@ -151,7 +151,7 @@ def test_the_code_of_a_job_decides_every_key(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(methods, "source_hash", lambda *roots: real(*roots) + ("edited" if cells.trial in roots else ""))
     assert not keys() & before
     monkeypatch.setattr(methods, "source_hash", real)
-    monkeypatch.setattr(cells.workbench, "tensors", lambda *_: "blocks.0.weight (2, 2)")
+    monkeypatch.setattr(cells.networks, "tensors", lambda *_: "blocks.0.weight (2, 2)")
     assert not keys() & before
     monkeypatch.undo()
     for package in ("timm", "torchmetrics"):

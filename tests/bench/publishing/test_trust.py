@@ -1,0 +1,123 @@
+"""A leaderboard cannot make the reader's machine execute code: files and entry points are refused unless the reader gives the file."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.execution.executors import Local
+from bench.publishing import board_folder, merge, trust
+from bench.publishing.board_folder import Board
+from bench.publishing.plots import curves
+from bench.spec import own_file
+from bench.spec.errors import UserError
+from bench.spec.suite import Block, Suite, load_suite
+from bench.storage import files, results_csv
+from tests.bench.own_files import run_here, write
+
+Bench = Callable[..., tuple[int, str, str]]
+NAMES = ("my_data.py:load", "my_net.py:build")
+
+
+@pytest.fixture
+def board(tiny: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Board:
+    """A leaderboard of an own network on own data, as its author would write it; each file notes that it is executed."""
+    monkeypatch.setattr(Local, "run", run_here)
+    monkeypatch.setattr(curves, "draw", lambda rows, board: {})
+    write(tiny)
+    options = ("--suite", "tiny.toml", "--seeds", "0", "--methods", "magnitude", "--workers", "1", "--output", "out")
+    code, _, error = bench("run", *options, "--datasets", NAMES[0], "--architectures", NAMES[1])
+    assert code == 0, error
+    blocks = (Block(dataset=NAMES[0], architectures=(NAMES[1],)),)
+    suite = load_suite("tiny.toml").model_copy(update={"blocks": blocks, "seeds": (0,)})
+    made = Board(suite, tuple(results_csv.read_rows(Path("out/results.csv"))))
+    files.write_files(Path("leaderboards/tiny"), board_folder.evidence(made))
+    for name in ("my_net.py", "my_data.py"):  # a comment leaves the code's hash as it is, but here a statement is needed
+        (tiny / name).write_text((tiny / name).read_text() + f"\nopen('executed-{name}', 'w').close()\n")
+    return made
+
+
+def test_verify_executes_only_files_that_are_given(tiny: Path, board: Board, bench: Bench) -> None:
+    given: tuple[str, ...] = ()
+    for kind, name in zip(("architecture", "dataset"), reversed(NAMES), strict=True):
+        code, _, error = bench("verify", "leaderboards/tiny", "--workers", "1", *given)
+        file = (tiny / name.partition(":")[0]).resolve()
+        assert code == 2
+        assert error == (
+            f"error: this leaderboard names the {kind} '{name}', whose code would be executed: if you trust it, give its file by --plugin"
+            f" {file}\n"
+        )
+        assert not (tiny / "executed-my_data.py").exists()
+        given += ("--plugin", str(file))
+    code, out, error = bench("verify", "leaderboards/tiny", "--workers", "1", "--sample", "2", *given)
+    assert code == 0, (out, error)
+    assert "all 2 rows are as published" in out
+    assert {file.name for file in tiny.glob("executed-*")} == {"executed-my_net.py", "executed-my_data.py"}
+
+
+def test_a_merge_is_refused_and_executes_nothing(tiny: Path, board: Board, bench: Bench) -> None:
+    code, _, error = bench("publish", "--suite", "tiny", "--merge", "out/results.csv")
+    assert code == 2
+    assert "names the architecture 'my_net.py:build', whose code would be executed" in error
+    assert not list(tiny.glob("executed-*"))
+    _, _, error = bench("publish", "--suite", "tiny", "--merge", "out/results.csv", "--plugin", "my_net.py", "--plugin", "my_data.py")
+    assert "whose code" not in error
+    assert "the controls random" in error  # the next check of a merge
+
+
+def test_names_of_rows_and_blocks_are_refused_and_timm_s_and_ours_are_not(
+    tiny: Path, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = load_suite("tiny.toml")
+    rows = tuple(replace(row, dataset="digits", architecture="resnet18") for row in board.rows)
+    trust.refuse_foreign_code(Board(plain, rows), ())
+    for kind in ("dataset", "architecture"):
+        with pytest.raises(UserError, match=f"names the {kind} 'x/evil.py:run'"):
+            trust.refuse_foreign_code(Board(plain, (*rows, replace(rows[0], **{kind: "x/evil.py:run"}))), ("my_net.py",))
+    assert board.suite.blocks != plain.blocks
+    with pytest.raises(UserError, match=r"'my_data\.py:load'"):
+        trust.refuse_foreign_code(Board(board.suite, rows), ())
+
+
+def test_rows_that_start_from_another_checkpoint_are_refused(tiny: Path, board: Board) -> None:
+    """They are not comparable with the rows of a leaderboard whose networks start from random weights, or from another file."""
+    own, other = (f"sha256:{digit * 64}" for digit in "ab")
+    suite = board.suite.model_copy(update={"weights": "w.safetensors"})
+    row = board.rows[0]
+
+    def faults(suite: Suite, published: str, given: str) -> list[str]:
+        there = Board(suite, tuple(replace(r, initial_weights=published) for r in board.rows))
+        return [fault for fault in merge._of_suite(replace(row, initial_weights=given), there) if "initial_weights" in fault]
+
+    assert faults(board.suite, "random", "random") == faults(suite, own, own) == []
+    assert faults(board.suite, "random", own) == [f"initial_weights '{own}', this leaderboard has 'random'"]
+    assert faults(suite, own, other) == [f"initial_weights '{other}', this leaderboard has '{own}'"]
+    assert faults(suite, own, "random") == [f"initial_weights 'random', this leaderboard has '{own}'"]
+
+
+def test_a_checkpoint_that_is_not_the_published_one_is_one_line(tiny: Path, board: Board, bench: Bench) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, "w.safetensors")
+    published = tuple(replace(row, initial_weights=f"sha256:{'a' * 64}") for row in board.rows)
+    suite = board.suite.model_copy(update={"weights": "w.safetensors"})
+    files.write_files(Path("leaderboards/tiny"), board_folder.evidence(Board(suite, published)))
+    given = ("--plugin", "my_net.py", "--plugin", "my_data.py")
+    code, _, error = bench("verify", "leaderboards/tiny", "--workers", "1", *given)
+    assert code == 2
+    assert re.search(r"weights 'w\.safetensors' are sha256:[0-9a-f]{64}, but the rows of this run start from sha256:a{64}$", error.strip())
+
+
+def test_an_entry_point_is_refused_by_name(tiny: Path, board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.metadata import EntryPoint
+
+    point = EntryPoint("their_net", "sklearn.cluster:KMeans", own_file.GROUPS["architecture"])
+    monkeypatch.setattr(own_file, "_entries", lambda kind: {"their_net": point} if kind == "architecture" else {})
+    theirs = Board(load_suite("tiny.toml"), (replace(board.rows[0], dataset="digits", architecture="their_net"),))
+    with pytest.raises(UserError, match=r"names the architecture 'their_net', .* --plugin .*sklearn/cluster/__init__\.py$"):
+        trust.refuse_foreign_code(theirs, ())
+    (file,) = [own_file.file_of("architecture", "their_net")]
+    trust.refuse_foreign_code(theirs, (str(file),))
