@@ -20,8 +20,8 @@ from tests.bench.own_files import BLOCK, NET, run_here, write
 
 Bench = Callable[..., tuple[int, str, str]]
 RUN = (
-    "run", "--suite", "tiny.toml", "--seeds", "0", "--sparsities", "0.5", "--finetune-epochs", "0", "--epochs", "1", "--methods", "magnitude",
-    "--workers", "1", "--output", "out",
+    "run", "--suite", "tiny.toml", "--seeds", "0", "--sparsities", "0.5", "--finetune-epochs", "0", "--epochs", "1",
+    "--methods", "magnitude", "--workers", "1", "--output", "out",
 )  # fmt: skip
 OWN = ("--datasets", "my_data.py:load", "--architectures", "my_net.py:build")
 
