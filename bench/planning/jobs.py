@@ -29,7 +29,8 @@ def job_of(
         method=row.method, dataset=row.dataset, architecture=row.architecture, protocol=protocol, seed=row.seed, training=row.training,
         criterion=row.criterion, stage=Stage(row.stage) if row.stage else None, setting=decoded(row.hyperparameters),
         granularity=row.granularity, match=row.match, ablation=row.ablation, network=network, points=points, environment=environment,
-        split=split, sources=architecture.sources(row.dataset, row.architecture), initial_weights=row.initial_weights,
+        split=split, sources=architecture.sources(row.dataset, row.architecture, environment.plugins),
+        initial_weights=row.initial_weights,
     )  # fmt: skip
 
 

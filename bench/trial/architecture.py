@@ -5,6 +5,7 @@ that has changed is looked at again.
 """
 
 import hashlib
+from collections.abc import Iterable
 from functools import lru_cache
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 import methods
 from bench import data
-from bench.networks import build, weights
+from bench.networks import build, plugins, weights
 from bench.spec.errors import UserError
 from bench.trial import cost
 from bench.trial.job import Job
@@ -20,15 +21,17 @@ from bench.trial.job import Job
 Patterns = tuple[str, ...]
 
 
-def sources(dataset: str, architecture: str) -> str:
-    """The versions of a user's own code behind a data set and an architecture; '' if neither is a user's own."""
-    return ",".join(filter(None, (data.version(dataset), build.version(architecture))))
+def sources(dataset: str, architecture: str, files: Iterable[str]) -> str:
+    """The versions of a user's own code behind a data set, an architecture and plug-in files, which are loaded; '' without such code."""
+    loaded = [methods.source_hash(plugins.load(file).module) for file in files]
+    return ",".join(filter(None, (data.version(dataset), build.version(architecture), *loaded)))
 
 
 def check_source(job: Job) -> None:
     """Raise UserError if the user's files of a job are not those that it was planned with, which decide the key of its rows."""
-    if sources(job.dataset, job.architecture) != job.sources:
-        raise UserError(f"the code of '{job.architecture}' or '{job.dataset}' has changed since this run was started; start it again")
+    if job.sources is not None and sources(job.dataset, job.architecture, job.environment.plugins) != job.sources:
+        names = ", ".join([job.architecture, job.dataset, *job.environment.plugins])
+        raise UserError(f"code of your own has changed since this run was started ({names}); start it again")
     checkpoint = job.protocol.weights
     if checkpoint is not None and (found := initial_weights(False, checkpoint)) != job.initial_weights:
         raise UserError(f"weights '{checkpoint}' are {found}, but the rows of this run start from {job.initial_weights}")

@@ -59,7 +59,7 @@ class Job:
         match: the quantity that sparsities are fractions of, see `bench.trial.cost.cost`.
         ablation: "none", or the control network to use instead of the method's own, see `bench.spec.row.ABLATIONS`.
         split: the data to measure on: "test", or "validation" during tuning.
-        sources: versions of the user's own code behind data set and architecture, see `bench.trial.architecture.sources`.
+        sources: versions of the user's own code when the job was planned, see `bench.trial.architecture.sources`; None: not recorded.
         initial_weights: the column of this name in its rows.
     """
 
@@ -79,7 +79,7 @@ class Job:
     match: str = "weights"
     ablation: str = "none"
     split: str = "test"
-    sources: str = ""
+    sources: str | None = None
     initial_weights: str = "random"
 
     @property

@@ -19,7 +19,10 @@ from bench.trial.job import Job
 from tests.bench.own_files import BLOCK, NET, run_here, write
 
 Bench = Callable[..., tuple[int, str, str]]
-RUN = ("run", "--suite", "tiny.toml", "--seeds", "0", "--methods", "magnitude", "--workers", "1", "--output", "out")
+RUN = (
+    "run", "--suite", "tiny.toml", "--seeds", "0", "--sparsities", "0.5", "--finetune-epochs", "0", "--epochs", "1",
+    "--methods", "magnitude", "--workers", "1", "--output", "out",
+)  # fmt: skip
 OWN = ("--datasets", "my_data.py:load", "--architectures", "my_net.py:build")
 
 
@@ -89,7 +92,7 @@ def test_an_edit_is_other_rows_in_the_same_process(files: Path, bench: Bench, fi
     text = (files / file).read_text()
     (files / file).write_text(text.replace(old, new))
     second = rows(bench)
-    assert len(first) == len(second) == 6
+    assert len(first) == len(second) == 2
     assert all(a.nll != b.nll for a, b in zip(first, second, strict=True))
     (files / file).write_text(text)
     assert measured(rows(bench)) == measured(first)
@@ -147,7 +150,22 @@ def test_an_edit_during_a_run_stops_its_jobs(files: Path, bench: Bench, monkeypa
     monkeypatch.setattr(trial, "_results", edited)
     found = rows(bench)
     assert {row.status for row in found} == {"failed"}
-    assert "the code of 'my_net.py:build' or 'my_data.py:load' has changed since this run was started" in found[0].error
+    assert "code of your own has changed since this run was started (my_net.py:build, my_data.py:load); start it again" in found[0].error
+
+
+def test_an_edited_criterion_during_a_run_stops_its_jobs(tiny: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bench("new", "cli_mine")[0] == 0
+    real = trial._results
+
+    def edited(job: Job, workbench: Any) -> Any:
+        if job.criterion:
+            Path("cli_mine.py").write_text(Path("cli_mine.py").read_text().replace("nested: ClassVar = True", "nested: ClassVar = False"))
+        return real(job, workbench)
+
+    monkeypatch.setattr(trial, "_results", edited)
+    found = rows(bench, "--plugin", "cli_mine.py", "--methods", "cli_mine")
+    assert {row.status for row in found if row.criterion} == {"failed"}
+    assert {row.status for row in found if not row.criterion} == {"ok"}
 
 
 # --- checkpoints
