@@ -139,7 +139,8 @@ class Workbench:
         recipe = Recipe(epochs=epochs, optimizer=protocol.optimizer, lr_scale=scale, precision=protocol.precision)
         seed = methods.derive(self.job.seed, purpose)
         batches = data.Batches(self.dataset.train, protocol.batch_size, seed=seed, shuffle=True, augment=protocol.augment)
-        state = methods.fit(problem, self.training, recipe, batches=batches, previous=previous, pruner=pruner, on_epoch=self.heartbeat)
+        callbacks = [self.heartbeat]
+        state = methods.fit(problem, self.training, recipe, batches=batches, previous=previous, pruner=pruner, callbacks=callbacks)
         return state, self.seconds_since(start)
 
     def scored(self, network: Network, criterion: methods.Criterion) -> tuple[methods.Scores | None, Network]:
