@@ -232,7 +232,7 @@ def test_every_suite_key_is_in_the_reference(hooks: ModuleType) -> None:
         assert (field.description or "") in line.replace("\\|", "|")
         assert ("| required |" in line) == field.is_required()
     assert "| `sparsities` | list: number, ≥ 0, < 1 | required |" in shown
-    assert '| `optimizer` | text, sgd or adam | `"sgd"` |' in shown
+    assert '| `optimizer` | text, sgd, adam or adamw | `"sgd"` |' in shown
 
 
 def test_a_bar_in_a_cell_does_not_end_it(hooks: ModuleType) -> None:

@@ -1,5 +1,6 @@
 """Data sets: reading, splitting, batches."""
 
+from bench.data.augmentation import check_augmentation, training_batches
 from bench.data.dataset import AUGMENTATIONS, Batches, Dataset, Split, describe, load, names
 
-__all__ = ["AUGMENTATIONS", "Batches", "Dataset", "Split", "describe", "load", "names"]
+__all__ = ["AUGMENTATIONS", "Batches", "Dataset", "Split", "check_augmentation", "describe", "load", "names", "training_batches"]

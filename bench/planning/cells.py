@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 import methods
+from bench import data
 from bench.networks import build
 from bench.planning.request import Request
 from bench.spec.digest import digest
+from bench.spec.errors import UserError
 from bench.spec.row import PROTOCOL_VERSION
 from bench.spec.setting import Setting
 from bench.spec.suite import Protocol
@@ -94,6 +96,10 @@ def cells(request: Request, seeds: Iterable[int], notes: list[str]) -> Iterator[
         request: what to run.
         seeds: seeds of the cells.
         notes: a message is added for each data set that an architecture does not support.
+
+    Raises:
+        UserError: the augmentation does not fit a data set, the optimizer does not fit a method's training, or there are no pretrained
+            weights.
     """
     for dataset, architecture in ((b.dataset, a) for b in request.suite.blocks for a in b.architectures):
         protocol = request.suite.protocol(architecture)
@@ -102,12 +108,23 @@ def cells(request: Request, seeds: Iterable[int], notes: list[str]) -> Iterator[
             shape = "x".join(map(str, loaded.input_shape))
             notes.append(f"{architecture} does not support {dataset} (inputs of shape {shape}); skipped")
             continue
+        data.check_augmentation(loaded, protocol.augment)
+        for method in request.methods:
+            _check_optimizer(method, protocol)
         if protocol.pretrained:  # raises before anything runs if there are no pretrained weights
             build.create(architecture, loaded.input_shape, loaded.classes, pretrained=True)
         common = _common(request, protocol, loaded.fingerprint, architecture)
         common["tensors"] = workbench.tensors(architecture, loaded.input_shape, loaded.classes, protocol.include, protocol.exclude)
         for seed in seeds:
             yield Cell(request, dataset, architecture, protocol, seed, {**common, "seed": seed})
+
+
+def _check_optimizer(method: Method, protocol: Protocol) -> None:
+    """Raise UserError if the optimizer decouples weight decay and the method's training has it in the loss."""
+    try:
+        methods.Recipe(epochs=protocol.epochs, optimizer=protocol.optimizer).check(method.make_training())
+    except ValueError as error:
+        raise UserError(f"{method.name}: {error}") from None
 
 
 def _common(request: Request, protocol: Protocol, fingerprint: str, architecture: str) -> dict[str, Any]:

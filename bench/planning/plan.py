@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.planning.cells import Cell, cells, point_key
-from bench.planning.jobs import dense_name, job_of
+from bench.planning.jobs import dense_name, job_of, recipe_of
 from bench.planning.request import Request
 from bench.spec.errors import UserError
 from bench.spec.row import Row
@@ -141,7 +141,7 @@ def planned(
     common: dict[str, Any] = {
         "suite": suite.name, "dataset": cell.dataset, "architecture": cell.architecture, "granularity": suite.granularity,
         "match": suite.match, "tuning": "default" if cell.request.tuned is None else "tuned", "seed": cell.seed,
-        "status": "missing", "ablation": "none", **named, **where,
+        "status": "missing", "ablation": "none", "recipe": recipe_of(cell.protocol, named["training"]), **named, **where,
     }  # fmt: skip
     one = Row(**common, sparsity=0.0, epochs=cell.protocol.epochs, finetune_epochs=0, hyperparameters=setting.encoded())
     job = job_of(one, cell.protocol, cell.request.environment, network=network, points=points, split=split)

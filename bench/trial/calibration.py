@@ -77,7 +77,7 @@ def _epoch(bench: Workbench) -> tuple[float, Network]:
     of n batches takes n batches and what t(f) is longer than f of them.
     """
     protocol = bench.job.protocol
-    every = data.Batches(bench.dataset.train, protocol.batch_size, augment=protocol.augment)
+    every = data.training_batches(bench.dataset, protocol, seed=0)
     some = list(islice(iter(every), MORE))
     recipe = Recipe(epochs=1, optimizer=protocol.optimizer, lr_scale=LR_SCALE)
 

@@ -136,9 +136,10 @@ class Workbench:
         start = time.perf_counter()
         protocol, purpose = self.job.protocol, "fine-tuning" if previous else "training"
         scale = protocol.lr_scale * (self.job.finetune_lr_scale if previous else 1.0)
-        recipe = Recipe(epochs=epochs, optimizer=protocol.optimizer, lr_scale=scale, precision=protocol.precision)
-        seed = methods.derive(self.job.seed, purpose)
-        batches = data.Batches(self.dataset.train, protocol.batch_size, seed=seed, shuffle=True, augment=protocol.augment)
+        recipe = Recipe(
+            epochs=epochs, optimizer=protocol.optimizer, lr_scale=scale, precision=protocol.precision, schedule=protocol.lr_schedule
+        )
+        batches = data.training_batches(self.dataset, protocol, methods.derive(self.job.seed, purpose))
         callbacks = [self.heartbeat]
         state = methods.fit(problem, self.training, recipe, batches=batches, previous=previous, pruner=pruner, callbacks=callbacks)
         return state, self.seconds_since(start)
