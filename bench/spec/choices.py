@@ -49,4 +49,8 @@ class Resources:
     device: str = _said("auto", "auto, cpu or cuda.")
     store: str | None = _said(None, "Database URL of the results.", "sqlite:///.bench/store.db")
     data_root: Path | None = _said(None, "Folder of torchvision's data sets; missing ones are downloaded.")  # noqa: RUF009 (a field)
+    log: Path | None = _said(  # noqa: RUF009 (a field)
+        None,
+        "Folder for TensorBoard event files: loss and evidence of each epoch, measurements of each row. On several machines: a shared one.",
+    )
     plugin: tuple[str, ...] = _said((), "A Python file that registers methods; repeatable.")

@@ -20,11 +20,12 @@ from bench.spec.errors import UserError
 from bench.spec.suite import Protocol
 from bench.storage.checkpoints import Networks
 from bench.trial import cost, metrics
+from bench.trial.events import Events
 from bench.trial.flops import layer_flops
 from bench.trial.heartbeat import Heartbeat
 from bench.trial.job import Environment, Job
 from bench.trial.network import Measurement, Network, posterior_to
-from methods import Posterior, Problem, Pruner, Recipe, Schedule
+from methods import Posterior, Problem, Pruner, Schedule
 
 
 class Workbench:
@@ -48,6 +49,7 @@ class Workbench:
         self.cost = None if job.match == "weights" else cost.cost(job.match, self.initial(), self.dataset.input_shape)
         self.networks = Networks(job.environment.cache / "networks")
         self.heartbeat = Heartbeat(job.environment.progress)
+        self.events = Events(job)
 
     def problem(self, model: nn.Module, posterior: Posterior | None = None) -> Problem:
         """What methods see of a network: the training data in one fixed order, without augmentation, and no other data."""
@@ -134,14 +136,11 @@ class Workbench:
     def _fit(self, problem: Problem, epochs: int, previous: Posterior | None, pruner: Pruner | None) -> tuple[Posterior, float]:
         """The posterior of a training, or of a fine-tuning that continues `previous`, and its seconds."""
         start = time.perf_counter()
-        protocol, purpose = self.job.protocol, "fine-tuning" if previous else "training"
-        scale = protocol.lr_scale * (self.job.finetune_lr_scale if previous else 1.0)
-        recipe = Recipe(
-            epochs=epochs, optimizer=protocol.optimizer, lr_scale=scale, precision=protocol.precision, schedule=protocol.lr_schedule
-        )
-        batches = data.training_batches(self.dataset, protocol, methods.derive(self.job.seed, purpose))
-        callbacks = [self.heartbeat]
-        state = methods.fit(problem, self.training, recipe, batches=batches, previous=previous, pruner=pruner, callbacks=callbacks)
+        seed = methods.derive(self.job.seed, "fine-tuning" if previous else "training")
+        batches, recipe = data.training_batches(self.dataset, self.job.protocol, seed), self.job.recipe(epochs, finetunes=bool(previous))
+        with self.events.training(problem, epochs if previous else 0) as told:
+            told.append(self.heartbeat)
+            state = methods.fit(problem, self.training, recipe, batches=batches, previous=previous, pruner=pruner, callbacks=told)
         return state, self.seconds_since(start)
 
     def scored(self, network: Network, criterion: methods.Criterion) -> tuple[methods.Scores | None, Network]:
