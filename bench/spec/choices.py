@@ -19,7 +19,8 @@ class Narrowing:
     """Values to use instead of the suite's; None: the suite's value. Every command and `bench.run` have options with these names."""
 
     methods: tuple[str, ...] | None = _instead(
-        "'all', or method names; criterion@training combines any two; name(option=value) sets hyperparameters.", "the suite's, mostly all"
+        "'all', all@TRAINING, or method names; criterion@training combines any two; name(option=value) sets hyperparameters.",
+        "the suite's, mostly all",
     )
     datasets: tuple[str, ...] | None = _instead("Data sets to use instead of the suite's.")
     architectures: tuple[str, ...] | None = _instead("Architectures to use instead of the suite's: razorbench's own or any timm name.")

@@ -19,6 +19,7 @@ from bench.planning.request import Request
 from bench.publishing import merge
 from bench.publishing.board_folder import Board
 from bench.spec.errors import UserError
+from bench.spec.row import Row
 from bench.spec.suite import Suite, load_suite
 from bench.storage import results_csv
 from bench.storage.rows import Store
@@ -35,6 +36,11 @@ DEFAULT = {
 
 def request_(suite: Suite, names: str, folder: Path) -> Request:
     return Request(suite, catalogue.select_methods(names), Environment("cpu", None, folder / "cache"))
+
+
+def computed(request: Request, store: Path) -> list[Row]:
+    """The rows, computed in this process."""
+    return run(request, Store(f"sqlite:///{store}"), Inline(), lambda: nullcontext(lambda _: None))
 
 
 # --- all@TRAINING
@@ -142,18 +148,16 @@ augment = ["crop", "randaugment"]
 
 def test_a_suite_with_all_settings_runs_from_the_command_line_and_repeats(tiny: Path, bench: Bench) -> None:
     (tiny / "everything.toml").write_text(EVERYTHING)
-    rows = []
-    for folder in ("first", "second"):
-        code, _, err = bench(
-            "run", "--suite", "everything.toml", "--workers", "1", "--output", folder, "--store", f"sqlite:///{folder}.db", "--force"
-        )
-        assert (code, err) == (0, "")
-        rows.append(results_csv.read_rows(tiny / folder / "results.csv"))
-    assert [(r.method, r.finetune_epochs, r.error) for r in rows[0]] == [
+    code, _, err = bench("run", "--suite", "everything.toml", "--workers", "1", "--output", "first")
+    assert (code, err) == (0, "")
+    rows = results_csv.read_rows(tiny / "first" / "results.csv")
+    assert [(r.method, r.finetune_epochs, r.error) for r in rows] == [
         (method, epochs, "") for method in ("dense@decoupled", "magnitude@decoupled", "random_init@decoupled") for epochs in (0, 1)
     ]
-    assert [r.nll for r in rows[0]] == [r.nll for r in rows[1]]
-    said = json.loads(rows[0][0].recipe)
+    suite = load_suite("everything.toml")
+    again = computed(request_(suite, ",".join(suite.methods), tiny / "again"), tiny / "again.db")
+    assert {r.identity: r.nll for r in again} == {r.identity: r.nll for r in rows}
+    said = json.loads(rows[0].recipe)
     assert said == DEFAULT | {
         "augment": ["crop", "randaugment"], "label_smoothing": 0.1, "lr_schedule": "step", "mixup": 0.2,
         "optimizer": "adamw", "weight_decay": "decoupled",
@@ -174,6 +178,6 @@ def test_settings_reach_training_and_fine_tuning_but_not_scoring(tiny: Path, mon
     settings = {"optimizer": "adamw", "lr_schedule": "linear", "label_smoothing": 0.1, "mixup": 0.2}
     suite = narrowed(load_suite("tiny.toml"), sparsities=(0.5,), seeds=(0,), epochs=1, **settings)
     request = request_(suite, "opd@decoupled", tiny)
-    rows = run(request, Store(f"sqlite:///{tiny}/store.db"), Inline(), lambda: nullcontext(lambda _: None))
+    rows = computed(request, tiny / "store.db")
     assert [row.status for row in rows] == ["ok"] * 4
     assert given == [(fine, "adamw", "linear", 2, 1) for fine in (False, True, True)]

@@ -3,24 +3,28 @@
 import json
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import bench as api
 from bench.execution import environment, pipeline
+from bench.execution.executors import Inline
+from bench.execution.run import run
 from bench.planning import catalogue
 from bench.planning.plan import expanded
 from bench.planning.request import Request
 from bench.spec.choices import Resources
 from bench.spec.errors import UserError
+from bench.spec.row import Row
 from bench.spec.setting import Setting
 from bench.spec.suite import load_suite
 from bench.storage import results_csv
+from bench.storage.rows import Store
 from bench.trial import events
 from bench.trial.job import Environment
+from tests.bench.suites import narrowed
 
 Bench = Callable[..., tuple[int, str, str]]
 
@@ -33,10 +37,15 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
 
 
+def computed(request: Request, store: Path) -> list[Row]:
+    """The rows, computed in this process."""
+    return run(request, Store(f"sqlite:///{store}"), Inline(), lambda: nullcontext(lambda _: None))
+
+
 def test_a_run_writes_every_training_and_every_measurement_from_its_workers(tiny: Path, bench: Bench) -> None:
     pytest.importorskip("tensorboard")
-    run = ("run", "--suite", "tiny.toml", "--seeds", "0", "--methods", "magnitude,spam,snip", "--workers", "2")
-    assert bench(*run, "--log", "events", "--output", "logged")[0] == 0
+    command = ("run", "--suite", "tiny.toml", "--seeds", "0", "--methods", "magnitude,spam,snip", "--workers", "2")
+    assert bench(*command, "--log", "events", "--output", "logged")[0] == 0
     cell = tiny / "events" / "breast_cancer" / "mlp"
     found = {str(f.parent.relative_to(cell)) for f in cell.rglob("events.out.*")}
     fine = {f"{m}/seed-0/sparsity-{s}-finetuning-1" for m in ("magnitude", "spam", "snip") for s in ("0.5", "0.9")}
@@ -60,18 +69,21 @@ def test_a_run_writes_every_training_and_every_measurement_from_its_workers(tiny
             wanted = [(round(1000 * s), pytest.approx(getattr(rows[method, 0, s], column))) for s in sparsities]
             assert values[f"test/{column}"] == wanted
     # Neither results nor keys: a second run without the option takes everything from the store, a run in another store has the same rows.
-    _, out, _ = bench(*run, "--dry-run")
+    _, out, _ = bench(*command, "--dry-run")
     assert "16 rows: 16 in the store, 0 to compute" in out
-    assert bench(*run, "--output", "plain", "--store", "sqlite:///other.db", "--force")[0] == 0
-    plain = results_csv.read_rows(tiny / "plain" / "results.csv")
-    assert [(r.identity, r.nll) for r in plain] == [(r.identity, r.nll) for r in rows.values()]
+    suite = narrowed(load_suite("tiny.toml"), seeds=(0,))
+    plain = computed(
+        Request(suite, catalogue.select_methods("magnitude,spam,snip"), Environment("cpu", None, tiny / "plain")), tiny / "plain.db"
+    )
+    assert {r.identity: r.nll for r in plain} == {r.identity: r.nll for r in rows.values()}
 
 
 def test_a_run_again_replaces_the_events_of_a_training(tiny: Path) -> None:
     pytest.importorskip("tensorboard")
-    small: dict[str, Any] = {"methods": "magnitude", "seeds": 0, "sparsities": 0.5, "finetune_epochs": 0, "workers": 1, "progress": False}
     for epochs in (4, 2):
-        api.run("tiny.toml", **small, epochs=epochs, log="events", store=f"sqlite:///{epochs}.db", force=True)
+        suite = narrowed(load_suite("tiny.toml"), seeds=(0,), sparsities=(0.5,), finetune_epochs=(0,), epochs=epochs)
+        place = Environment("cpu", None, tiny / "cache", log=tiny / "events")
+        computed(Request(suite, catalogue.select_methods("magnitude"), place), tiny / f"{epochs}.db")
     loss = scalars(tiny / "events/breast_cancer/mlp/dense/seed-0/training")["training/loss"]
     assert [step for step, _ in loss] == [1, 2]
 
