@@ -163,7 +163,7 @@ class _Run:
             self._cut(lap.cuts[epoch], lap.persistent)
 
     def _epoch(self, epoch: int, epochs: int) -> None:
-        """One pass over the batches; the learning rate reaches zero after `epochs` epochs."""
+        """One pass over the batches; the learning-rate schedule ends after `epochs` epochs."""
         model, device, steps = self.problem.model, self.problem.device, self.n_batches * epochs
         model.train()
         for module in self.resting:
