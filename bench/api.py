@@ -42,7 +42,8 @@ def run(
         force: whether to compute again what the store already has.
         progress: whether to show it, in a terminal or a notebook.
         options: the fields of `bench.spec.choices.Narrowing` and `Resources`: methods, datasets, architectures, sparsities, seeds,
-            granularity, match, trials, epochs, finetune_epochs, weights; executor, ray_address, workers, device, store, data_root, plugin.
+            granularity, match, trials, epochs, finetune_epochs, weights, pretrained, calibration, mean, std, recalibrate_batchnorm;
+            executor, ray_address, workers, device, store, data_root, log, plugin.
 
     Returns:
         One line per method, data set, architecture, sparsity and seed, with the columns of results.csv, dense networks included.
@@ -198,8 +199,7 @@ def _choices(options: Mapping[str, Any]) -> tuple[Narrowing, Resources]:
         raise TypeError(f"run() has no option '{unknown[0]}'{nearest(unknown[0], every)}")
     given: dict[str, Any] = {name: tuple(v) if isinstance(v, (list, range)) else v for name, v in options.items()}
     given |= {name: (v,) for name, v in given.items() if isinstance(v, (str, int, float)) and name in LISTS}
-    if isinstance(given.get("data_root"), str):
-        given["data_root"] = Path(given["data_root"])
+    given |= {name: Path(given[name]) for name in ("data_root", "log") if isinstance(given.get(name), str)}
     if isinstance(given.get("weights"), Path):
         given["weights"] = str(given["weights"])
     own = [{name: given[name] for name in names if name in given} for names in fields.values()]

@@ -125,7 +125,7 @@ def kind(field: Mapping[str, Any]) -> str:
     limits = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     said = [f"{sign} {field[name]:g}" for name, sign in limits.items() if name in field]
     choices = re.fullmatch(r"\^\(([a-z|]+)\)\$", field.get("pattern", ""))
-    said += [" or ".join(choices[1].split("|"))] if choices else []
+    said += [" or ".join(choices[1].replace("|", ", ").rsplit(", ", 1))] if choices else []
     return f"{words}, {', '.join(said)}" if said else words
 
 

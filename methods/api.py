@@ -8,13 +8,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from methods.core.arguments import copied, require, require_names, sizes
+from methods.core.callbacks import Callback, with_progress
 from methods.core.configurations import Criterion
 from methods.core.cutting import Pruner, cut, score
 from methods.core.interface import Batches, Loss, Posterior, Problem, Stage
 from methods.core.masks import Mask
 from methods.core.prunable import check_network, nothing_prunable, prunable
+from methods.core.recipe import Recipe
 from methods.core.schedule import Schedule
-from methods.core.training_loop import Recipe, fit
+from methods.core.training_loop import fit
 from methods.registry.alone import criterion_alone
 from methods.registry.registry import get, get_granularity, make, names
 
@@ -26,30 +28,39 @@ def train(
     *,
     epochs: int = 30,
     optimizer: str = "sgd",
+    lr_schedule: str = "cosine",
     precision: str = "full",
     loss: Loss = F.cross_entropy,
     seed: int = 0,
     mask: Mask | None = None,
     posterior: Posterior | None = None,
+    progress: bool = False,
+    callbacks: Sequence[Callback] = (),
     **hyperparameters: Any,
 ) -> Posterior:
     """Train a model in place. Modules in eval mode (frozen batch norm) stay so if the model itself is in training mode.
 
         posterior = methods.train(model, batches, training="spam", epochs=30)
-        methods.train(model, batches, optimizer="adam", lr=1e-3)
+        methods.train(model, batches, training="decoupled", optimizer="adamw", lr=1e-3, weight_decay=0.05)
+        methods.train(model, batches, callbacks=[lambda record: print(record.epoch, record.loss)])
 
     Args:
         model: the network.
         batches: re-iterable of (inputs, targets), e.g. a DataLoader; it decides order and shuffling. It is read once per epoch, and
             again if the training computes curvature.
-        training: a registered training: "map" (L2 penalty), "spam" (marginal likelihood), "dwf" (factorised weights).
+        training: a registered training: "map" (L2 penalty), "spam" (marginal likelihood), "dwf" (factorised weights),
+            "decoupled" (decoupled weight decay).
         epochs: number of epochs.
-        optimizer: "sgd" (momentum 0.9) or "adam". The learning rate has a short warm-up and decays to zero by a cosine.
+        optimizer: "sgd" (momentum 0.9), "adam", or "adamw", which needs a training with decoupled weight decay.
+        lr_schedule: learning rate after a short warm-up: "cosine" or "linear" (to zero), "constant", or "step" (a tenth from half of the
+            training on, a hundredth from three quarters on).
         precision: "full": that of the weights; "bfloat16": forward passes under `torch.autocast`.
         loss: (outputs, targets) -> mean loss of a batch.
         seed: seed of all random draws.
         mask: train a pruned network: weight name -> bool tensor; masked weights (False) stay zero.
         posterior: fine-tune with the penalty that an earlier training learned.
+        progress: whether to show the epochs on stderr.
+        callbacks: functions; each is called with an `EpochRecord` after every epoch. If one raises, the model is as before.
         hyperparameters: those of the training, e.g. `lr`, `weight_decay`. `lr` is the peak learning rate of the chosen optimizer; by
             default 0.1 for SGD and a hundredth of this for Adam (`dwf`: twice that).
 
@@ -63,13 +74,13 @@ def train(
     """
     check_network(model)
     require_names(training=training)
-    recipe = Recipe(epochs=epochs, optimizer=optimizer, precision=precision)
+    recipe = Recipe(epochs=epochs, optimizer=optimizer, precision=precision, schedule=lr_schedule)
     chosen = recipe.with_given_lr(make("trainings", training, hyperparameters), hyperparameters)
     # A mask may hold weights that were included by name when it was made.
     given = copied(mask)
     more = [n for n, p in model.named_parameters() if n in given and p.dim() > 1]
     problem = Problem(model, batches, loss, seed, given, include=more)
-    return fit(problem, chosen, recipe, previous=posterior)
+    return fit(problem, chosen, recipe, previous=posterior, callbacks=with_progress(callbacks, progress))
 
 
 def prune(
@@ -167,25 +178,12 @@ def compact(
 
 
 def train_pruned(
-    model: nn.Module,
-    batches: Batches,
-    method: str = "magnitude_gradual",
-    *,
-    sparsity: float,
-    schedule: Schedule | None = None,
-    epochs: int = 30,
-    optimizer: str = "sgd",
-    precision: str = "full",
-    granularity: str = "weight",
-    loss: Loss = F.cross_entropy,
-    seed: int = 0,
-    mask: Mask | None = None,
-    posterior: Posterior | None = None,
-    include: Sequence[str] | str = (),
-    exclude: Sequence[str] | str = (),
-    options: Mapping[str, Any] | None = None,
-    **hyperparameters: Any,
-) -> tuple[Mask, Posterior]:
+    model: nn.Module, batches: Batches, method: str = "magnitude_gradual", *, sparsity: float, schedule: Schedule | None = None,
+    epochs: int = 30, optimizer: str = "sgd", lr_schedule: str = "cosine", precision: str = "full", granularity: str = "weight",
+    loss: Loss = F.cross_entropy, seed: int = 0, mask: Mask | None = None, posterior: Posterior | None = None,
+    include: Sequence[str] | str = (), exclude: Sequence[str] | str = (), options: Mapping[str, Any] | None = None,
+    progress: bool = False, callbacks: Sequence[Callback] = (), **hyperparameters: Any,
+) -> tuple[Mask, Posterior]:  # fmt: skip
     """Train a model in place and prune it during training.
 
         mask, posterior = methods.train_pruned(model, batches, method="spam_online", sparsity=0.9)
@@ -203,6 +201,7 @@ def train_pruned(
         schedule: when to cut; replaces the schedule of the method.
         epochs: see `train`.
         optimizer: see `train`.
+        lr_schedule: see `train`.
         precision: see `train`.
         loss: see `train`.
         seed: see `train`.
@@ -212,6 +211,8 @@ def train_pruned(
         include: see `prune`.
         exclude: see `prune`.
         options: hyperparameters of the criterion.
+        progress: see `train`.
+        callbacks: see `train`.
         hyperparameters: those of the training, see `train`.
 
     Returns:
@@ -231,12 +232,12 @@ def train_pruned(
         raise ValueError(f"'{method}' has no schedule for pruning during training: pass schedule=..., or use one of {ready}")
     if found.stage is Stage.AFTER and posterior is None:
         raise ValueError(f"'{method}' prunes a trained network: call posterior = methods.train(...) first, then pass posterior=posterior")
-    recipe = Recipe(epochs=epochs, optimizer=optimizer, precision=precision)
+    recipe = Recipe(epochs=epochs, optimizer=optimizer, precision=precision, schedule=lr_schedule)
     criterion = found.make_criterion(**(options or {}))
     training = recipe.with_given_lr(found.make_training(**hyperparameters), hyperparameters)
     problem = _problem(model, batches, criterion, loss, seed, mask, None, include, exclude)
     pruner = Pruner(criterion, get_granularity(granularity), found.schedule, sparsity)
-    state = fit(problem, training, recipe, previous=posterior, pruner=pruner)
+    state = fit(problem, training, recipe, previous=posterior, pruner=pruner, callbacks=with_progress(callbacks, progress))
     return problem.mask, state
 
 

@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
+import torch
 import typer.main
 
 import methods
 from bench.cli.main import app
-from bench.planning import templates
+from bench.planning import catalogue, templates
 from bench.publishing.datapackage import SCHEMAS
 from bench.spec.suite import Suite, suites
 
@@ -29,6 +31,7 @@ DOCS = ROOT / "docs"
 WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 EXECUTED = ["tutorial_network.md", "api.md"]  # their Python runs here, but for what needs the results of a command
 NEEDS_RESULTS = ("bench.run", 'load("small")', "results/results.csv")
+TRACKERS = ("SummaryWriter", "mlflow", "wandb")  # examples of packages that need not be installed: run with packages that record
 COMMAND = re.compile(r"python -m bench ([^\n`#&|]+)")
 PLACEHOLDERS = {"my_method", "METHOD", "NAME"}
 
@@ -68,7 +71,7 @@ def test_a_command_is_one_of_the_program(file: str, words: tuple[str, ...]) -> N
     given = command.make_context(words[0], list(rest)).params
     names = [given[name] for name in ("methods", "method", "first", "second") if isinstance(given.get(name), str)]
     for name in (part for value in names for part in re.split(r",(?![^()]*\))", value)):
-        if name != "all" and name.partition("@")[0] not in PLACEHOLDERS:
+        if name.partition("@")[0] != "all" and name.partition("@")[0] not in PLACEHOLDERS:
             methods.get(name)
     suite = given.get("suite")
     assert suite is None or suite.endswith(".toml") or suite in {*suites(), *PLACEHOLDERS}
@@ -118,11 +121,25 @@ def test_a_name_that_does_not_exist_is_found() -> None:
 @pytest.mark.parametrize("name", EXECUTED)
 def test_python_in_a_tutorial_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     blocks = code_blocks((DOCS / name).read_text(encoding="utf-8"), "python")
-    blocks = [block for block in blocks if not any(word in block for word in NEEDS_RESULTS)]
+    blocks = [block for block in blocks if not any(word in block for word in (*NEEDS_RESULTS, *TRACKERS))]
     space: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block, name, "exec"), space)
     assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("package", "call"), [("torch.utils.tensorboard", "add_scalar"), ("mlflow", "log_metric"), ("wandb", "log")])
+def test_trackers_get_the_loss_of_every_epoch(package: str, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = MagicMock()
+    monkeypatch.setitem(sys.modules, package, fake)
+    blocks = code_blocks((DOCS / "api.md").read_text(encoding="utf-8"), "python")
+    (block,) = (block for block in blocks if f"import {package}" in block or f"from {package}" in block)
+    model, x, y = torch.nn.Linear(3, 2), torch.ones(4, 3), torch.tensor([0, 1, 0, 1])
+    exec(compile(block, "api.md", "exec"), {"methods": methods, "model": model, "batches": [(x, y)]})
+    calls = [c for c in fake.mock_calls if c[0].endswith(call)]
+    assert len(calls) == 30
+    epochs = [c.kwargs["step"] if "step" in c.kwargs else c.args[2] for c in calls]
+    assert epochs == list(range(1, 31))
 
 
 def test_the_hyperparameters_of_a_row_are_read_as_the_tutorial_says(
@@ -145,9 +162,12 @@ def test_the_template_in_the_tutorial_keeps_the_contract(clean_registry: None) -
 def test_the_suite_in_the_docs_is_one(tmp_path: Path) -> None:
     from bench.spec.suite import load_suite
 
-    (block,) = code_blocks((DOCS / "suites.md").read_text(encoding="utf-8"), "toml")
-    (tmp_path / "my_suite.toml").write_text(block, encoding="utf-8")
-    assert load_suite(str(tmp_path / "my_suite.toml")).architecture["lenet5"].batch_size == 64
+    block, recipe = code_blocks((DOCS / "suites.md").read_text(encoding="utf-8"), "toml")
+    (tmp_path / "my_suite.toml").write_text(recipe + block, encoding="utf-8")
+    found = load_suite(str(tmp_path / "my_suite.toml"))
+    assert found.architecture["lenet5"].batch_size == 64
+    assert (found.optimizer, found.label_smoothing, found.mixup) == ("adamw", 0.1, 0.2)
+    assert {method.training for method in catalogue.select_methods(",".join(found.methods))} == {"decoupled"}
 
 
 def cited_rules() -> dict[int, str]:
@@ -232,7 +252,7 @@ def test_every_suite_key_is_in_the_reference(hooks: ModuleType) -> None:
         assert (field.description or "") in line.replace("\\|", "|")
         assert ("| required |" in line) == field.is_required()
     assert "| `sparsities` | list: number, ≥ 0, < 1 | required |" in shown
-    assert '| `optimizer` | text, sgd or adam | `"sgd"` |' in shown
+    assert '| `optimizer` | text, sgd, adam or adamw | `"sgd"` |' in shown
 
 
 def test_a_bar_in_a_cell_does_not_end_it(hooks: ModuleType) -> None:

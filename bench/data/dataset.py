@@ -62,6 +62,8 @@ class Dataset:
         fingerprint: SHA-256 (hex) of the shapes and bytes of all six tensors.
         mean, std: mean and standard deviation of the raw training inputs, used to standardise all inputs, (features,) or
             (channels, 1, 1).
+        pixel_range: smallest and largest possible value of the raw images: 0 and the largest value that occurs in training for uint8,
+            (0, 1) for floats between them; None for other data.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Dataset:
     fingerprint: str
     mean: Tensor
     std: Tensor
+    pixel_range: tuple[float, float] | None = None
 
     @property
     def test(self) -> Split:
@@ -142,7 +145,7 @@ def load(
         split(raw.test_inputs, raw.test_targets),
     )
     fingerprint = sources.digest(tensor for part in splits for tensor in (part.inputs, part.targets))
-    return Dataset(name, classes, tuple(train.shape[1:]), *splits, fingerprint, mean, std)
+    return Dataset(name, classes, tuple(train.shape[1:]), *splits, fingerprint, mean, std, _pixel_range(train))
 
 
 class Batches:
@@ -258,6 +261,15 @@ def _given(name: str, moments: tuple[Sequence[float], Sequence[float]], inputs: 
     scale = 255.0 if inputs.dtype == torch.uint8 else 1.0
     mean, std = (torch.tensor(numbers, dtype=torch.float32).mul(scale) for numbers in moments)
     return (mean.view(-1, 1, 1), std.view(-1, 1, 1)) if images else (mean, std)
+
+
+def _pixel_range(inputs: Tensor) -> tuple[float, float] | None:
+    if inputs.ndim != 4:
+        return None
+    low, high = float(inputs.min()), float(inputs.max())
+    if inputs.dtype == torch.uint8:
+        return 0.0, max(high, 1.0)
+    return (0.0, 1.0) if low >= 0.0 and high <= 1.0 else None
 
 
 def _moments(inputs: Tensor) -> tuple[Tensor, Tensor]:

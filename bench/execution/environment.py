@@ -1,5 +1,6 @@
 """Check the user's choice of machines and folders, and open store and executor."""
 
+import importlib.util
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,6 +30,19 @@ def check(resources: Resources) -> None:
         raise UserError(f"--workers must be at least 1, got {resources.workers}")
     if resources.data_root is not None and not resources.data_root.is_dir():
         raise UserError(f"--data-root '{resources.data_root}' is not a directory")
+    if resources.log is not None:
+        _check_log(resources.log)
+
+
+def _check_log(folder: Path) -> None:
+    """Raise UserError if no event files can be written to a folder."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UserError("--log needs TensorBoard, which is not installed: pip install 'razorbench[tensorboard]'")
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not there.is_dir():
+        raise UserError(f"--log '{folder}': '{there}' is not a directory")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"--log '{folder}': no permission to write to '{there}'")
 
 
 def environment_of(resources: Resources) -> Environment:
@@ -43,7 +57,9 @@ def environment_of(resources: Resources) -> Environment:
     if resources.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU on this machine; use --device cpu or auto")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if resources.device == "auto" else resources.device
-    return Environment(device, resources.data_root, CACHE.resolve(), tuple(str(Path(file).resolve()) for file in resources.plugin))
+    plugins = tuple(str(Path(file).resolve()) for file in resources.plugin)
+    log = None if resources.log is None else resources.log.resolve()
+    return Environment(device, resources.data_root, CACHE.resolve(), plugins, log=log)
 
 
 def open_request(suite: str, narrowing: Narrowing, resources: Resources, ablations: Iterable[str] = ()) -> Request:

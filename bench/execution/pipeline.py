@@ -151,7 +151,7 @@ def _lease(work: Job | Study) -> str:
         return digest(["study", work.key])
     if not work.criterion:
         return digest(["network", work.network])
-    bare = dataclasses.replace(work, points=(), environment=dataclasses.replace(work.environment, progress=None))
+    bare = dataclasses.replace(work, points=(), environment=dataclasses.replace(work.environment, progress=None, log=None))
     return digest(["job", repr(bare), work.sparsities if work.trains_each else []])
 
 

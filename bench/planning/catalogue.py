@@ -42,18 +42,29 @@ def select_methods(names: str) -> tuple[methods.Method, ...]:
     """The methods in a comma-separated list, each once.
 
     Args:
-        names: method names; `all` means all registered methods except the costly ones.
+        names: method names; `all` means all registered methods except the costly ones, `all@TRAINING` those of them that are applied
+            after training or at initialisation and have no training of their own, each with this training.
 
     Raises:
         UserError: a name is unknown, or the list is empty.
     """
     chosen: dict[str, methods.Method] = {}
     for name in filter(None, (part.strip() for part in re.split(r",(?![^()]*\))", names))):  # commas inside brackets separate options
-        found = [methods.get(n) for n in methods.names()] if name == "all" else [get_method(name)]
-        chosen |= {m.name: m for m in found if not (name == "all" and m.costly)}
+        chosen |= {m.name: m for m in _named(name)}
     if not chosen:
         raise UserError(f"no method name in '{names}'; available: all, {', '.join(methods.names())}")
     return tuple(chosen.values())
+
+
+def _named(name: str) -> list[methods.Method]:
+    """The methods of one entry of a list: `all`, `all@TRAINING` or a method name."""
+    left, at, training = name.partition("@")
+    if left.strip() != "all":
+        return [get_method(name)]
+    every = [m for m in map(methods.get, methods.names()) if not m.costly]
+    if not at:
+        return every
+    return [get_method(f"{m.name}@{training}") for m in every if m.training == "map" and m.stage is not Stage.DURING]
 
 
 def get_method(name: str) -> methods.Method:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import methods
+from bench import data
 from bench.networks import build, weights
 from bench.planning.request import Request
 from bench.planning.trained import protocol_of
@@ -100,6 +101,10 @@ def cells(request: Request, seeds: Iterable[int], notes: list[str]) -> Iterator[
         request: what to run.
         seeds: seeds of the cells.
         notes: a message is added for each data set that an architecture does not support.
+
+    Raises:
+        UserError: the augmentation does not fit a data set, the optimizer does not fit a method's training, or there are no pretrained
+            weights.
     """
     for dataset, architecture in ((b.dataset, a) for b in request.suite.blocks for a in b.architectures):
         protocol = protocol_of(request.suite, architecture)
@@ -108,22 +113,38 @@ def cells(request: Request, seeds: Iterable[int], notes: list[str]) -> Iterator[
             shape = "x".join(map(str, loaded.input_shape))
             notes.append(f"{architecture} does not support {dataset} (inputs of shape {shape}); skipped")
             continue
-        if protocol.pretrained or protocol.weights is not None:  # raises before anything runs if these weights cannot be loaded
-            model = build.create(architecture, loaded.input_shape, loaded.classes, protocol.pretrained)
-            if protocol.weights is not None:
-                weights.load(model, protocol.weights, f"architecture '{architecture}'")
-            elif not protocol.epochs:
-                build.check_head(architecture, loaded.classes)
-        if protocol.calibration is not None and protocol.calibration > len(loaded.train):
-            raise UserError(
-                f"calibration = {protocol.calibration}, but dataset '{dataset}' has {len(loaded.train)} training samples: "
-                f"use --calibration {len(loaded.train)} or fewer"
-            )
+        data.check_augmentation(loaded, protocol.augment)
+        for method in request.methods:
+            _check_optimizer(method, protocol)
+        _check_given(protocol, architecture, dataset, loaded)
         common = _common(request, protocol, loaded.fingerprint, architecture)
         common["tensors"] = networks.tensors(architecture, loaded.input_shape, loaded.classes, protocol.include, protocol.exclude)
         common |= _own(protocol, architecture, loaded.input_shape, loaded.classes)
         for seed in seeds:
             yield Cell(request, dataset, architecture, protocol, seed, {**common, "seed": seed})
+
+
+def _check_optimizer(method: Method, protocol: Protocol) -> None:
+    """Raise UserError if the optimizer decouples weight decay and the method's training has it in the loss."""
+    try:
+        methods.Recipe(epochs=protocol.epochs, optimizer=protocol.optimizer).check(method.make_training())
+    except ValueError as error:
+        raise UserError(f"{method.name}: {error}") from None
+
+
+def _check_given(protocol: Protocol, architecture: str, dataset: str, loaded: data.Dataset) -> None:
+    """Raise UserError, before anything runs, if given weights cannot be loaded or there are too few samples for calibration."""
+    if protocol.pretrained or protocol.weights is not None:
+        model = build.create(architecture, loaded.input_shape, loaded.classes, protocol.pretrained)
+        if protocol.weights is not None:
+            weights.load(model, protocol.weights, f"architecture '{architecture}'")
+        elif not protocol.epochs:
+            build.check_head(architecture, loaded.classes)
+    if protocol.calibration is not None and protocol.calibration > len(loaded.train):
+        raise UserError(
+            f"calibration = {protocol.calibration}, but dataset '{dataset}' has {len(loaded.train)} training samples: "
+            f"use --calibration {len(loaded.train)} or fewer"
+        )
 
 
 def _common(request: Request, protocol: Protocol, fingerprint: str, architecture: str) -> dict[str, Any]:

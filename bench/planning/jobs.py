@@ -1,12 +1,14 @@
 """The job that measures a row. `run`, `verify`, `export` and tuning all use it."""
 
+import json
+
 from bench.planning.cells import hyperparameters_of
 from bench.spec.row import DENSE, Row
 from bench.spec.setting import decoded
-from bench.spec.suite import Protocol
+from bench.spec.suite import Protocol, Suite
 from bench.trial import architecture
 from bench.trial.job import Environment, Job, Point
-from methods import Stage, make
+from methods import Stage, make, names
 
 
 def job_of(
@@ -48,3 +50,38 @@ def dense_name(training: str, hyperparameters: dict[str, object]) -> str:
     options = ",".join(f"{k}={v}" for k, v in hyperparameters.items() if v != plain[k])
     variant = f"{training}({options})" if options else training
     return DENSE if variant == "map" else f"{DENSE}@{variant}"
+
+
+def recipe_of(protocol: Protocol, training: str) -> str:
+    """The column `recipe`: the settings of training that all methods share, as JSON with sorted keys.
+
+    Args:
+        protocol: the protocol for an architecture.
+        training: name of the training, which decides whether weight decay is coupled (in the loss) or decoupled.
+    """
+    decoupled = make("trainings", training, {}).decoupled_decay is not None
+    shared = ("optimizer", "lr_schedule", "batch_size", "lr_scale", "augment", "label_smoothing", "mixup", "precision")
+    said = {name: getattr(protocol, name) for name in shared}
+    return json.dumps({**said, "weight_decay": "decoupled" if decoupled else "coupled"}, sort_keys=True)
+
+
+def recipe_faults(row: Row, suite: Suite) -> list[str]:
+    """How the column `recipe` of a row differs from the settings of its suite; nothing for rows of older releases, which have none.
+
+    Args:
+        row: the row.
+        suite: the suite that it belongs to.
+    """
+    if row.recipe == "{}":
+        return []
+    try:
+        said = json.loads(row.recipe)
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):
+        return [f"recipe: {row.recipe!r} is not a JSON object"]
+    if row.training not in names("trainings"):
+        return []  # reported with the name of the method
+    own = json.loads(recipe_of(suite.protocol(row.architecture), row.training))
+    wrong = [name for name in sorted(said.keys() | own.keys()) if said.get(name) != own.get(name)]
+    return [f"recipe: {name} is {said.get(name)!r}, but the suite has {own.get(name)!r}" for name in wrong]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.planning.cells import Cell, cells, point_key
-from bench.planning.jobs import dense_name, job_of
+from bench.planning.jobs import dense_name, job_of, recipe_of
 from bench.planning.request import Request
 from bench.spec.errors import UserError
 from bench.spec.row import RECALIBRATIONS, Row
@@ -143,7 +143,7 @@ def planned(
         "suite": suite.name, "dataset": cell.dataset, "architecture": cell.architecture, "granularity": suite.granularity,
         "match": suite.match, "tuning": "default" if cell.request.tuned is None else "tuned", "seed": cell.seed,
         "status": "missing", "ablation": "none", "recalibration": RECALIBRATIONS[cell.protocol.recalibrate_batchnorm],
-        "calibration_samples": cell.protocol.calibration,
+        "calibration_samples": cell.protocol.calibration, "recipe": recipe_of(cell.protocol, named["training"]),
         "initial_weights": architecture.initial_weights(cell.protocol.pretrained, cell.protocol.weights), **named, **where,
     }  # fmt: skip
     one = Row(**common, sparsity=0.0, epochs=cell.protocol.epochs, finetune_epochs=0, hyperparameters=setting.encoded())

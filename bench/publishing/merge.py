@@ -14,7 +14,7 @@ from typing import Any
 
 import methods
 from bench.planning.cells import hyperparameters_of
-from bench.planning.jobs import dense_name
+from bench.planning.jobs import dense_name, recipe_faults
 from bench.publishing import row_comparison
 from bench.publishing.board_folder import Board
 from bench.publishing.noise import Noise
@@ -55,7 +55,8 @@ def check(path: Path, board: Board) -> Checked:
     for number, record in _records(path):
         row, faults = _row(record)
         if row is not None and not faults:
-            faults = [*_of_suite(row, board), *_exact(row, shapes.get((row.dataset, row.architecture), {})), *_configured(row, board.suite)]
+            faults = [*_of_suite(row, board), *_exact(row, shapes.get((row.dataset, row.architecture), {}))]
+            faults += [*_configured(row, board.suite), *recipe_faults(row, board.suite)]
             first = seen.setdefault(row.identity, number)
             if first != number:
                 faults.append(f"has the same key (method, data set, sparsity, seed, ...) as row {first}")

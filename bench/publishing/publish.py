@@ -137,7 +137,10 @@ def merge_file(file: Path, suite: str, to: Path, plugins: Iterable[str] = ()) ->
 
 def _check_controls(suite: Suite, methods: set[str], stages: Iterable[str], options: list[str]) -> None:
     """UserError if methods or seeds that the protocol requires are missing."""
-    wanted = CONTROLS + (CONTROLS_AT_INIT if Stage.INIT in stages else ())
+    architectures = {name for block in suite.blocks for name in block.architectures}
+    # adamw refuses the training of the plain controls, which has weight decay in the loss.
+    training = "@decoupled" if any(suite.protocol(name).optimizer == "adamw" for name in architectures) else ""
+    wanted = [name + training for name in CONTROLS + (CONTROLS_AT_INIT if Stage.INIT in stages else ())]
     missing = [name for name in wanted if name not in methods]
     if missing:
         command = shlex.join([*RUN, *_without(options, "--methods"), "--methods", ",".join(missing)])

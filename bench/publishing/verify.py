@@ -18,7 +18,7 @@ from bench.execution import pipeline
 from bench.execution.environment import environment_of
 from bench.execution.meter import Show
 from bench.planning import catalogue
-from bench.planning.jobs import job_of
+from bench.planning.jobs import job_of, recipe_faults
 from bench.planning.plan import Plan
 from bench.planning.trained import protocol_of
 from bench.publishing import board_folder, row_comparison
@@ -117,7 +117,7 @@ def recompute(sample: Sample, pool: pipeline.Pool, show: Show, tolerance: float 
         computed = _compute(sample.rows, board, environment, pool, show)
         pairs, noise = list(zip(sample.rows, computed, strict=True)), Noise(board.rows)
         verdicts = row_comparison.compare(pairs, noise, tolerance)
-        verdicts = [_with_whole_samples(*pair, verdict, board, environment) for pair, verdict in zip(pairs, verdicts, strict=True)]
+        verdicts = [_with_more(*pair, verdict, board, environment) for pair, verdict in zip(pairs, verdicts, strict=True)]
     wrong = [pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict.differences]
     here = [pair for pair in wrong if row_comparison.same_environment(*pair)] if tolerance is None else []
     return Verification(
@@ -128,8 +128,9 @@ def recompute(sample: Sample, pool: pipeline.Pool, show: Show, tolerance: float 
     )  # fmt: skip
 
 
-def _with_whole_samples(row: Row, got: Row, verdict: Verdict, board: Board, environment: Environment) -> Verdict:
-    """Add published accuracies that are not a whole number of test samples to the differences; equal values are not checked."""
+def _with_more(row: Row, got: Row, verdict: Verdict, board: Board, environment: Environment) -> Verdict:
+    """Add a recipe that is not the suite's, and published accuracies that are not a whole number of test samples, to the differences."""
+    verdict = dataclasses.replace(verdict, differences=[*verdict.differences, *recipe_faults(row, board.suite)])
     suspects = [name for name in (*row_comparison.ACCURACIES, "top5") if row_comparison.unequal(row, got, (name,))]
     if not suspects:
         return verdict

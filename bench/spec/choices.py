@@ -19,7 +19,8 @@ class Narrowing:
     """Values to use instead of the suite's; None: the suite's value. Every command and `bench.run` have options with these names."""
 
     methods: tuple[str, ...] | None = _instead(
-        "'all', or method names; criterion@training combines any two; name(option=value) sets hyperparameters.", "the suite's, mostly all"
+        "'all', all@TRAINING, or method names; criterion@training combines any two; name(option=value) sets hyperparameters.",
+        "the suite's, mostly all",
     )
     datasets: tuple[str, ...] | None = _instead("Data sets to use instead of the suite's; your own is written FILE.py:NAME.")
     architectures: tuple[str, ...] | None = _instead(
@@ -57,4 +58,8 @@ class Resources:
     device: str = _said("auto", "auto, cpu or cuda.")
     store: str | None = _said(None, "Database URL of the results.", "sqlite:///.bench/store.db")
     data_root: Path | None = _said(None, "Folder of torchvision's data sets; missing ones are downloaded.")  # noqa: RUF009 (a field)
-    plugin: tuple[str, ...] = _said((), "A Python file that registers methods or networks; repeatable.")
+    log: Path | None = _said(  # noqa: RUF009 (a field)
+        None,
+        "Folder for TensorBoard event files: loss and evidence of each epoch, measurements of each row. On several machines: a shared one.",
+    )
+    plugin: tuple[str, ...] = _said((), "A Python file that registers methods, metrics or networks; repeatable.")

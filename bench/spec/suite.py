@@ -16,8 +16,21 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-OPTIMIZERS = "^(sgd|adam)$"
+OPTIMIZERS = "^(sgd|adam|adamw)$"
 PRECISIONS = "^(full|bfloat16)$"
+LR_SCHEDULES = "^(cosine|linear|constant|step)$"
+AUGMENTATIONS = ("crop", "flip", "randaugment")
+OPTIMIZER = "Optimizer: sgd, adam or adamw; adamw needs methods whose training decouples weight decay, e.g. all@decoupled."
+LR_SCHEDULE = (
+    "Learning rate after the warm-up: cosine or linear, to zero; constant; or step: a tenth from half of the training on, a hundredth from "
+    "three quarters on."
+)
+AUGMENT = (
+    "Augmentation of the training images: any of crop, flip and randaugment (all images of a batch get the same operations; pixels from "
+    "outside of the image have the mean of the training images)."
+)
+SMOOTHING = "Label smoothing ε of the training steps, in [0, 1): targets are (1 - ε) y + ε / classes."
+MIXUP = "Mixup of the training steps: each batch is mixed with its neighbours with a weight λ ~ Beta(α, α); the value is α, 0: off."
 
 
 Moments = Annotated[tuple[float, ...], Field(min_length=1)]
@@ -27,9 +40,12 @@ class Settings(_Strict):
     """The values of a suite that one architecture may replace."""
 
     batch_size: int | None = Field(None, ge=2, description="Number of training examples per batch.")
-    optimizer: str | None = Field(None, pattern=OPTIMIZERS, description="Optimizer: sgd or adam.")
+    optimizer: str | None = Field(None, pattern=OPTIMIZERS, description=OPTIMIZER)
+    lr_schedule: str | None = Field(None, pattern=LR_SCHEDULES, description=LR_SCHEDULE)
     lr_scale: float | None = Field(None, gt=0, description="Factor of the learning rate of every training.")
-    augment: tuple[str, ...] | None = Field(None, description="Augmentation of the training images: any of crop and flip.")
+    augment: tuple[str, ...] | None = Field(None, description=AUGMENT)
+    label_smoothing: float | None = Field(None, ge=0, lt=1, description=SMOOTHING)
+    mixup: float | None = Field(None, ge=0, allow_inf_nan=False, description=MIXUP)
     include: tuple[str, ...] | None = Field(None, description="Patterns of names of further parameters to prune.")
     exclude: tuple[str, ...] | None = Field(None, description="Patterns of names of weights to leave out.")
     mean: Moments | None = Field(None, description="Mean of each channel that inputs are standardised with.")
@@ -74,9 +90,12 @@ class Suite(_Strict):
     tuning_seed: int = Field(1000, ge=0, description="First seed of tuning. Seeds of tuning are not in `seeds`.")
     tuning_seeds: int = Field(3, ge=1, description="Number of tuning seeds: tuning_seed, tuning_seed + 1, and so on.")
     batch_size: int = Field(128, ge=2, description="Number of training examples per batch.")
-    optimizer: str = Field("sgd", pattern=OPTIMIZERS, description="Optimizer: sgd or adam.")
+    optimizer: str = Field("sgd", pattern=OPTIMIZERS, description=OPTIMIZER)
+    lr_schedule: str = Field("cosine", pattern=LR_SCHEDULES, description=LR_SCHEDULE)
     lr_scale: float = Field(1.0, gt=0, description="Factor of the learning rate of every training.")
-    augment: tuple[str, ...] = Field((), description="Augmentation of the training images: any of crop and flip.")
+    augment: tuple[str, ...] = Field((), description=AUGMENT)
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description=SMOOTHING)
+    mixup: float = Field(0.0, ge=0, allow_inf_nan=False, description=MIXUP)
     precision: str = Field(
         "full", pattern=PRECISIONS, description="Forward passes of training: full, in the weights' precision; bfloat16, under autocast."
     )
@@ -106,8 +125,8 @@ class Suite(_Strict):
     @field_validator("augment")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not set(value) <= {"crop", "flip"}:
-            raise ValueError("must be any of 'crop' and 'flip'")
+        if not set(value) <= set(AUGMENTATIONS):
+            raise ValueError(f"must be any of {', '.join(map(repr, AUGMENTATIONS[:-1]))} and {AUGMENTATIONS[-1]!r}")
         return value
 
     @field_validator("sparsities", "seeds", "finetune_epochs")
@@ -154,8 +173,11 @@ class Suite(_Strict):
             epochs=self.epochs,
             batch_size=own.batch_size or self.batch_size,
             optimizer=own.optimizer or self.optimizer,
+            lr_schedule=own.lr_schedule or self.lr_schedule,
             lr_scale=own.lr_scale or self.lr_scale,
             augment=self.augment if own.augment is None else own.augment,
+            label_smoothing=self.label_smoothing if own.label_smoothing is None else own.label_smoothing,
+            mixup=self.mixup if own.mixup is None else own.mixup,
             finetune_lr_scale=self.finetune_lr_scale,
             validation=self.validation,
             split_seed=self.split_seed,
@@ -211,7 +233,8 @@ def first_fault(error: ValidationError) -> str:
     if not where:
         return fault["msg"].removeprefix("Value error, ")  # a rule for several keys: its message names them
     said = re.sub(r"^\w+ should ", "must ", fault["msg"].removeprefix("Value error, "))
-    said = said.replace(f"match pattern '{OPTIMIZERS}'", "be sgd or adam").replace(f"match pattern '{PRECISIONS}'", "be full or bfloat16")
+    names = re.fullmatch(r"must match pattern '\^\(([a-z0-9|]+)\)\$'", said)
+    said = f"must be {' or '.join(names[1].replace('|', ', ').rsplit(', ', 1))}" if names else said
     return f"{where}: {said}, got {fault['input']!r}"
 
 
@@ -238,6 +261,9 @@ class Protocol:
     precision: str = "full"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    lr_schedule: str = "cosine"
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
     weights: str | None = None
     calibration: int | None = None
     recalibrate_batchnorm: bool = False

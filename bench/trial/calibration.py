@@ -13,7 +13,7 @@ from bench.trial.job import Job
 from bench.trial.network import Network
 from bench.trial.trial import threads
 from bench.trial.workbench import Workbench
-from methods import Recipe, Stage
+from methods import Stage
 
 T = TypeVar("T")
 FEW, MORE = 2, 10  # numbers of batches; the difference of their times is that of MORE - FEW batches
@@ -76,10 +76,9 @@ def _epoch(bench: Workbench) -> tuple[float, Network]:
     With t(b) the seconds of a training on b batches, m = MORE and f = FEW, one batch takes (t(m) - t(f)) / (m - f), and an epoch
     of n batches takes n batches and what t(f) is longer than f of them.
     """
-    protocol = bench.job.protocol
-    every = data.Batches(bench.dataset.train, protocol.batch_size, augment=protocol.augment)
+    every = data.training_batches(bench.dataset, bench.job.protocol, seed=0)
     some = list(islice(iter(every), MORE))
-    recipe = Recipe(epochs=1, optimizer=protocol.optimizer, lr_scale=LR_SCALE)
+    recipe = dataclasses.replace(bench.job.recipe(1), lr_scale=LR_SCALE)
 
     def trained(count: int) -> tuple[float, Network]:
         network = bench.untrained()

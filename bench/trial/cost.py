@@ -5,7 +5,7 @@ import copy
 import statistics
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,6 +174,29 @@ def _milliseconds(model: nn.Module, inputs: Tensor) -> float:
     if inputs.device.type == "cuda":
         torch.cuda.synchronize(inputs.device)
     return 1e3 * (time.perf_counter() - start)
+
+
+def reached(match: str, dense: Dense, kept: int, size: Size, latencies: Mapping[str, float]) -> float | None:
+    """The fraction removed of the quantity that sparsities are fractions of.
+
+    Args:
+        match: that quantity, one of `bench.spec.row.MATCHES`.
+        dense: the counts of the dense network.
+        kept: the number of weights that the mask keeps.
+        size: the counts of the pruned network.
+        latencies: the columns `latency_ms` and `dense_latency_ms`, if they were measured.
+
+    Returns:
+        The fraction; None if it was not measured.
+    """
+    left = {
+        "weights": (kept, dense.prunable),
+        "parameters": (size.parameters_kept, dense.parameters),
+        "flops": (size.flops_kept, dense.flops),
+        "latency": (latencies.get("latency_ms"), latencies.get("dense_latency_ms")),
+    }
+    present, whole = left[match]
+    return None if present is None or not whole else 1.0 - present / whole
 
 
 def check_latency(asked: float, reached: float) -> None:

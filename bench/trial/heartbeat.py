@@ -31,7 +31,7 @@ class Heartbeat:
         self.epochs = self.points = 0
         self._written = 0.0
 
-    def __call__(self, _epoch: int) -> None:
+    def __call__(self, _record: object) -> None:
         """Count one epoch."""
         self.epochs += 1
         self._write()

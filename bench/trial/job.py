@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from bench.spec.setting import Setting
 from bench.spec.suite import Protocol
-from methods import Schedule, Stage
+from methods import Recipe, Schedule, Stage
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Environment:
         plugins: files and modules that register more methods.
         progress: the folder for heartbeat files; None for none.
         threads: the number of torch threads. It decides how sums are rounded, so it is the same in every process.
+        log: the folder for TensorBoard event files; None for none.
     """
 
     device: str
@@ -28,6 +29,7 @@ class Environment:
     plugins: tuple[str, ...] = ()
     progress: Path | None = None
     threads: int = 1
+    log: Path | None = None
 
 
 class Point(NamedTuple):
@@ -99,6 +101,14 @@ class Job:
         """The learning rate of fine-tuning as a fraction of the training's; the protocol's, if the method has none of its own."""
         own = self.setting.finetune_lr_scale
         return self.protocol.finetune_lr_scale if own is None else own
+
+    def recipe(self, epochs: int, *, finetunes: bool = False) -> Recipe:
+        """The recipe of a training, or of fine-tuning, of this length."""
+        protocol = self.protocol
+        scale = protocol.lr_scale * (self.finetune_lr_scale if finetunes else 1.0)
+        return Recipe(
+            epochs=epochs, optimizer=protocol.optimizer, lr_scale=scale, precision=protocol.precision, schedule=protocol.lr_schedule
+        )
 
     @property
     def trains_each(self) -> bool:

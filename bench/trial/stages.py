@@ -28,9 +28,11 @@ def results(bench: Workbench) -> Results:
     try:
         for result in _of_stage(bench):
             bench.heartbeat.measured()
+            bench.events.measured(result.point, result.measurement)
             yield result
     finally:
         bench.heartbeat.close()
+        bench.events.close()
 
 
 def _of_stage(bench: Workbench) -> Results:

@@ -19,11 +19,12 @@ from bench.networks import build, plugins, weights
 from bench.spec.suite import Protocol
 from bench.storage.checkpoints import Networks
 from bench.trial import architecture, cost, metrics
+from bench.trial.events import Events
 from bench.trial.flops import layer_flops
 from bench.trial.heartbeat import Heartbeat
 from bench.trial.job import Environment, Job
 from bench.trial.network import Measurement, Network, posterior_to
-from methods import Posterior, Problem, Pruner, Recipe, Schedule
+from methods import Posterior, Problem, Pruner, Schedule
 
 
 class Workbench:
@@ -48,6 +49,7 @@ class Workbench:
         self.cost = None if job.match == "weights" else cost.cost(job.match, self.initial(), self.dataset.input_shape)
         self.networks = Networks(job.environment.cache / "networks")
         self.heartbeat = Heartbeat(job.environment.progress)
+        self.events = Events(job)
 
     def problem(self, model: nn.Module, posterior: Posterior | None = None) -> Problem:
         """What methods see of a network: training data in one fixed order, without augmentation, and no other data.
@@ -141,12 +143,11 @@ class Workbench:
     def _fit(self, problem: Problem, epochs: int, previous: Posterior | None, pruner: Pruner | None) -> tuple[Posterior, float]:
         """The posterior of a training, or of a fine-tuning that continues `previous`, and its seconds."""
         start = time.perf_counter()
-        protocol, purpose = self.job.protocol, "fine-tuning" if previous else "training"
-        scale = protocol.lr_scale * (self.job.finetune_lr_scale if previous else 1.0)
-        recipe = Recipe(epochs=epochs, optimizer=protocol.optimizer, lr_scale=scale, precision=protocol.precision)
-        seed = methods.derive(self.job.seed, purpose)
-        batches = data.Batches(self.dataset.train, protocol.batch_size, seed=seed, shuffle=True, augment=protocol.augment)
-        state = methods.fit(problem, self.training, recipe, batches=batches, previous=previous, pruner=pruner, on_epoch=self.heartbeat)
+        seed = methods.derive(self.job.seed, "fine-tuning" if previous else "training")
+        batches, recipe = data.training_batches(self.dataset, self.job.protocol, seed), self.job.recipe(epochs, finetunes=bool(previous))
+        with self.events.training(problem, epochs if previous else 0) as told:
+            told.append(self.heartbeat)
+            state = methods.fit(problem, self.training, recipe, batches=batches, previous=previous, pruner=pruner, callbacks=told)
         return state, self.seconds_since(start)
 
     def scored(self, network: Network, criterion: methods.Criterion) -> tuple[methods.Scores | None, Network]:
@@ -235,22 +236,11 @@ class Workbench:
             **measured,
             "peak_memory_mb": self._peak_memory(),
             **network.latencies,
-            "match_reached": self._reached(dense, kept, size, network.latencies),
+            "match_reached": cost.reached(self.job.match, dense, kept, size, network.latencies),
             "train_seconds": network.train_seconds,
             "score_seconds": network.score_seconds,
             **({} if self.job.split == "test" else {"hits": metrics.hits(logits, split.targets)}),
         }
-
-    def _reached(self, dense: cost.Dense, kept: int, size: cost.Size, latencies: dict[str, float]) -> float | None:
-        """The fraction removed of the quantity that sparsities are fractions of; None if it was not measured."""
-        left = {
-            "weights": (kept, dense.prunable),
-            "parameters": (size.parameters_kept, dense.parameters),
-            "flops": (size.flops_kept, dense.flops),
-            "latency": (latencies.get("latency_ms"), latencies.get("dense_latency_ms")),
-        }
-        present, whole = left[self.job.match]
-        return None if present is None or not whole else 1.0 - present / whole
 
     def _effective_sparsity(self, problem: Problem, prunable: int) -> float | None:
         """Effective sparsity as a fraction of the dense network's prunable weights; None if it is not defined."""

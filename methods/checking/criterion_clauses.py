@@ -17,8 +17,9 @@ from methods.core.cutting import Pruner, cut, faults
 from methods.core.interface import Problem, Scores, Stage, count_masked
 from methods.core.masks import Mask, kept_weights, mask_holds
 from methods.core.modes import evaluating
+from methods.core.recipe import Recipe
 from methods.core.schedule import Gradual
-from methods.core.training_loop import Recipe, fit
+from methods.core.training_loop import fit
 from methods.registry.registry import lookup
 
 

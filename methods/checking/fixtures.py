@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from methods.core.configurations import Granularity
 from methods.core.interface import Problem
-from methods.core.training_loop import Recipe, fit
+from methods.core.recipe import Recipe
+from methods.core.training_loop import fit
 from methods.registry.registry import lookup, make
 
 

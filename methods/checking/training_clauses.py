@@ -11,7 +11,8 @@ from methods.core.cutting import cut
 from methods.core.interface import Posterior, Problem
 from methods.core.masks import mask_holds
 from methods.core.modes import evaluating
-from methods.core.training_loop import Recipe, fit
+from methods.core.recipe import Recipe
+from methods.core.training_loop import fit
 from methods.registry.registry import lookup
 
 

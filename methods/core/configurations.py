@@ -90,6 +90,11 @@ class Training(Configuration):
 
     lr: float = Float(0.1, 0.03, 0.3, log=True, above=0, meaning="peak learning rate of SGD with momentum")
 
+    @property
+    def decoupled_decay(self) -> float | None:
+        """λ of decoupled weight decay, θ ← θ - lr · λ · θ in each step; None if weight decay is in the loss."""
+        return None
+
     def prepare(self, problem: Problem) -> Posterior:
         """The state at the start of training. May re-parametrise the model."""
         raise NotImplementedError

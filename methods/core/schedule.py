@@ -12,7 +12,7 @@ SHAPES = ("linear", "cubic")
 
 @dataclass(frozen=True)
 class Lap:
-    """One part of a schedule: epochs `first` to `last`, with a learning rate that reaches zero after epoch `last`.
+    """One part of a schedule: epochs `first` to `last`, with a learning-rate schedule that ends after epoch `last`.
 
     Attributes:
         first: first epoch, counted from 1.

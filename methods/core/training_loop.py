@@ -1,93 +1,24 @@
 """The only training loop: keeps masked weights at zero, calls the hooks of the training, prunes on schedule, decays the learning rate."""
 
-import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from methods.core.arguments import require, require_names
+from methods.core.arguments import require
+from methods.core.callbacks import Callback, EpochRecord, check_callbacks
 from methods.core.configurations import Training
 from methods.core.cutting import Pruner, cut, rehearse
 from methods.core.interface import Batches, Posterior, Problem, check_length, check_prior, count_batches, derive
-from methods.core.masks import Mask, kept_weights, stored
+from methods.core.masks import Mask, kept_weights, sparsity_of, stored
 from methods.core.modes import evaluating, own_modes, unchanged_on_error
 from methods.core.reading import explaining, outputs_and_loss, pairs
+from methods.core.recipe import Recipe
 from methods.core.schedule import Lap
-
-# `Training.lr` is the learning rate of SGD with momentum; that of another optimiser is this factor times it.
-OPTIMIZERS: dict[str, float] = {"sgd": 1.0, "adam": 0.01}
-# How the forward passes of training compute; weights, gradients and the optimiser stay as they are.
-PRECISIONS: dict[str, torch.dtype | None] = {"full": None, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """The part of training that is the same for all methods: length, optimiser, shape of the learning rate.
-
-    The peak learning rate is `training.lr · lr_scale · OPTIMIZERS[optimizer]`. It is reached by a linear warm-up and decays to
-    zero by a cosine (Loshchilov and Hutter 2017).
-
-    Attributes:
-        epochs: number of epochs.
-        optimizer: "sgd" (with momentum) or "adam".
-        momentum: momentum of SGD; β₁ of Adam.
-        warmup: fraction of the steps with a rising learning rate.
-        lr_scale: factor on the learning rate.
-        precision: "full": forward passes compute in the precision of the weights; "bfloat16": under `torch.autocast`.
-
-    Raises:
-        ValueError: if the optimiser or the precision is unknown, or `epochs` is negative.
-    """
-
-    epochs: int
-    optimizer: str = "sgd"
-    momentum: float = 0.9
-    warmup: float = 0.1
-    lr_scale: float = 1.0
-    precision: str = "full"
-
-    def __post_init__(self) -> None:
-        require_names(optimizer=self.optimizer, precision=self.precision)
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision '{self.precision}' is not one of {', '.join(PRECISIONS)}")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer '{self.optimizer}' is not one of {', '.join(OPTIMIZERS)}")
-        require(self.epochs, int, "epochs", "an integer")
-        if self.epochs < 0:
-            raise ValueError(f"epochs must not be negative, got {self.epochs}")
-
-    def with_lr(self, training: Training, lr: float) -> Training:
-        """The training with `lr` set so that the peak learning rate under this recipe is the given one."""
-        return replace(training, lr=lr / (self.lr_scale * OPTIMIZERS[self.optimizer]))
-
-    def with_given_lr(self, training: Training, given: Mapping[str, Any]) -> Training:
-        """The training; its `lr`, if it is among the given hyperparameters, is that of the optimiser, otherwise that of SGD."""
-        return self.with_lr(training, training.lr) if "lr" in given else training
-
-    def make(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        """The optimiser for SGD's learning rate `lr`. It has no weight decay of its own, because the penalty is in the loss."""
-        lr *= self.lr_scale * OPTIMIZERS[self.optimizer]
-        fused = not any(p.is_complex() for p in parameters)
-        if self.optimizer == "adam":
-            return torch.optim.Adam(parameters, lr=lr, betas=(self.momentum, 0.999), fused=fused)
-        return torch.optim.SGD(parameters, lr=lr, momentum=self.momentum, fused=fused)
-
-    def cast(self, device: torch.device) -> AbstractContextManager[Any]:
-        """The context of forward passes."""
-        dtype = PRECISIONS[self.precision]
-        return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
-
-    def factor(self, progress: float) -> float:
-        """The factor on the peak learning rate after a fraction `progress` of all steps."""
-        if progress < self.warmup:
-            return progress / self.warmup
-        return 0.5 * (1.0 + math.cos(math.pi * (progress - self.warmup) / (1.0 - self.warmup)))
 
 
 def fit(
@@ -98,7 +29,7 @@ def fit(
     batches: Batches | None = None,
     previous: Posterior | None = None,
     pruner: Pruner | None = None,
-    on_epoch: Callable[[int], None] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Posterior:
     """Train the model of a problem in place.
 
@@ -117,7 +48,8 @@ def fit(
         pruner: prunes during training, by its schedule. A cut comes after the training's hook of that epoch; the criterion sees
             the current state of the training as the posterior. `problem.mask` is always the mask that holds: after each cut
             the new one, with dynamic masks the initial one until the last cut.
-        on_epoch: called with the number of each finished epoch.
+        callbacks: each is called with an `EpochRecord` after every epoch. What they draw from torch's random generators does not
+            change the training. Their exceptions are raised as they are.
 
     Returns:
         The posterior that the training leaves.
@@ -125,29 +57,39 @@ def fit(
     Raises:
         FloatingPointError: if a loss or a weight is no longer finite.
         ValueError: if there are no batches or nothing to train, the network or the loss fails on a batch, or the pruner does not
-            fit the network or the number of epochs.
+            fit the network or the number of epochs, or the optimiser does not fit the training.
     """
     require(previous, (Posterior, type(None)), "posterior", "what methods.train returns")
-    run = _Run(problem, training, recipe, problem.batches if batches is None else batches, previous, pruner, on_epoch)
-    devices = [problem.device] if problem.device.type == "cuda" else []
-    with unchanged_on_error(problem.model), own_modes(problem.model), torch.enable_grad(), torch.random.fork_rng(devices=devices):
+    recipe.check(training)
+    check_callbacks(callbacks)
+    run = _Run(problem, training, recipe, problem.batches if batches is None else batches, previous, pruner)
+    with unchanged_on_error(problem.model), own_modes(problem.model), torch.enable_grad(), _own_draws(problem):
         if pruner is not None or kept_weights(problem.mask)[0] < kept_weights(problem.mask)[1]:
             with evaluating(problem.model, problem.weights):
                 rehearse(problem, reads_data=False)  # what cannot be pruned is refused before it is trained
         torch.manual_seed(derive(problem.seed, "training"))  # dropout draws from torch's global generator
-        with explaining(problem.model, f"training '{training.name}' fails on this network"):
-            return run()
+        for _ in run.epochs():
+            if callbacks:
+                record = run.record()
+                with _own_draws(problem):
+                    for callback in callbacks:
+                        callback(record)
+    return run.state
+
+
+def _own_draws(problem: Problem) -> AbstractContextManager[None]:
+    """Context whose draws from torch's generators do not change the draws after it."""
+    return torch.random.fork_rng(devices=[problem.device] if problem.device.type == "cuda" else [])
 
 
 class _Run:
     """The state of one call of `fit`."""
 
     def __init__(
-        self, problem: Problem, training: Training, recipe: Recipe, batches: Batches, previous: Posterior | None,
-        pruner: Pruner | None, on_epoch: Callable[[int], None] | None,
+        self, problem: Problem, training: Training, recipe: Recipe, batches: Batches, previous: Posterior | None, pruner: Pruner | None
     ) -> None:  # fmt: skip
         self.problem, self.training, self.recipe, self.batches = problem, training, recipe, batches
-        self.previous, self.pruner, self.on_epoch = previous, pruner, on_epoch
+        self.previous, self.pruner = previous, pruner
         self.laps = pruner.laps(problem, recipe.epochs) if pruner is not None else (Lap(1, recipe.epochs),)
         self.n_batches = count_batches(batches)
         if not self.n_batches or not problem.samples:
@@ -155,9 +97,33 @@ class _Run:
         self.resting = _resting(problem.model)
         self.cuts_left = sum(len(lap.cuts) for lap in self.laps)
         self.moved = False
+        self.done = 0
         self.optimizer: torch.optim.Optimizer
+        self.state: Posterior
 
-    def __call__(self) -> Posterior:
+    def epochs(self) -> Iterator[None]:
+        """Train, and stop after each epoch. `state` is the posterior at the end."""
+        with explaining(self.problem.model, f"training '{self.training.name}' fails on this network"):
+            self._start()
+            for lap in self.laps:
+                yield from self._lap(lap)
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.previous is None:
+                self.state = self.training.finish(self.problem, self.state)
+
+    def record(self) -> EpochRecord:
+        """What is known after the last epoch."""
+        evidence = self.state.marginal_likelihood[-1] if self.updated else None
+        return EpochRecord(
+            epoch=self.done,
+            epochs=sum(lap.last - lap.first + 1 for lap in self.laps),
+            loss=float(torch.stack(self.losses).double().mean()),
+            lr=self.optimizer.param_groups[0]["lr"],
+            evidence=evidence,
+            sparsity=sparsity_of(self.problem.mask) if self.problem.mask else 0.0,
+        )
+
+    def _start(self) -> None:
         problem, model = self.problem, self.problem.model
         self.state = self.previous if self.previous is not None else self.training.prepare(problem)
         self.named = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -170,14 +136,8 @@ class _Run:
         _mask_weights(self.masked)
         # Only the first lap passes the epoch that later laps rewind to.
         self.rewinds_to = next((lap.first - 1 for lap in self.laps if lap.rewind), None)
-        for lap in self.laps:
-            self._lap(lap)
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.previous is None:
-            self.state = self.training.finish(problem, self.state)
-        return self.state
 
-    def _lap(self, lap: Lap) -> None:
+    def _lap(self, lap: Lap) -> Iterator[None]:
         if lap.rewind:
             weights, self.state = self.early
             self.problem.model.load_state_dict(weights)
@@ -187,13 +147,13 @@ class _Run:
         self._between(lap, lap.first - 1)
         for epoch in range(lap.first, lap.last + 1):
             self._epoch(epoch, lap.last)
-            with torch.random.fork_rng(devices=[self.problem.device] if self.problem.device.type == "cuda" else []):
-                # Draws of the hooks and cuts must not shift the dropout of the next epoch.
+            known = len(self.state.marginal_likelihood)
+            with _own_draws(self.problem):  # draws of the hooks and cuts must not shift the dropout of the next epoch
                 if self.previous is None:
                     self.state = self.training.after_epoch(self.problem, self.state, epoch, lap.last)
                 self._between(lap, epoch)
-            if self.on_epoch is not None:
-                self.on_epoch(epoch)
+            self.updated, self.done = len(self.state.marginal_likelihood) > known, self.done + 1
+            yield
 
     def _between(self, lap: Lap, epoch: int) -> None:
         """After an epoch, or before the first one: store the weights to rewind to, and cut."""
@@ -203,12 +163,14 @@ class _Run:
             self._cut(lap.cuts[epoch], lap.persistent)
 
     def _epoch(self, epoch: int, epochs: int) -> None:
-        """One pass over the batches; the learning rate reaches zero after `epochs` epochs."""
+        """One pass over the batches; the learning-rate schedule ends after `epochs` epochs."""
         model, device, steps = self.problem.model, self.problem.device, self.n_batches * epochs
         model.train()
         for module in self.resting:
             module.training = False
-        decayed = [(p, self.state.decay[n].to(p.dtype)) for n, p in self.named.items() if n in self.state.decay]
+        decoupled = self.training.decoupled_decay
+        decay = self.state.decay if decoupled is None else {}  # the penalty of an earlier training would be added to the decoupled decay
+        decayed = [(p, decay[n].to(p.dtype)) for n, p in self.named.items() if n in decay]
         step, losses = self.n_batches * (epoch - 1), []
         for x, y in pairs(self.batches, device):
             with self.recipe.cast(device):
@@ -223,12 +185,14 @@ class _Run:
             _mask_gradients(self.masked)
             for group, lr in zip(self.optimizer.param_groups, self.base, strict=True):
                 group["lr"] = lr * self.recipe.factor((step + 1) / (steps + 1))
+            if decoupled:
+                _shrink(self.optimizer, decoupled)
             self.optimizer.step()
             step += 1
         if step != self.n_batches * epoch:
             check_length(self.batches, self.n_batches)
         _mask_weights(self.masked)
-        self.moved = True
+        self.moved, self.losses = True, losses
         _check_finite(losses, self.named, f"epoch {epoch} of {epochs}")
 
     def _cut(self, sparsity: float, persistent: bool) -> None:
@@ -272,6 +236,15 @@ def _decay_gradients(decayed: list[tuple[nn.Parameter, Tensor]]) -> None:
     if reached:
         gradients: list[Tensor] = [p.grad for p, _ in reached]  # type: ignore[misc]
         torch._foreach_addcmul_(gradients, [p for p, _ in reached], [c for _, c in reached])
+
+
+@torch.no_grad()
+def _shrink(optimizer: torch.optim.Optimizer, decay: float) -> None:
+    """Decoupled weight decay, θ ← θ - lr λ θ, of the parameters that the next step changes."""
+    for group in optimizer.param_groups:
+        reached = [p for p in group["params"] if p.grad is not None]
+        if reached:
+            torch._foreach_mul_(reached, 1.0 - group["lr"] * decay)
 
 
 def _masked(model: nn.Module, mask: Mask) -> list[tuple[nn.Parameter, Tensor]]:

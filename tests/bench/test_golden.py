@@ -40,7 +40,8 @@ CLOSE = {"accuracy": 0.02, "nll": 0.02, "brier": 0.02, "ece": 0.03, "effective_s
 # (granularity, match, data set, architecture, methods): every training, criterion, stage and granularity, see the test
 CELLS = (
     ("weight", "weights", "breast_cancer", "mlp",
-     "random,magnitude,obd,opd,woodfisher,kfac_obs,spam,dwf,snip,grasp,synflow,magnitude_gradual,magnitude_iterative,spam_kfac"),
+     "random,magnitude,obd,opd,woodfisher,kfac_obs,spam,dwf,snip,grasp,synflow,magnitude_gradual,magnitude_iterative,spam_kfac,"
+     "magnitude@decoupled"),
     ("weight", "weights", "digits", "vit_micro_patch4", "opd@spam(prior=unit),snip"),
     ("channel", "flops", "digits", "lenet5", "magnitude,spam_online"),
     ("2:4", "weights", "digits", "lenet5", "opd,random_init"),

@@ -146,11 +146,11 @@ def test_methods_while_training_train_a_network_for_every_sparsity(
     started: dict[int, list[tuple[Any, Any]]] = {}
     fit = methods.fit
 
-    def watched(problem: Any, training: Any, recipe: Any, *, batches: Any, previous: Any, pruner: Any, on_epoch: Any) -> Any:
+    def watched(problem: Any, training: Any, recipe: Any, *, batches: Any, previous: Any, pruner: Any, callbacks: Any) -> Any:
         if previous is None:
             first = next(iter(data.Batches(batches.split, batches.batch_size, seed=batches.seed, shuffle=True)))[0]
             started.setdefault(problem.seed, []).append((copy.deepcopy(problem.model.state_dict()), first))
-        return fit(problem, training, recipe, batches=batches, previous=previous, pruner=pruner, on_epoch=on_epoch)
+        return fit(problem, training, recipe, batches=batches, previous=previous, pruner=pruner, callbacks=callbacks)
 
     monkeypatch.setattr(methods, "fit", watched)
     asked = request_(suite, "magnitude_gradual,spam_online,magnitude_gradual@spam", tmp_path)

@@ -126,6 +126,9 @@ def test_controls_and_seeds_are_asked_for(tiny: Path, bench: Bench) -> None:
     )
     code, _, err = bench("publish", *options, "--methods", f"{CONTROLS},snip")
     assert err.endswith(f"{run} random_init\n"), "beside a method at initialisation"
+    (tiny / "adamw.toml").write_text((tiny / "tiny.toml").read_text() + 'optimizer = "adamw"')
+    code, _, err = bench("publish", "--suite", "adamw.toml", "--seeds", "0,1,2", "--methods", "magnitude@decoupled,snip@decoupled")
+    assert err.endswith("--methods random@decoupled,magnitude_layer@decoupled,random_init@decoupled\n")
     code, _, err = bench("publish", "--suite", "tiny.toml", "--methods", CONTROLS)
     assert code == 2
     assert "2 seeds; a published suite needs 3" in err

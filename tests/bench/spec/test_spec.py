@@ -4,10 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from bench import data
+from bench.data import augmentation
+from bench.spec import suite
 from bench.spec.digest import digest
 from bench.spec.errors import UserError
 from bench.spec.row import COLUMNS, DECLARED, Row
 from bench.spec.suite import Block, Settings, Suite, load_suite, suites
+from methods.core import recipe
 
 CONTRACT = (
     "suite, dataset, architecture, granularity, match, method, criterion, training, stage, tuning, ablation, sparsity, seed, "
@@ -47,7 +51,12 @@ def test_an_architecture_overrides_its_suite() -> None:
         ('sparsites = [0.5]\nname = "x"', "unknown key 'sparsites' (did you mean 'sparsities'?)"),
         ("sparsities = [1.0]", "sparsities.0: must be less than 1, got 1.0"),
         ("sparsities = [-0.1]", "greater than or equal to 0"),
-        ('augment = ["rotate"]', "'crop' and 'flip'"),
+        ('augment = ["rotate"]', "augment: must be any of 'crop', 'flip' and 'randaugment', got ['rotate']"),
+        ('lr_schedule = "cosin"', "lr_schedule: must be cosine, linear, constant or step, got 'cosin'"),
+        ("label_smoothing = 1.0", "label_smoothing: must be less than 1, got 1.0"),
+        ("mixup = -0.1", "mixup: must be greater than or equal to 0, got -0.1"),
+        ("mixup = inf", "mixup: must be a finite number, got inf"),
+        ("[architecture.mlp]\nlabel_smoothing = -1", "architecture.mlp.label_smoothing: must be greater than or equal to 0, got -1"),
         ("epochs = -1", "epochs: must be greater than or equal to 0, got -1"),
         ("epochs = 2\ncalibration = 64", "calibration: limits what methods read of a trained network: it needs epochs = 0"),
         ("validation = 0\ntrials = 3", "validation: tuning needs validation data"),
@@ -59,7 +68,7 @@ def test_an_architecture_overrides_its_suite() -> None:
             "[architecture.mlp]\noptimiser = 'sgd'",
             "unknown key 'architecture.mlp.optimiser' (did you mean 'optimizer'?); allowed: batch_size, ",
         ),
-        ('optimizer = "lion"', "optimizer: must be sgd or adam, got 'lion'"),
+        ('optimizer = "lion"', "optimizer: must be sgd, adam or adamw, got 'lion'"),
         ('blocks = [{ dataset = "digits" }]', "the key 'blocks.0.architectures' is missing: Names of networks"),
         ("tuning_seed = 0", "tuning_seed: tuning uses seed 0, which is one of `seeds`; tuning and evaluation must not share seeds"),
         ("epochs = ", "is not TOML"),
@@ -112,3 +121,34 @@ def test_a_row_is_one_row_by_the_contract_key() -> None:
         sparsity=0.5, seed=1, epochs=2, finetune_epochs=3, **text,
     )  # fmt: skip
     assert row.identity == ("m", "default", "none", "weights", "weight", "d", "a", 0.5, 1, 2, 3, "none")
+
+
+def test_the_names_in_suites_are_those_of_the_training_loop() -> None:
+    """Suites are read without torch, so they have their own lists."""
+    lists = {suite.OPTIMIZERS: recipe.OPTIMIZERS, suite.LR_SCHEDULES: recipe.LR_SCHEDULES, suite.PRECISIONS: recipe.PRECISIONS}
+    for pattern, known in lists.items():
+        assert pattern == f"^({'|'.join(known)})$"
+    assert (*data.AUGMENTATIONS, augmentation.RANDAUGMENT) == suite.AUGMENTATIONS
+
+
+def test_one_architecture_may_have_its_own_recipe(tmp_path: Path) -> None:
+    own = """
+name = "x"
+description = "d"
+blocks = [{ dataset = "digits", architectures = ["mlp", "lenet5"] }]
+sparsities = [0.5]
+seeds = [0]
+epochs = 1
+label_smoothing = 0.1
+mixup = 0.4
+lr_schedule = "step"
+
+[architecture.mlp]
+label_smoothing = 0.0
+mixup = 0
+lr_schedule = "linear"
+"""
+    (tmp_path / "x.toml").write_text(own)
+    found = load_suite(str(tmp_path / "x.toml"))
+    values = {name: (p.label_smoothing, p.mixup, p.lr_schedule) for name in ("mlp", "lenet5") if (p := found.protocol(name))}
+    assert values == {"mlp": (0.0, 0.0, "linear"), "lenet5": (0.1, 0.4, "step")}

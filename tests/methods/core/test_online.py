@@ -31,7 +31,7 @@ from methods import (
     fit,
     mask_holds,
 )
-from methods.core.training_loop import OPTIMIZERS
+from methods.core.recipe import OPTIMIZERS
 from methods.training.map import Map
 
 Data = list[tuple[Tensor, Tensor]]
@@ -110,7 +110,7 @@ def by_hand(batches: Data, optimizer: str, epochs: int, cuts: dict[int, float], 
 
 
 @pytest.mark.parametrize("persistent", [True, False])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_cuts_while_training_are_those_of_a_loop_written_by_hand(batches: Data, optimizer: str, persistent: bool) -> None:
     problem = Problem(noisy(), batches)
     schedule = replace(GRADUAL, persistent=persistent)
@@ -141,13 +141,13 @@ class Watching:
 
 
 @pytest.mark.parametrize("training", TRAININGS)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_persistent_masks_are_nested_and_hold_at_every_step(batches: Data, optimizer: str, training: str) -> None:
     problem = Problem(noisy(), batches)
     seen: list[Mask] = []
     fit(
         problem, TRAININGS[training], Recipe(epochs=6, optimizer=optimizer), batches=Watching(batches, problem), pruner=pruner(),
-        on_epoch=lambda epoch: seen.append(problem.mask),
+        callbacks=[lambda _: seen.append(problem.mask)],
     )  # fmt: skip
     n = 6 * 8 + 8 * 3
     assert [masked(m) for m in seen] == [round(s * n) for s in (0.4625, 0.7, 0.7875, 0.8, 0.8, 0.8)]
@@ -157,17 +157,17 @@ def test_persistent_masks_are_nested_and_hold_at_every_step(batches: Data, optim
 
 
 @pytest.mark.parametrize("training", TRAININGS)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_under_dynamic_masks_weights_regrow_until_the_last_cut(batches: Data, optimizer: str, training: str) -> None:
     problem = Problem(noisy(), batches)
     at_zero: list[dict[str, Tensor]] = []
 
-    def look(epoch: int) -> None:
+    def look(record: methods.EpochRecord) -> None:
         at_zero.append({n: w.detach() == 0 for n, w in problem.weights.items()})
-        assert (masked(problem.mask) == 0) == (epoch < 4), "what may regrow is not masked"
+        assert (masked(problem.mask) == 0) == (record.epoch < 4), "what may regrow is not masked"
 
     recipe = Recipe(epochs=6, optimizer=optimizer, lr_scale={"sgd": 1.0, "adam": 100.0}[optimizer])
-    fit(problem, TRAININGS[training], recipe, batches=Watching(batches, problem), pruner=pruner(DYNAMIC, 0.5), on_epoch=look)
+    fit(problem, TRAININGS[training], recipe, batches=Watching(batches, problem), pruner=pruner(DYNAMIC, 0.5), callbacks=[look])
     counts = [sum(int(z.sum()) for z in zero.values()) for zero in at_zero]
     assert counts == [count_masked(s, 72) for s in (0.2890625, 0.4375, 0.4921875, 0.5, 0.5, 0.5)]
     assert any(bool((at_zero[0][n] & m).any()) for n, m in problem.mask.items()), "nothing that was cut first lives in the end"
@@ -198,7 +198,7 @@ def test_a_mask_there_was_before_holds_throughout(batches: Data, schedule: Sched
         Recipe(epochs=6),
         batches=Watching(batches, problem),
         pruner=pruner(schedule),
-        on_epoch=lambda _: seen.append(problem.mask),
+        callbacks=[lambda _: seen.append(problem.mask)],
     )
     assert masked(seen[0]) == 36, "0.4625 is behind it"
     assert masked(problem.mask) == count_masked(0.8, 72)
@@ -210,7 +210,7 @@ def test_a_mask_there_was_before_holds_throughout(batches: Data, schedule: Sched
 
 
 @pytest.mark.parametrize("training", TRAININGS)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("schedule", [GRADUAL, DYNAMIC, Gradual(shape="linear", start=0.1)])
 def test_a_target_of_zero_is_the_same_training_to_the_bit(batches: Data, schedule: Schedule, optimizer: str, training: str) -> None:
     networks, posteriors = [], []

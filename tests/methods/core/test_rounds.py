@@ -183,11 +183,11 @@ def test_masks_hold_and_counts_are_exact_at_every_cut(batches: Data, schedule: S
         trained = fit(problem, made, recipe)
     seen: list[int] = []
 
-    def look(epoch: int) -> None:
+    def look(_: object) -> None:
         assert mask_holds(problem.model, problem.mask)
         seen.append(sum(int((~m).sum()) for m in problem.mask.values()))
 
-    fit(problem, made, recipe, previous=trained, pruner=pruner(schedule, 0.9), on_epoch=look)
+    fit(problem, made, recipe, previous=trained, pruner=pruner(schedule, 0.9), callbacks=[look])
     wanted = {round(s * n) for lap in schedule.laps(4, 0.0, 0.9) for s in lap.cuts.values()}
     assert set(seen) <= wanted | {0}
     assert seen == sorted(seen)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import methods
 from methods import Posterior, Problem, Recipe, Training, fit, mask_holds
 from methods.core.hyperparameters import Choice
-from methods.core.training_loop import OPTIMIZERS
+from methods.core.recipe import OPTIMIZERS
 from methods.training.map import Map
 
 Data = list[tuple[Tensor, Tensor]]
@@ -67,8 +67,10 @@ class Watching:
         return len(self.batches)
 
 
-@pytest.mark.parametrize("training", methods.names("trainings"))
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("optimizer", "training"),
+    [(o, t) for o in OPTIMIZERS for t in methods.names("trainings") if o != "adamw" or t == "decoupled"],  # adamw refuses the others
+)
 def test_masked_weights_are_zero_at_every_step_and_every_epoch(batches: Data, optimizer: str, training: str) -> None:
     problem = Problem(noisy(), batches)
     chosen = methods.make("trainings", training, {})
@@ -81,10 +83,10 @@ def test_masked_weights_are_zero_at_every_step_and_every_epoch(batches: Data, op
         watching = Watching(batches, problem.model, mask)
         after: list[bool] = []
 
-        def look(epoch: int, after: list[bool] = after) -> None:
+        def look(_: methods.EpochRecord, after: list[bool] = after) -> None:
             after.append(zero_where_masked(problem.model, mask))
 
-        fit(problem, chosen, recipe, batches=watching, previous=previous, on_epoch=look)
+        fit(problem, chosen, recipe, batches=watching, previous=previous, callbacks=[look])
         assert after == [True, True, True]
         assert watching.steps == 12
         assert mask_holds(problem.model, mask)
@@ -112,7 +114,7 @@ def half_and_sliced() -> tuple[nn.Linear, nn.Linear, dict[str, Tensor]]:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_a_masked_network_trains_as_the_smaller_one_it_is(batches: Data, optimizer: str, training: str, options: dict[str, Any]) -> None:
     masked, small, mask = half_and_sliced()
     chosen, recipe = methods.make("trainings", training, options), Recipe(epochs=5, optimizer=optimizer)
@@ -127,7 +129,7 @@ def test_a_masked_network_trains_as_the_smaller_one_it_is(batches: Data, optimiz
 
 
 @pytest.mark.parametrize("weight_decay", [1e-4, 3e-2])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_spam_with_a_frozen_prior_is_map_to_the_bit(batches: Data, optimizer: str, weight_decay: float) -> None:
     networks = {}
     for name, options in {"map": {}, "frozen": {"burn_in": 1.0}, "spam": {"burn_in": 0.0, "frequency": 1}}.items():
@@ -186,7 +188,7 @@ class Prior(Training):
         return plain({n: p for n, p in parameters.items() if n != "0.bias"}, full)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_the_prior_of_the_state_is_the_plain_penalty_in_the_loss(batches: Data, optimizer: str) -> None:
     networks = []
     for written in (False, True):
@@ -206,7 +208,7 @@ def test_frozen_parameters_stay_and_have_no_prior(batches: Data, mlp: Make, trai
     posterior = fit(Problem(model, batches), methods.make("trainings", training, {}), Recipe(epochs=3))
     assert torch.equal(model[0].weight, mlp()[0].weight)
     assert not torch.equal(model[2].weight, mlp()[2].weight)
-    assert posterior.prior.keys() == {"2.weight", "2.bias"}
+    assert posterior.prior.keys() == (set() if training == "decoupled" else {"2.weight", "2.bias"})
 
 
 # --- streams of randomness
@@ -311,7 +313,7 @@ def test_hooks_are_called_in_order_and_not_while_fine_tuning(batches: Data, mlp:
     assert fit(problem, Recorded(), Recipe(epochs=3), previous=posterior) is posterior
 
 
-@pytest.mark.parametrize("training", methods.names("trainings"))
+@pytest.mark.parametrize("training", [name for name in methods.names("trainings") if name != "decoupled"])  # which has no penalty
 def test_fine_tuning_keeps_the_posterior_and_trains_under_its_penalty(batches: Data, mlp: Make, training: str) -> None:
     problem, chosen = Problem(mlp(), batches), methods.make("trainings", training, {"lr": 0.1})
     posterior = fit(problem, chosen, Recipe(epochs=4))
@@ -412,25 +414,6 @@ def test_training_without_batches_is_refused(mlp: Make) -> None:
 
 
 # --- the recipe
-
-
-def test_the_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
-    recipe = Recipe(epochs=1, warmup=0.2)
-    assert [recipe.factor(p) for p in (0.0, 0.1, 0.2, 0.6, 1.0)] == pytest.approx([0.0, 0.5, 1.0, 0.5, 0.0])
-    assert Recipe(epochs=1, warmup=0.0).factor(0.0) == 1.0
-
-
-@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.15), ("adam", 0.0015)])
-def test_the_recipe_scales_the_trainings_learning_rate(optimizer: str, lr: float) -> None:
-    made = Recipe(epochs=1, optimizer=optimizer, lr_scale=0.5).make([nn.Parameter(torch.ones(2))], 0.3)
-    assert made.param_groups[0]["lr"] == pytest.approx(lr)  # half of 0.3, and a hundredth of that for Adam
-    assert made.param_groups[0]["weight_decay"] == 0
-
-
-@pytest.mark.parametrize(("options", "message"), [({"optimizer": "lion"}, "'lion' is not one of sgd, adam"), ({"epochs": -1}, "-1")])
-def test_a_recipe_that_cannot_be_followed_is_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Recipe(**{"epochs": 1, **options})
 
 
 def test_a_training_is_a_configuration_with_a_learning_rate() -> None:

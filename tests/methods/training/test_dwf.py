@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import methods
 from methods import Posterior, Problem, Recipe, Stage, fit, mask_holds
-from methods.core.training_loop import OPTIMIZERS
 from methods.training.dwf import FARTHEST, NEAREST, Dwf, Product
 
 Data = list[tuple[Tensor, Tensor]]
@@ -211,16 +210,16 @@ def test_one_step_by_hand(batches: Data, depth: int) -> None:
     assert not torch.allclose(ours.weight, w, atol=1e-3)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_the_forward_weight_is_the_product_after_every_epoch(batches: Data, mlp: Make, optimizer: str) -> None:
     model = mlp()
     seen = []
 
-    def look(epoch: int) -> None:
+    def look(record: methods.EpochRecord) -> None:
         assert torch.equal(model[0].weight, product(factors(model[0])))
         seen.append(model[0].weight.detach().clone())
 
-    fit(Problem(model, batches), Dwf(depth=3), Recipe(epochs=3, optimizer=optimizer), on_epoch=look)
+    fit(Problem(model, batches), Dwf(depth=3), Recipe(epochs=3, optimizer=optimizer), callbacks=[look])
     assert len(seen) == 3
     assert torch.equal(seen[-1], model[0].weight)
     assert not torch.equal(seen[0], seen[1])
@@ -245,11 +244,11 @@ def test_names_order_and_outputs_are_those_of_the_plain_network(batches: Data) -
     model, fresh = Net(), Net()
     outputs = []
 
-    def look(epoch: int) -> None:
+    def look(record: methods.EpochRecord) -> None:
         model.eval()
         outputs.append(model(batches[0][0]).detach())
 
-    posterior = fit(Problem(model, batches), Dwf(depth=3, weight_decay=0.004), Recipe(epochs=2), on_epoch=look)
+    posterior = fit(Problem(model, batches), Dwf(depth=3, weight_decay=0.004), Recipe(epochs=2), callbacks=[look])
     assert list(model.state_dict()) == list(fresh.state_dict())
     assert [n for n, _ in model.named_parameters()] == [n for n, _ in fresh.named_parameters()]
     assert list(methods.prunable(model)) == list(methods.prunable(fresh)) == ["conv.weight", "head.weight"]
@@ -281,20 +280,20 @@ def test_the_collapsed_network_is_cut_and_fine_tuned_in_its_plain_weights(batche
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_masks_hold_on_every_factor(batches: Data, optimizer: str, depth: int) -> None:
     model = Net()
     mask = methods.prune(model, method="random", sparsity=0.7)
     looked = []
 
-    def look(epoch: int) -> None:
+    def look(record: methods.EpochRecord) -> None:
         for name, module in {"conv.weight": model.conv, "head.weight": model.head}.items():
             for factor in factors(module):
                 assert not factor[~mask[name]].any()
                 assert factor[mask[name]].all()
-        looked.append(epoch)
+        looked.append(record.epoch)
 
-    fit(Problem(model, batches, mask=mask), Dwf(depth=depth), Recipe(epochs=3, optimizer=optimizer), on_epoch=look)
+    fit(Problem(model, batches, mask=mask), Dwf(depth=depth), Recipe(epochs=3, optimizer=optimizer), callbacks=[look])
     assert looked == [1, 2, 3]
     assert mask_holds(model, mask)
     assert methods.kept_weights(mask)[0] == sum(int(w.count_nonzero()) for w in methods.prunable(model).values())
