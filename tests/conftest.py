@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: small networks lo
 import pytest
 import torch
 
+from bench.trial import metrics
 from methods.registry import registry
 
 TINY = """
@@ -32,9 +33,11 @@ def _one_thread() -> None:
 @pytest.fixture
 def clean_registry(tmp_path: Path) -> Iterator[None]:
     """Whatever a test registers is gone after it, with the modules of its folder."""
-    before, modules, path = registry.snapshot(), set(sys.modules), list(sys.path)
+    before, modules, path, measured = registry.snapshot(), set(sys.modules), list(sys.path), dict(metrics.METRICS)
     yield
     registry.restore(before)
+    metrics.METRICS.clear()
+    metrics.METRICS.update(measured)
     sys.path[:] = path
     for name in set(sys.modules) - modules:
         file = getattr(sys.modules[name], "__file__", None) or ""

@@ -23,7 +23,7 @@ app = typer.Typer(
 Plugin = Annotated[
     list[str] | None, typer.Option("--plugin", metavar="FILE", help="A Python file that registers methods or networks; repeatable.")
 ]
-LISTS = ("methods", "criteria", "trainings", "granularities", "architectures", "datasets", "suites", "hyperparameters")
+LISTS = ("methods", "criteria", "trainings", "granularities", "metrics", "architectures", "datasets", "suites", "hyperparameters")
 INTERRUPTED = 130
 # The base of typer's usage errors: click's, or that of the copy of click inside newer releases of typer.
 UsageFault: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")

@@ -16,12 +16,13 @@ def load_plugins(files: Iterable[str]) -> list[str]:
     """Load plug-in files.
 
     Returns:
-        The names of the methods, and of their parts, that they register.
+        The names of the methods, of their parts, and of the metrics that they register.
 
     Raises:
         UserError: a file cannot be loaded, or neither registers anything nor has a function that `FILE.py:NAME` could name.
     """
     from bench.networks import plugins
+    from bench.trial import metrics
 
     added = []
     for file in files:
@@ -29,12 +30,13 @@ def load_plugins(files: Iterable[str]) -> list[str]:
             found = plugins.load(file)
         except (OSError, ValueError) as error:
             raise UserError(str(error)) from None
-        if not (found.methods or found.networks or plugins.functions(found.module)):
+        measured = metrics.of_module(found.module)
+        if not (found.methods or measured or found.networks or plugins.functions(found.module)):
             raise UserError(
-                f"plug-in {file} registers nothing: use @methods.register('name') on a Criterion, Training or Granularity, or"
-                " @timm.models.register_model on a function"
+                f"plug-in {file} registers nothing: use @methods.register('name') on a Criterion, Training or Granularity, @bench.metric"
+                " on a function of outputs, or @timm.models.register_model on a function that makes a network"
             )
-        added += found.methods
+        added += [*found.methods, *measured]
     return added
 
 
@@ -119,6 +121,10 @@ def entries(what: str, plugins: Iterable[str] = (), method: str | None = None) -
         entries = own_file.entry_names("dataset")
         yield from ((name, data.describe(name)) for name in data.names() if name not in entries)
         yield from ((name, f"entry point of {own_file.GROUPS['dataset']}") for name in entries)
+    elif what == "metrics":
+        from bench.trial import metrics
+
+        yield from ((name, _first_line(function)) for name, function in metrics.METRICS.items())
     else:
         for name in methods.names(what):
             yield name, _first_sentence(methods.lookup(what, name))
@@ -130,6 +136,10 @@ def _hyperparameters(method: methods.Method) -> Iterator[tuple[str, str]]:
         fixed = " (fixed by the name)" * option.fixed
         searched = f"; tuning searches {option.searched}" * bool(option.searched and not option.fixed)
         yield option.name, f"{option.meaning} [{option.part}]: default {option.default}{fixed}; {option.allowed}{searched}"
+
+
+def _first_line(function: object) -> str:
+    return (function.__doc__ or "").strip().partition("\n")[0].rstrip(".")
 
 
 def _first_sentence(cls: type) -> str:

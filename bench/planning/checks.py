@@ -15,8 +15,10 @@ from bench.data.examples import check_inputs, check_labels
 from bench.networks import build
 from bench.networks import own as own_networks
 from bench.planning.catalogue import load_plugins
+from bench.planning.metric_checks import metric_findings
 from bench.spec import own_file
 from bench.spec.errors import UserError
+from bench.trial import metrics
 from bench.trial.architecture import state_digest
 from methods.checking import clauses
 from methods.checking.clauses import Finding
@@ -31,8 +33,8 @@ def checked(entry: str | None, plugins: Iterable[str] = (), root: Path | None = 
     """Check the contract of registered classes, or of a network or data set of the user's own.
 
     Args:
-        entry: a method, criterion, training or granularity, the path of a .py file that registers some, `FILE.py:NAME`, or the name of
-            an entry point; None checks everything that is registered.
+        entry: a method, criterion, training, granularity or metric of a plug-in, the path of a .py file that registers some,
+            `FILE.py:NAME`, or the name of an entry point; None checks everything that is registered.
         plugins: plug-in files to load before.
         root: the folder of `--data-root`, for a data set with the parameter `root`.
 
@@ -52,7 +54,11 @@ def checked(entry: str | None, plugins: Iterable[str] = (), root: Path | None = 
         is_file = entry.endswith(".py") or "/" in entry
         chosen = load_plugins([entry]) if is_file else [entry]
         if not chosen:
-            raise UserError(f"'{entry}' registers no method; to check a network or a data set of it, write {entry}:NAME")
+            raise UserError(f"'{entry}' registers nothing to check; to check a network or a data set of it, write {entry}:NAME")
+    measured = metrics.plugin_metrics()
+    for name in [name for name in chosen if name in measured]:
+        yield f"metric {name}", metric_findings(name, measured[name])
+    chosen = [name for name in chosen if name not in measured]
     try:
         classes = list(dict.fromkeys(cls for name in chosen for cls in clauses.entries(name)))
     except ValueError as error:

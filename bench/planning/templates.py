@@ -12,6 +12,8 @@ from string import Template
 
 import methods
 from bench.spec.errors import UserError, unknown
+from bench.spec.row import COLUMNS
+from bench.trial.metrics import METRICS
 from methods.registry.registry import KINDS, RESERVED
 
 
@@ -36,6 +38,9 @@ class Kind:
 
 TEMPLATES = {
     "criterion": Kind("{file}", "--plugin {file} --methods {name},magnitude,random", _methods),
+    "training": Kind("{file}", "--plugin {file} --methods magnitude@{name},magnitude,random --trials 0", _methods),
+    "granularity": Kind("{file}", "--plugin {file} --granularity {name} --methods magnitude,random --trials 0", _methods),
+    "metric": Kind("{file}", "--plugin {file} --methods magnitude,random --trials 0", lambda: [*COLUMNS, *METRICS]),
     "architecture": Kind("{file}:build", "--architectures {file}:build --methods magnitude,random --trials 0"),
     "dataset": Kind("{file}:load", "--datasets {file}:load --architectures mlp --methods magnitude,random --trials 0"),
 }

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -62,6 +63,15 @@ def metric(function: Metric) -> Metric:
 def plugin_metrics() -> dict[str, Metric]:
     """The metrics of plug-ins, by name."""
     return {name: function for name, function in sorted(METRICS.items()) if name not in COLUMNS}
+
+
+def of_module(module: ModuleType) -> list[str]:
+    """The names of the metrics that a plug-in has registered; those that it no longer has, after an edit, are forgotten."""
+    own = [name for name, function in METRICS.items() if function.__module__ == module.__name__]
+    for name in own:
+        if getattr(module, name, None) is not METRICS[name]:
+            del METRICS[name]
+    return [name for name in own if name in METRICS]
 
 
 def quality(logits: Tensor, targets: Tensor) -> dict[str, float | str | None]:

@@ -38,7 +38,7 @@ class Workbench:
 
     def __init__(self, job: Job) -> None:
         for plugin in job.environment.plugins:
-            plugins.load(plugin)
+            metrics.of_module(plugins.load(plugin).module)
         architecture.check_source(job)
         torch.backends.cudnn.deterministic = True
         self.job = job
