@@ -5,6 +5,7 @@ that of the published files before.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ def read_timm(name: str, root: Path | None) -> dict[str, Part]:
         raise UserError(f"dataset '{name}': write timm:SOURCE/NAME, with one of the sources {', '.join(SOURCES)}{hint}")
     if root is None and source.lower() != "hfds":
         raise UserError(f"dataset '{name}' needs a directory: pass --data-root DIR")
+    if source.lower() == "hfds":
+        which = f"hfds/{_hf_name(name, which[len('hfds/') :], root)}"
     train, test = (_opened(name, which, root, _splits(name, which, root, splits)) for splits in (("train",), ("test", "validation")))
     if _classes(train) != _classes(test):
         raise UserError(f"dataset '{name}': train and test do not have the same classes")
@@ -100,7 +103,7 @@ def read_hf(name: str, root: Path | None, cache: Path | None) -> dict[str, Part]
     """The parts of a data set of the package `datasets`.
 
     Args:
-        name: `hf:NAME`, a name on the Hugging Face Hub or a local folder, which may lie in `root`.
+        name: `hf:OWNER/NAME` on the Hugging Face Hub, or `hf:PATH` of a local folder, which may lie in `root`.
         root: the folder of `--data-root`.
         cache: folder for what the package downloads and converts; None for the package's own.
 
@@ -114,11 +117,10 @@ def read_hf(name: str, root: Path | None, cache: Path | None) -> dict[str, Part]
         import datasets
     except ImportError:
         raise UserError(f"dataset '{name}' needs the package datasets: pip install 'razorbench[hf]'") from None
-    which = name.partition(":")[2]
-    inside = [path for path in (Path(which).expanduser(), *([] if root is None else [root / which])) if path.is_dir()]
+    which = _hf_name(name, name.partition(":")[2], root)
     try:
         datasets.disable_progress_bars()
-        found = datasets.load_dataset(str(inside[0]) if inside else which, cache_dir=None if cache is None else str(cache / "hf"))
+        found = datasets.load_dataset(which, cache_dir=None if cache is None else str(cache / "hf"))
     except Exception as error:  # the package raises all kinds of exceptions
         raise UserError(f"dataset '{name}' cannot be loaded: {type(error).__name__}: {one_line(error)}") from error
     held_out = [split for split in HELD_OUT if split in found]
@@ -127,6 +129,17 @@ def read_hf(name: str, root: Path | None, cache: Path | None) -> dict[str, Part]
     splits = {"train": "train", "test": held_out[0]} | ({"validation": held_out[1]} if held_out[1:] and held_out[0] == "test" else {})
     image, label = _columns(name, found["train"].features)
     return _of_pictures(name, {part: _hf_examples(found[split], image, label) for part, split in splits.items()})
+
+
+def _hf_name(name: str, which: str, root: Path | None) -> str:
+    """OWNER/NAME, or the absolute path of a local folder.
+
+    Another name may be a reader of the package `datasets`, which would take files of the working folder, and some read pickles.
+    """
+    local = next((path for path in (Path(which).expanduser(), *([] if root is None else [root / which])) if path.is_dir()), None)
+    if local is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", which):
+        raise UserError(f"dataset '{name}': '{which}' is neither OWNER/NAME on the Hugging Face Hub nor a folder")
+    return which if local is None else str(local.resolve())
 
 
 def _columns(name: str, features: Any) -> list[str]:

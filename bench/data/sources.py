@@ -44,7 +44,7 @@ _DESCRIPTIONS = {
     "folder:PATH": "your images: PATH/train/ and PATH/test/, one sub-folder per class; PATH may lie in --data-root",
     "tar:PATH": "your images: PATH/train.tar and PATH/test.tar, one folder per class",
     "timm:NAME": "any data set of timm.data.create_dataset, e.g. timm:torch/cifar100, in --data-root",
-    "hf:NAME": "images of the Hugging Face Hub, or a folder, through the package datasets",
+    "hf:NAME": "images of the Hugging Face Hub, hf:OWNER/NAME, or of a folder, through the package datasets",
     own_file.FORM: "your own: a function that returns (train, test) or (train, validation, test)",
 }
 _SCHEMES = {form.partition(":")[0]: form for form in _DESCRIPTIONS if ":" in form and form != own_file.FORM}

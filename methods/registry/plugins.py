@@ -92,13 +92,14 @@ def import_file(path: str | Path) -> tuple[ModuleType, list[str]]:
         restore(_without(before, old.added))
     clean = snapshot()
     try:
-        with _own_modules(file, {file} if old is None else old.files):
-            module = _executed(file, name, path)
+        module = _unexecuted(file, name)
+        files = _local(module, file.parent)
+        with _own_modules(file, files | (old.files if old is not None else set())):
+            _execute(module, file, files)
     except (Exception, SystemExit) as error:
         restore(before)
         raise ValueError(f"{path} {_reason(error)}") from error
     added = _added(clean, snapshot())
-    files = _local(module, file.parent)
     _known[name] = _Imported(module, file.parent, files, _digest(files), added)
     return module, list(dict.fromkeys(registered for _, registered in added))
 
@@ -120,17 +121,20 @@ def _reason(error: BaseException) -> str:
     return f"cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _executed(file: Path, name: str, path: str | Path) -> ModuleType:
-    """The module of a file, from its present source: a compiled file of the same second may be an older one."""
+def _unexecuted(file: Path, name: str) -> ModuleType:
+    """The empty module of a file."""
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise _Unusable("is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    return importlib.util.module_from_spec(spec)
+
+
+def _execute(module: ModuleType, file: Path, files: Iterable[Path]) -> None:
+    """Execute the present source of a file: a compiled file of the same second may be an older one. `files`: see `_Imported`."""
+    sys.modules[module.__name__] = module
     exec(compile(file.read_bytes(), str(file), "exec"), module.__dict__)
-    for local in _local(module, file.parent) - {file}:
+    for local in set(files) - {file}:
         _refuse_hidden(local, file.parent)
-    return module
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Files imported by their path: again after an edit of the file or of a module next to it, and never half."""
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -45,6 +46,16 @@ def test_a_module_next_to_a_plug_in_decides_its_key_and_its_code(tmp_path: Path)
     assert sys.modules["own_sign"].SIGN == 2
     write(tmp_path, own_sign="SIGN = 2  # said\n")
     assert methods.load_plugin(tmp_path / "mine.py") == []
+
+
+def test_a_module_that_was_imported_before_an_edit_is_imported_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a notebook: import a module, edit it, then use a file that imports it."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    write(tmp_path, net="from own_seen import VALUE\n", own_seen="VALUE = 1\n")
+    assert importlib.import_module("own_seen").VALUE == 1
+    write(tmp_path, own_seen="VALUE = 2\n")
+    assert import_file(tmp_path / "net.py")[0].VALUE == 2
 
 
 def test_a_name_that_a_plug_in_no_longer_registers_is_gone(tmp_path: Path) -> None:
