@@ -46,14 +46,14 @@ def check_by(by: str) -> None:
 
 
 def show(
-    console: Console, rows: list[Row], suite: str, *, budget: Mapping[str, float] | None = None, by: str = "", every: bool = False
+    console: Console, rows: list[Row], path: Path | None, *, budget: Mapping[str, float] | None = None, by: str = "", every: bool = False
 ) -> None:  # fmt: skip
     """Print the front of each track, data set and architecture; with a budget or a cost to minimise also the best line and its export.
 
     Args:
         console: where to.
         rows: all results, those of the dense networks included.
-        suite: name or file of their suite, for the command that exports a network.
+        path: the folder or file of the rows, for the commands in the output; None if they are not in a file.
         budget: see `bench.ranking.tradeoff.choose`.
         by: see there.
         every: whether lines that are on no front are shown too.
@@ -66,10 +66,12 @@ def show(
         of = "" if every else f": the Pareto front, {len(shown)} of {len(lines)} networks"
         print_table(console, f"{_titled(key)}{of}", _columns(shown))
     if not budget and not by:
-        say(console, "Choose under a budget: --at-most flops=0.5 (or parameters, latency, drop: lost accuracy), or --smallest flops.")
+        where = "DIR" if path is None else str(path)
+        write = "write the results with --output DIR, then: " if path is None else ""
+        say(console, f"Choose under a budget: {write}python -m bench choose {shlex.quote(where)} --at-most flops=0.5")
         return
     for choice in tradeoff.choose(rows, budget or {}, by):
-        _show_choice(console, choice, rows, suite, budget or {}, by)
+        _show_choice(console, choice, rows, _suite_of(path, rows), budget or {}, by)
 
 
 def _titled(key: tuple[Any, ...]) -> str:
@@ -129,7 +131,7 @@ def _export(choice: Choice, rows: list[Row], suite: str) -> list[str]:
     return command + ["--tuned", str(Path(suite).parent)] * (tuning == "tuned")
 
 
-def suite_of(path: Path, rows: list[Row]) -> str:
-    """The suite file in a folder of results; without one, the name of the suite of the rows."""
-    file = (path if path.is_dir() else path.parent) / "suite.toml"
-    return str(file) if file.is_file() else rows[0].suite
+def _suite_of(path: Path | None, rows: list[Row]) -> str:
+    """The suite file next to results; without one, the name of the suite of the rows."""
+    file = None if path is None else (path if path.is_dir() else path.parent) / "suite.toml"
+    return str(file) if file is not None and file.is_file() else rows[0].suite

@@ -1,11 +1,13 @@
 """`run --dry-run`: what would run, what is stored already, and about how long the rest takes."""
 
 import dataclasses
+from collections.abc import Callable
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bench.cli.tables import say
 from bench.execution.display import duration
 from bench.execution.executors import Inline, JobFailure, Local, Queue, Ray
 from bench.planning.plan import plan
@@ -36,7 +38,7 @@ def show(console: Console, request: Request, store: Store, pool: Local | Inline 
         work += [*networks.jobs, *(study for study in studies if found(study) is None)]
     if work:
         console.print("timing a part of each kind of job ...", style="dim", highlight=False)
-    timed = _calibrations(work, pool)
+    timed = _calibrations(work, pool, lambda line: say(console, line))
     table = Table("data set", "architecture", "rows", "left", "trainings left", "epochs left", "about", box=box.SIMPLE_HEAD)
     total = 0.0
     for dataset, architecture in dict.fromkeys((r.dataset, r.architecture) for r in planned.expected.values()):
@@ -65,13 +67,18 @@ def show(console: Console, request: Request, store: Store, pool: Local | Inline 
         console.print(f"About {duration(total)} on {on}: training, scoring, pruning and evaluation.", highlight=False)
 
 
-def _calibrations(work: list[Job | Study], pool: Local | Inline | Ray) -> dict[Kind, Calibration]:
-    """The timing of one job of each kind: each method on each block, by the workers that would do the work."""
+def _calibrations(work: list[Job | Study], pool: Local | Inline | Ray, tell: Callable[[str], None]) -> dict[Kind, Calibration]:
+    """The timing of one job of each kind: each method on each block, by the workers that would do the work.
+
+    `tell` receives a line for each job that cannot be timed; it counts as 0 seconds.
+    """
     one: dict[Kind, Job] = {}
     for w in work:
         one.setdefault(_kind(w), _job(w))
     timed: dict[Kind, Calibration] = {}
     for job, result in pool.run(calibrate, Queue(one.values()), follow=lambda job, result: [], tick=lambda _: None):
+        if isinstance(result, JobFailure):
+            tell(f"warning: {job.label} cannot be timed and is not in the estimate: {result.error}")
         timed[_kind(job)] = Calibration(0.0) if isinstance(result, JobFailure) else result
     return timed
 

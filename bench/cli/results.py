@@ -80,7 +80,7 @@ def choose(
     from bench.cli.tables import make_console
 
     rows = api.rows_of(api.read(path))
-    choosing.show(make_console(), rows, choosing.suite_of(path, rows), budget=budget, by=smallest, every=every)
+    choosing.show(make_console(), rows, path, budget=budget, by=smallest, every=every)
 
 
 @shared(("narrowing", Narrowing, ("granularity", "match", "epochs", *GIVEN)), ("resources", Resources, ("device", "data_root", "plugin")))

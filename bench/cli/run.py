@@ -37,7 +37,7 @@ def run(
         made = environment.open_request(suite, narrowing, resources, ablations)
         _write(notes, rows, made.suite.model_copy(update={"methods": tuple(m.name for m in made.methods)}), output)
     if style == "text" and any(not row.epochs for row in rows):
-        choose.show(console, rows, str(output / board_folder.SUITE) if output is not None else suite)
+        choose.show(console, rows, output)
     sys.stdout.flush()
 
 

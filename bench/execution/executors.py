@@ -22,6 +22,7 @@ from bench.spec.errors import UserError, unknown
 
 EXECUTORS = ("local", "ray")
 FORKING = "forkserver" in multiprocessing.get_all_start_methods()
+CLOSING = 5.0  # largest number of seconds to wait for the end of killed workers
 TICK = 0.5  # seconds between two updates of the progress
 
 Job = Any
@@ -140,7 +141,10 @@ class Local:
         if self._pool is not None:
             for process in list((self._pool._processes or {}).values()):
                 process.kill()
+            manager: Any = self._pool._executor_manager_thread
             self._pool.shutdown(wait=False, cancel_futures=True)
+            if manager is not None:  # one that is still at work when Python exits ends in a traceback
+                manager.join(CLOSING)
             self._pool = None
 
 

@@ -63,7 +63,7 @@ def calibrate(job: Job) -> Calibration:
             return Calibration()
         epoch, network = _epoch(bench)
         validating = Workbench(dataclasses.replace(job, split="validation"))
-        measure, _ = _timed(bench, lambda: validating.measure(network))
+        measure, _ = _timed(bench, lambda: validating.measure(validating.recalibrated(network)))
         if criterion is None or not job.points:
             return Calibration(epoch, measure=measure)
         score, cut = _score_and_cut(bench, criterion, network)

@@ -217,7 +217,7 @@ class Workbench:
         kept, total = methods.kept_weights(problem.mask)
         if network.kept_by_cut not in (None, kept) or not methods.mask_holds(problem.model, problem.mask):
             raise RuntimeError(f"the mask keeps {kept} weights, the cut kept {network.kept_by_cut}, or masked weights are not zero")
-        split = self.dataset.test if self.job.split == "test" else self.dataset.validation
+        split = self.dataset.test if self.job.split == "test" else self.dataset.validation or self.dataset.train
         logits = metrics.logits_of(problem.model, split)
         measured = metrics.quality(logits, split.targets)
         shape, choice = self.dataset.input_shape, (self.job.protocol.include, self.job.protocol.exclude)
