@@ -10,7 +10,7 @@ from rich.console import Console
 
 from bench.cli.tables import Shown, print_table, say
 from bench.publishing.page import cells
-from bench.ranking import tradeoff
+from bench.ranking import tradeoff, tracks
 from bench.ranking.tradeoff import COSTS, DROP, Choice
 from bench.spec.errors import UserError, unknown
 from bench.spec.row import Row
@@ -121,11 +121,9 @@ def _export(choice: Choice, rows: list[Row], suite: str) -> list[str]:
     """The command that writes the chosen network."""
     best = choice.best
     assert best is not None
-    _, tuning, dataset, architecture = choice.group
-    row = next(
-        r for r in rows
-        if (r.method, r.dataset, r.architecture, r.sparsity, r.tuning) == (best["method"], dataset, architecture, best["sparsity"], tuning)
-    )  # fmt: skip
+    track, tuning, dataset, architecture = choice.group
+    wanted = (best["method"], dataset, architecture, best["sparsity"], tuning, track)
+    row = next(r for r in rows if (r.method, r.dataset, r.architecture, r.sparsity, r.tuning, tracks.of_row(r)) == wanted)
     command = ["python", "-m", "bench", "export", "--suite", suite, "--method", str(best["method"]), "--sparsity", f"{best['sparsity']:g}"]
     command += ["--dataset", dataset, "--architecture", architecture, "--finetune-epochs", str(row.finetune_epochs)]
     return command + ["--tuned", str(Path(suite).parent)] * (tuning == "tuned")

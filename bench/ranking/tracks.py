@@ -17,6 +17,7 @@ from bench.spec.row import COLUMNS, DENSE, Row
 ONE_SHOT = {"after": "one-shot after training", "during": "one-shot while training", "init": "one-shot at initialisation"}
 GIVEN = "one-shot on given weights"
 BLOCK = ["dataset", "architecture"]
+DECIDING = ("stage", "finetune_epochs", "granularity", "match", "epochs", "recalibration")  # columns that decide the track, for `track_name`
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,12 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
 
 def names(table: pd.DataFrame) -> list[str]:
     """The name of each row's track. `table`: the columns of results.csv."""
-    kinds = (table[name] for name in ("stage", "finetune_epochs", "granularity", "match", "epochs", "recalibration"))
-    return [track_name(*kind) for kind in zip(*kinds, strict=True)]
+    return [track_name(*kind) for kind in zip(*(table[name] for name in DECIDING), strict=True)]
+
+
+def of_row(row: Row) -> str:
+    """The name of the track of one row."""
+    return track_name(*(getattr(row, name) for name in DECIDING))
 
 
 def track_name(
