@@ -546,7 +546,7 @@ def test_narrowing_crosses_and_validates(suite: Suite) -> None:
     assert pairs(narrowed(digits, datasets=["breast_cancer"])) == [("breast_cancer", "mlp")]
     assert pairs(narrowed(digits, architectures=["resnet18"])) == [("digits", "resnet18"), ("breast_cancer", "resnet18")]
     assert [a for _, a in pairs(narrowed(digits, datasets=["mnist"]))] == ["mlp", "lenet5", "vit_micro_patch4"]
-    for wrong in ({"datasets": ["digit"]}, {"architectures": ["lenet"]}, {"sparsities": [1.0]}, {"epochs": 0}):
+    for wrong in ({"datasets": ["digit"]}, {"architectures": ["lenet"]}, {"sparsities": [1.0]}, {"epochs": -1}):
         with pytest.raises(UserError):
             narrowed(digits, **wrong)
 
