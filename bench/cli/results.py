@@ -95,7 +95,7 @@ def export(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The seed.", show_default="the suite's first")] = None,
     finetune_epochs: Annotated[int, typer.Option(help="Fine-tuning epochs after pruning; 0 is one-shot.")] = 0,
-    tuned: Annotated[Path | None, typer.Option(metavar="PATH", help="Use the tuned hyperparameters of this board or output folder.")] = None,
+    tuned: Annotated[Path | None, typer.Option(metavar="PATH", help="Use the tuned hyperparameters of this folder of results.")] = None,
     output: Annotated[Path | None, typer.Option(help="The folder to write.", show_default="one in exported/")] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Also write model.onnx.")] = False,
 ) -> None:  # fmt: skip
