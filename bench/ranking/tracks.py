@@ -17,7 +17,14 @@ from bench.spec.row import COLUMNS, DENSE, Row
 ONE_SHOT = {"after": "one-shot after training", "during": "one-shot while training", "init": "one-shot at initialisation"}
 GIVEN = "one-shot on given weights"
 BLOCK = ["dataset", "architecture"]
-DECIDING = ("stage", "finetune_epochs", "granularity", "match", "epochs", "recalibration")  # columns that decide the track, for `track_name`
+DECIDING = (
+    "stage",
+    "finetune_epochs",
+    "granularity",
+    "match",
+    "epochs",
+    "recalibration",
+)  # columns that decide the track, for `track_name`
 
 
 @dataclass(frozen=True)
