@@ -186,9 +186,11 @@ def check(
 def new(
     name: Annotated[str, typer.Argument(help="Its name: lower case, words joined by underscores.")],
     directory: Annotated[Path, typer.Option("--directory", help="Where to write NAME.py.")] = Path("."),
-    kind: Annotated[str, typer.Option(help="What the file is for: criterion, architecture or dataset.")] = "criterion",
+    kind: Annotated[
+        str, typer.Option(help="What the file is for: criterion, training, granularity, metric, architecture or dataset.")
+    ] = "criterion",
 ) -> None:
-    """Write a file to start from, for a method, a network or a data set; it passes `check`."""
+    """Write a file to start from, for a method, a metric, a network or a data set; it passes `check`."""
     from bench.planning.templates import TEMPLATES, write_template
 
     path = write_template(name, directory, kind)

@@ -11,6 +11,7 @@ from bench import api, data
 from bench.execution import environment
 from bench.execution.executors import Inline
 from bench.planning.metric_checks import metric_findings
+from bench.planning.templates import TEMPLATES
 from bench.storage.results_csv import read_rows
 from bench.trial import metrics
 from bench.trial.metrics import Outputs
@@ -149,3 +150,9 @@ def test_check_catches_wrong_metrics(metric: metrics.Metric, clause: str, said: 
 def test_check_passes_the_harness_own_metrics() -> None:
     for name, metric in metrics.METRICS.items():
         assert [f.error for f in metric_findings(name, metric) if f.error] == [], name
+
+
+def test_the_help_of_new_names_every_kind(bench: Bench) -> None:
+    code, out, _ = bench("new", "--help")
+    assert code == 0
+    assert [kind for kind in TEMPLATES if kind not in out] == []
