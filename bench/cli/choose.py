@@ -10,7 +10,7 @@ from rich.console import Console
 
 from bench.cli.tables import Shown, print_table, say
 from bench.publishing.page import cells
-from bench.ranking import tradeoff, tracks
+from bench.ranking import tracks, tradeoff
 from bench.ranking.tradeoff import COSTS, DROP, Choice
 from bench.spec.errors import UserError, unknown
 from bench.spec.row import Row

@@ -17,14 +17,8 @@ from bench.spec.row import COLUMNS, DENSE, Row
 ONE_SHOT = {"after": "one-shot after training", "during": "one-shot while training", "init": "one-shot at initialisation"}
 GIVEN = "one-shot on given weights"
 BLOCK = ["dataset", "architecture"]
-DECIDING = (
-    "stage",
-    "finetune_epochs",
-    "granularity",
-    "match",
-    "epochs",
-    "recalibration",
-)  # columns that decide the track, for `track_name`
+# The columns that decide the track of a row, in the order of the arguments of `track_name`.
+DECIDING = ("stage", "finetune_epochs", "granularity", "match", "epochs", "recalibration")
 
 
 @dataclass(frozen=True)
