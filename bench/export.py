@@ -73,6 +73,7 @@ def folder_of(request: Request) -> Path:
     """The folder for an exported network, if none is named."""
     block, suite = request.suite.blocks[0], request.suite
     asked = f"{request.methods[0].name}-{suite.granularity}-{suite.sparsities[0]:g}"
+    asked += f"-finetuned-{suite.finetune_epochs[0]}" * bool(suite.finetune_epochs[0])
     plain = ("".join(c if c.isalnum() or c in "._" else "-" for c in part) for part in (block.dataset, block.architectures[0], asked))
     return Path("exported") / "-".join(plain)
 

@@ -63,6 +63,9 @@ def show(
         raise UserError("there are no rows of pruned networks to choose from")
     for key, lines in table.groupby(tradeoff.GROUP, sort=False):
         shown = lines if every else lines[lines["front"] != ""]
+        if shown.empty:
+            say(console, f"{_titled(key)}: all rows failed, so there is nothing to compare")
+            continue
         of = "" if every else f": the Pareto front, {len(shown)} of {len(lines)} networks"
         print_table(console, f"{_titled(key)}{of}", _columns(shown))
     if not budget and not by:

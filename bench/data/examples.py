@@ -136,7 +136,8 @@ def _check_inputs(title: str, inputs: Tensor) -> None:
         hint = "; add the axis of the channels: inputs[:, None]" * (inputs.ndim == 3)
         forms = "images (n, channels, height, width) or floating-point rows (n, features)"
         raise UserError(f"{title}: the inputs are {_type(inputs)} of shape {tuple(inputs.shape)}, not {forms}{hint}")
-    if images and inputs.shape[3] == 3 and min(inputs.shape[1:3]) > 4:
+    height, width, last = inputs.shape[1:] if images else (0, 0, 0)
+    if min(height, width) > 4 and (last == 3 or (last in (1, 4) and height == width)):
         raise UserError(
             f"{title}: inputs of shape {tuple(inputs.shape)} have their channels last; images are (n, channels, height, width):"
             " inputs.transpose(0, 3, 1, 2) of an array, inputs.permute(0, 3, 1, 2) of a tensor"

@@ -62,10 +62,12 @@ def _arguments(function: Callable[..., Any], title: str, input_shape: tuple[int,
     named = inspect.signature(function).parameters.values()
     for parameter in named:
         variable = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if parameter.kind is parameter.POSITIONAL_ONLY and parameter.default is parameter.empty:
+            raise UserError(f"{title}: its parameter '{parameter.name}' takes no name; arguments are passed by name: remove the '/'")
         if not variable and parameter.default is parameter.empty and parameter.name not in values:
             why = "is for images only" if parameter.name in OFFERED else "has no default and is not offered"
             raise UserError(f"{title}: its parameter '{parameter.name}' {why}; offered are: {', '.join(values)}")
-    return {p.name: values[p.name] for p in named if p.name in values and p.kind is not p.VAR_KEYWORD}
+    return {p.name: values[p.name] for p in named if p.name in values and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
 def _kind(value: Any) -> str:

@@ -129,7 +129,7 @@ def _check_optimizer(method: Method, protocol: Protocol) -> None:
     try:
         methods.Recipe(epochs=protocol.epochs, optimizer=protocol.optimizer).check(method.make_training())
     except ValueError as error:
-        raise UserError(f"{method.name}: {error}") from None
+        raise UserError(f"{method.name}: {error}; all@decoupled are all methods") from None
 
 
 def _check_given(protocol: Protocol, architecture: str, dataset: str, loaded: data.Dataset) -> None:

@@ -138,8 +138,13 @@ def _network(name: str, function: Callable[..., Any]) -> list[Finding]:
         if not found:
             raise UserError("no prunable weights: none of its parameters is a matrix or kernel that multiplies activations")
 
+    def trainable() -> None:
+        if not any(p.requires_grad for p in seeded().parameters()):
+            raise UserError("no parameter requires a gradient, so that there is nothing to train")
+
     asked.ask("makes a new module with the same initial weights for the same seed", repeats)
     asked.ask("has prunable weights", prunable)
+    asked.ask("has parameters to train", trainable)
     return asked.findings
 
 

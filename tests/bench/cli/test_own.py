@@ -281,6 +281,9 @@ def test_a_template_passes_its_check_and_runs_as_it_says(tiny: Path, bench: Benc
          "makes a new module with the same initial weights for the same seed", "draw them from torch's global generator"),
         ("from torch import nn\ndef build(classes):\n    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), "
          "nn.LazyBatchNorm1d())\n", "build", "makes a module with finite outputs (n, classes)", "its output for 2 examples is (2, 3)"),
+        ("from torch import nn\ndef build(classes, input_shape):\n    import math\n"
+         "    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), classes)).requires_grad_(False)\n", "build",
+         "has parameters to train", "no parameter requires a gradient"),
         ("import torch\ndef load():\n    part = (torch.rand(40, 1, 4, 4), torch.arange(40) % 2)\n    return part, part\n", "load",
          "returns the same examples in every call", "fix the seed"),
         ("import torch\ndef load():\n    part = (torch.zeros(40, 1, 4, 4), torch.arange(40) % 2 + 1)\n    return part, part\n", "load",

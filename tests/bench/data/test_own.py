@@ -186,6 +186,8 @@ GOOD = (GREY, LABELS)
             ((torch.zeros(40, 8, 8, 3), LABELS), GOOD),
             "train: inputs of shape (40, 8, 8, 3) have their channels last; images are (n, channels,",
         ),
+        (((torch.zeros(40, 8, 8, 1), LABELS), GOOD), "train: inputs of shape (40, 8, 8, 1) have their channels last"),
+        (((torch.zeros(40, 8, 8, 4), LABELS), GOOD), "train: inputs of shape (40, 8, 8, 4) have their channels last"),
         (((GREY, LABELS - 1), GOOD), "train has the label -1; labels are 0 to classes - 1"),
         (((GREY, LABELS + (LABELS > 1)), GOOD), "train has labels up to 4, but no example with the label 2"),
         (((GREY, LABELS.clamp(max=2)), GOOD), "test has the label 3, which no example of train has"),

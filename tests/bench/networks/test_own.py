@@ -40,6 +40,7 @@ def written(folder: Path, text: str, name: str = "my_net.py") -> str:
         ("classes, channels, image_size, input_shape", (3, 4, 4), {"classes": 5, "channels": 3, "image_size": 4, "input_shape": (3, 4, 4)}),
         ("*, num_classes, in_chans, img_size", (3, 4, 6), {"num_classes": 5, "in_chans": 3, "img_size": (4, 6)}),
         ("classes, width=7, img_size=2, **more", (8,), {"classes": 5, "width": 7, "img_size": 2, "more": {}}),
+        ("*channels, classes", (8,), {"channels": (), "classes": 5}),
     ],
 )
 def test_it_gets_what_its_signature_names(tmp_path: Path, parameters: str, shape: tuple[int, ...], given: dict[str, object]) -> None:
@@ -65,6 +66,7 @@ def test_a_class_is_called_too(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("def build(depth): pass", "its parameter 'depth' has no default and is not offered; offered are: classes, num_classes, channels"),
+        ("def build(classes, /): pass", "its parameter 'classes' takes no name; arguments are passed by name: remove the '/'"),
         ("def build(): return 3", "must return a torch.nn.Module, not a int"),
         ("def build(): pass", "must return a torch.nn.Module, not None"),
         ("from torch import nn\ndef build(): return nn.Linear", "must return a torch.nn.Module, not the class Linear"),
