@@ -172,3 +172,60 @@ def test_choose_says_what_a_budget_is(trained: nn.Module, bench: Bench) -> None:
         code, out, err = bench("choose", "nothing", *options)
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert said in err
+
+
+def test_a_recalibrated_network_has_the_statistics_of_one_pass_over_the_calibration_samples(trained: nn.Module, bench: Bench) -> None:
+    """All 120 training images are calibration samples, so that their order does not matter."""
+    given = ("--weights", "net.safetensors", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--calibration", "120")
+    options = ("--granularity", "weight", "--match", "weights", "--sparsity", "0.5", "--method", "magnitude", "--output", "sparse")
+    where = ("--suite", "trained", "--dataset", "folder:shapes", "--architecture", "test_resnet")
+    code, _, err = bench("export", *where, *given, *options)
+    assert code == 0, err
+    model, _ = export.load("sparse")
+    before = {n: b.clone() for n, b in trained.named_buffers() if "running" in n}
+    found = {n: b.clone() for n, b in model.named_buffers() if "running" in n}
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.train().momentum = 1.0
+    with torch.no_grad():
+        model(pixels(Path("shapes/train"))[0])
+    again = dict(model.named_buffers())
+    for name, value in found.items():
+        torch.testing.assert_close(value, again[name], rtol=1e-4, atol=1e-5)
+    assert any(not torch.allclose(value, before[name], rtol=0.05) for name, value in found.items())
+
+
+COUNTING = """
+import methods
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@methods.register("counting")
+@dataclass(frozen=True, kw_only=True)
+class Counting(methods.Criterion):
+    "Magnitude; writes down which training images it may read."
+
+    def score(self, problem):
+        images = [x for batch, _ in problem.read() for x in batch]
+        with Path("seen.txt").open("a") as file:
+            print(problem.seed, problem.samples, *sorted(f"{float(x.double().sum()):.6f}" for x in images), file=file)
+        return methods.Scores({n: w.detach().abs() for n, w in problem.weights.items()})
+"""
+
+
+def test_methods_read_as_many_training_images_as_the_budget_says(trained: nn.Module, bench: Bench) -> None:
+    Path("counting.py").write_text(COUNTING)
+    where = ("--suite", "trained", "--datasets", "folder:shapes", "--architectures", "test_resnet", "--weights", "net.safetensors")
+    more = ("--granularity", "weight", "--match", "weights", "--sparsities", "0.5", "--seeds", "0,1", "--finetune-epochs", "0")
+    methods = ("--methods", "counting", "--plugin", "counting.py")
+    code, _, err = bench("run", *where, *more, *methods, "--calibration", "50", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25")
+    assert code == 0, err
+    every = pixels(Path("shapes/train"))[0].double().sum((1, 2, 3))
+    seen = {line.split()[0]: line.split()[1:] for line in Path("seen.txt").read_text().splitlines()}
+    assert set(seen) == {"0", "1"}
+    for samples, *images in seen.values():
+        assert (samples, len(images)) == ("50", 50)
+    assert seen["0"] != seen["1"], "a seed draws them"
+    for value in seen["0"][1:]:
+        assert float((every - float(value)).abs().min()) < 0.01, "a training image"

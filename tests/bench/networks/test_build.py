@@ -10,7 +10,9 @@ from torch.nn import functional
 
 from bench.networks import build, classics
 from bench.networks.build import accepts, create, describe, fitted_patch, names, timm_names
+from bench.planning.trained import protocol_of
 from bench.spec.errors import UserError
+from bench.spec.suite import load_suite
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
 
@@ -230,6 +232,22 @@ def test_a_network_whose_output_is_not_one_score_per_class_is_refused() -> None:
     nn.init.constant_(broken.bias, float("nan"))
     with pytest.raises(ValueError, match="not finite"):
         build._verified(broken, (4,), 5)
+
+
+def test_a_pretrained_network_that_is_not_trained_gets_its_own_moments_and_classes() -> None:
+    imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert build.moments("resnet18") == imagenet
+    suite = load_suite("imagenet").model_copy(update={"epochs": 0})
+    protocol = protocol_of(suite, "resnet50")
+    assert (protocol.mean, protocol.std) == imagenet
+    assert protocol_of(load_suite("imagenet"), "resnet50").mean is None, "with training the data's own"
+    own = suite.model_copy(update={"mean": (0.5,), "std": (0.2,)})
+    assert protocol_of(own, "resnet50").mean == (0.5,)
+    build.check_head("resnet18", 1000)
+    with pytest.raises(UserError, match="have 1000 classes and the data 10, so its last layer is random"):
+        build.check_head("resnet18", 10)
+    with pytest.raises(UserError, match="'lenet5' has no pretrained weights"):
+        build.moments("lenet5")
 
 
 def test_pretrained_weights_that_cannot_be_had_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
