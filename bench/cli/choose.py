@@ -74,7 +74,7 @@ def show(
         say(console, f"Choose under a budget: {write}python -m bench choose {shlex.quote(where)} --at-most flops=0.5")
         return
     for choice in tradeoff.choose(rows, budget or {}, by):
-        _show_choice(console, choice, rows, _suite_of(path, rows), budget or {}, by)
+        _show_choice(console, choice, rows, path, budget or {}, by)
 
 
 def _titled(key: tuple[Any, ...]) -> str:
@@ -100,7 +100,7 @@ def _columns(lines: pd.DataFrame) -> list[Shown]:
 
 
 def _show_choice(
-    console: Console, choice: Choice, rows: list[Row], suite: str, budget: Mapping[str, float], by: str
+    console: Console, choice: Choice, rows: list[Row], path: Path | None, budget: Mapping[str, float], by: str
 ) -> None:  # fmt: skip
     within = " and ".join(f"{WORDS[name]} of at most {100 * most:g} %" for name, most in budget.items())
     aim = f"fewest {WORDS[by]}" if by in ("parameters", "flops") else f"lowest {by}" if by else "highest accuracy"
@@ -117,22 +117,18 @@ def _show_choice(
         say(console, f"  not significantly different in accuracy over {best['seeds']:.0f} seeds: {', '.join(choice.rivals)}")
     elif not choice.tested:
         say(console, "  differences to other methods cannot be tested: more seeds and methods are needed")
-    say(console, f"  export it: {shlex.join(_export(choice, rows, suite))}")
+    say(console, f"  export it: {shlex.join(_export(choice, rows, path))}")
 
 
-def _export(choice: Choice, rows: list[Row], suite: str) -> list[str]:
+def _export(choice: Choice, rows: list[Row], path: Path | None) -> list[str]:
     """The command that writes the chosen network."""
     best = choice.best
     assert best is not None
+    folder = path if path is None or path.is_dir() else path.parent
+    suite = str(folder / "suite.toml") if folder is not None and (folder / "suite.toml").is_file() else rows[0].suite
     track, tuning, dataset, architecture = choice.group
     wanted = (best["method"], dataset, architecture, best["sparsity"], tuning, track)
     row = next(r for r in rows if (r.method, r.dataset, r.architecture, r.sparsity, r.tuning, tracks.of_row(r)) == wanted)
     command = ["python", "-m", "bench", "export", "--suite", suite, "--method", str(best["method"]), "--sparsity", f"{best['sparsity']:g}"]
     command += ["--dataset", dataset, "--architecture", architecture, "--finetune-epochs", str(row.finetune_epochs)]
-    return command + ["--tuned", str(Path(suite).parent)] * (tuning == "tuned")
-
-
-def _suite_of(path: Path | None, rows: list[Row]) -> str:
-    """The suite file next to results; without one, the name of the suite of the rows."""
-    file = None if path is None else (path if path.is_dir() else path.parent) / "suite.toml"
-    return str(file) if file is not None and file.is_file() else rows[0].suite
+    return command + ["--tuned", str(folder)] * (tuning == "tuned")

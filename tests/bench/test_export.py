@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from bench import data
 from bench.export import load
+from bench.storage.results_csv import read_rows
 from bench.trial import metrics
 
 Bench = Callable[..., tuple[int, str, str]]
@@ -107,3 +109,19 @@ def test_onnx_gives_the_same_outputs(tiny: Path, bench: Bench) -> None:
     inputs = torch.randn(5, 1, 8, 8)
     (logits,) = runtime.InferenceSession("n/model.onnx").run(None, {"inputs": inputs.numpy()})
     assert torch.allclose(torch.from_numpy(logits), model(inputs), atol=1e-4)
+
+
+def test_tuned_hyperparameters_come_from_a_folder_of_results(tiny: Path, bench: Bench) -> None:
+    """The exported network is the tuned row of the run, and `choose` prints the command."""
+    run = ("run", "--suite", "tiny.toml", "--seeds", "0", "--sparsities", "0.5", "--finetune-epochs", "1", "--trials", "2")
+    assert bench(*run, "--methods", "magnitude", "--output", "out")[0] == 0
+    (row,) = [r for r in read_rows(Path("out/results.csv")) if r.criterion and r.tuning == "tuned"]
+    _, out, _ = bench("choose", "out", "--at-most", "parameters=1")
+    (command,) = [line.partition("python -m bench ")[2] for line in out.splitlines() if "--tuned" in line]
+    assert "--finetune-epochs 1 --tuned out" in command
+    code, _, err = bench(*shlex.split(command), "--output", "small")
+    assert code == 0, err
+    card = json.loads(Path("small/card.json").read_text())
+    assert card["hyperparameters"] == json.loads(row.hyperparameters)
+    assert card["hyperparameters"]["tuning"]["trials"] == 2
+    assert card["row"]["accuracy"] == row.accuracy
