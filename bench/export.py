@@ -36,7 +36,7 @@ from bench.spec.suite import load_suite
 from bench.storage.checkpoints import Networks
 from bench.trial import cost, trial
 from bench.trial.job import Environment, Job
-from bench.trial.workbench import load_data
+from bench.trial.loading import load_data
 from methods import Mask
 
 FORMAT = "razorbench.network.v1"

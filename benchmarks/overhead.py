@@ -27,7 +27,7 @@ from bench.planning.request import Request, narrowed
 from bench.spec.choices import Narrowing
 from bench.spec.suite import Protocol, Suite, load_suite
 from bench.storage.rows import Store
-from bench.trial import workbench
+from bench.trial import loading, workbench
 from bench.trial.job import Environment
 
 METHODS = "random,magnitude,obd,snip,random_init"
@@ -76,7 +76,7 @@ def bare(suite: Suite, folder: Path) -> float:
     (block,) = suite.blocks
     (architecture,) = block.architectures
     protocol = suite.protocol(architecture)
-    split = workbench.load_data(block.dataset, protocol, Environment("cpu", None, folder)).train
+    split = loading.load_data(block.dataset, protocol, Environment("cpu", None, folder)).train
     batches = data.Batches(split, protocol.batch_size, shuffle=False)
     shape = tuple(split.inputs.shape[1:])
     start = time.perf_counter()

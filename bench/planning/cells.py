@@ -24,7 +24,7 @@ from bench.spec.row import PROTOCOL_VERSION
 from bench.spec.setting import Setting
 from bench.spec.suite import Protocol
 from bench.trial import architecture as networks
-from bench.trial import metrics, trial, workbench
+from bench.trial import loading, metrics, trial
 from bench.trial.provenance import versions
 from methods import Method
 
@@ -108,7 +108,7 @@ def cells(request: Request, seeds: Iterable[int], notes: list[str]) -> Iterator[
     """
     for dataset, architecture in ((b.dataset, a) for b in request.suite.blocks for a in b.architectures):
         protocol = protocol_of(request.suite, architecture)
-        loaded = workbench.load_data(dataset, protocol, dataclasses.replace(request.environment, device="cpu"))
+        loaded = loading.load_data(dataset, protocol, dataclasses.replace(request.environment, device="cpu"))
         if not build.accepts(architecture, loaded.input_shape):
             shape = "x".join(map(str, loaded.input_shape))
             notes.append(f"{architecture} does not support {dataset} (inputs of shape {shape}); skipped")

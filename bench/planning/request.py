@@ -16,7 +16,7 @@ from bench.spec.errors import UserError, unknown
 from bench.spec.row import ABLATIONS, MATCHES
 from bench.spec.setting import Setting
 from bench.spec.suite import Suite, first_fault, load_suite
-from bench.trial import workbench
+from bench.trial import loading
 from bench.trial.job import Environment
 from methods import Method
 
@@ -50,7 +50,7 @@ def make_request(suite: str, narrowing: Narrowing, environment: Environment, abl
     Raises:
         UserError: a name is unknown or a value is invalid.
     """
-    workbench.forget()  # a process, e.g. a notebook, may run several requests
+    loading.forget()  # a process, e.g. a notebook, may run several requests
     ablations = tuple(dict.fromkeys(ablations))
     for name in ablations:
         if name not in ABLATIONS:

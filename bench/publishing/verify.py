@@ -33,7 +33,7 @@ from bench.spec.errors import UserError, unknown
 from bench.spec.row import DENSE, PROTOCOL_VERSION, Row, columns_of
 from bench.spec.setting import Setting, decoded
 from bench.storage.rows import Store
-from bench.trial import architecture, workbench
+from bench.trial import architecture, loading
 from bench.trial.job import Environment, Job, Point
 from bench.trial.provenance import provenance
 
@@ -134,7 +134,7 @@ def _with_more(row: Row, got: Row, verdict: Verdict, board: Board, environment: 
     suspects = [name for name in (*row_comparison.ACCURACIES, "top5") if row_comparison.unequal(row, got, (name,))]
     if not suspects:
         return verdict
-    data = workbench.load_data(row.dataset, protocol_of(board.suite, row.architecture), dataclasses.replace(environment, device="cpu"))
+    data = loading.load_data(row.dataset, protocol_of(board.suite, row.architecture), dataclasses.replace(environment, device="cpu"))
     samples = len(data.held_out)
     counts = {name: getattr(row, name) * samples for name in suspects}
     broken = [f"{name}: {getattr(row, name)!r} is not a multiple of 1/{samples} ({samples} test samples)"

@@ -9,7 +9,7 @@ from typing import Any
 from bench.spec.columns import Judged, Role, column, declared
 
 PROTOCOL_VERSION = "2"  # increased by every change of the computation that changes results
-SCHEMA = 4  # version of the columns: increased with every new column, which is declared with `since`
+SCHEMA = 5  # version of the columns: increased with every new column, which is declared with `since`
 # Controls for a method (Frankle et al. 2021, "Pruning neural networks at initialization: why are we missing the mark?"):
 # "shuffle" permutes the mask within each layer; "reinit" keeps the mask, and trains new initial weights with it.
 ABLATIONS = ("shuffle", "reinit")
@@ -132,6 +132,14 @@ class Row:
     )
     match_reached: float | None = column("fraction removed of the quantity `match`", Role.COST, "fraction", default=None, most=1, since=4)
     plugin_metrics: str = _origin("values of the metrics of plug-ins, as a JSON object", default="{}", empty=False, since=4)
+    training_flops: int | None = column(
+        "floating-point operations of all steps of training and fine-tuning, without scoring and curvature", Role.COUNT, "FLOP",
+        default=None, least=0, since=5,
+    )  # fmt: skip
+    dense_training_flops: int | None = column(
+        "floating-point operations of the same training and fine-tuning of the dense network", Role.COUNT, "FLOP", default=None, least=0,
+        since=5,
+    )  # fmt: skip
 
     @property
     def identity(self) -> tuple[Any, ...]:

@@ -7,8 +7,6 @@ if the job is measured on validation data.
 import dataclasses
 import time
 from dataclasses import replace
-from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -16,14 +14,15 @@ from torch import nn
 import methods
 from bench import data
 from bench.networks import build, plugins, weights
-from bench.spec.suite import Protocol
 from bench.storage.checkpoints import Networks
 from bench.trial import architecture, cost, metrics
 from bench.trial.events import Events
 from bench.trial.flops import layer_flops
 from bench.trial.heartbeat import Heartbeat
-from bench.trial.job import Environment, Job
+from bench.trial.job import Job
+from bench.trial.loading import load_data
 from bench.trial.network import Measurement, Network, posterior_to
+from bench.trial.training_cost import FACTOR, Tally
 from methods import Posterior, Problem, Pruner, Schedule
 
 
@@ -96,7 +95,10 @@ class Workbench:
         model = self.initial()
         model.load_state_dict(state)
         problem = self.problem(model, posterior_to(posterior, self.device))
-        return Network(problem, train_seconds=facts["train_seconds"], dense_at_chance=facts["at_chance"])
+        return Network(
+            problem, train_seconds=facts["train_seconds"], training_flops=facts["training_flops"],
+            dense_training_flops=facts["training_flops"], dense_at_chance=facts["at_chance"],
+        )  # fmt: skip
 
     def saved_dense(self, network: Network) -> Network:
         """Save a trained dense network for other jobs, and note whether it is at chance on the validation data."""
@@ -105,7 +107,10 @@ class Workbench:
         logits = metrics.logits_of(problem.model, validation)
         at_chance = metrics.at_chance(logits, validation.targets)
         accuracy = metrics.hit_rate(logits, validation.targets)
-        facts = {"train_seconds": network.train_seconds, "at_chance": at_chance, "validation_accuracy": accuracy}
+        facts = {
+            "train_seconds": network.train_seconds, "training_flops": network.training_flops, "at_chance": at_chance,
+            "validation_accuracy": accuracy,
+        }  # fmt: skip
         self.networks.save(self.job.network, problem.model.state_dict(), problem.posterior, facts)
         return replace(network, dense_at_chance=at_chance)
 
@@ -123,8 +128,8 @@ class Workbench:
         Raises:
             FloatingPointError: the loss is not finite.
         """
-        state, seconds = self._fit(network.problem, self.job.protocol.epochs, None, pruner)
-        return replace(network.with_problem(posterior=state), train_seconds=network.train_seconds + seconds)
+        state, trained = self._fit(network, self.job.protocol.epochs, None, pruner)
+        return trained.with_problem(posterior=state)
 
     def finetune(self, network: Network, epochs: int, pruner: Pruner | None = None) -> Network:
         """Fine-tune in place. The posterior stays that of the training before.
@@ -137,18 +142,23 @@ class Workbench:
         Raises:
             FloatingPointError: the loss is not finite.
         """
-        seconds = self._fit(network.problem, epochs, network.problem.posterior, pruner)[1]
-        return replace(network, train_seconds=network.train_seconds + seconds)
+        return self._fit(network, epochs, network.problem.posterior, pruner)[1]
 
-    def _fit(self, problem: Problem, epochs: int, previous: Posterior | None, pruner: Pruner | None) -> tuple[Posterior, float]:
-        """The posterior of a training, or of a fine-tuning that continues `previous`, and its seconds."""
-        start = time.perf_counter()
+    def _fit(self, network: Network, epochs: int, previous: Posterior | None, pruner: Pruner | None) -> tuple[Posterior, Network]:
+        """The posterior of a training, or of a fine-tuning that continues `previous`; and the network with what it cost."""
+        start, problem = time.perf_counter(), network.problem
         seed = methods.derive(self.job.seed, "fine-tuning" if previous else "training")
         batches, recipe = data.training_batches(self.dataset, self.job.protocol, seed), self.job.recipe(epochs, finetunes=bool(previous))
         with self.events.training(problem, epochs if previous else 0) as told:
-            told.append(self.heartbeat)
+            work = Tally(*self._flops(problem))
+            told += [self.heartbeat, work]
             state = methods.fit(problem, self.training, recipe, batches=batches, previous=previous, pruner=pruner, callbacks=told)
-        return state, self.seconds_since(start)
+        return state, replace(
+            network,
+            train_seconds=network.train_seconds + self.seconds_since(start),
+            training_flops=network.training_flops + work.flops,
+            dense_training_flops=network.dense_training_flops + FACTOR * self._dense.flops * len(self.dataset.train) * epochs,
+        )
 
     def scored(self, network: Network, criterion: methods.Criterion) -> tuple[methods.Scores | None, Network]:
         """Score a network once for all sparsities.
@@ -214,16 +224,14 @@ class Workbench:
         """
         architecture.check_source(self.job)
         problem = network.problem
-        kept, total = methods.kept_weights(problem.mask)
+        kept = methods.kept_weights(problem.mask)[0]
         if network.kept_by_cut not in (None, kept) or not methods.mask_holds(problem.model, problem.mask):
             raise RuntimeError(f"the mask keeps {kept} weights, the cut kept {network.kept_by_cut}, or masked weights are not zero")
         split = self.dataset.test if self.job.split == "test" else self.dataset.validation or self.dataset.train
         logits = metrics.logits_of(problem.model, split)
         measured = metrics.quality(logits, split.targets)
-        shape, choice = self.dataset.input_shape, (self.job.protocol.include, self.job.protocol.exclude)
-        dense = architecture.dense(self.job.architecture, shape, self.dataset.classes, *choice)
-        flops = (dense.flops, dense.layers) if total == dense.prunable else layer_flops(problem.model, shape, *choice)
-        size = cost.size(problem.model, problem.mask, flops)
+        dense = self._dense
+        size = cost.size(problem.model, problem.mask, self._flops(problem))
         return {
             "status": "collapsed" if size.layers_collapsed > 0 or network.dense_at_chance else "ok",
             "sparsity_reached": 1.0 - kept / dense.prunable,
@@ -238,9 +246,24 @@ class Workbench:
             **network.latencies,
             "match_reached": cost.reached(self.job.match, dense, kept, size, network.latencies),
             "train_seconds": network.train_seconds,
+            "training_flops": network.training_flops,
+            "dense_training_flops": network.dense_training_flops,
             "score_seconds": network.score_seconds,
             **({} if self.job.split == "test" else {"hits": metrics.hits(logits, split.targets)}),
         }
+
+    @property
+    def _dense(self) -> cost.Dense:
+        """The counts of the dense network."""
+        choice = self.job.protocol.include, self.job.protocol.exclude
+        return architecture.dense(self.job.architecture, self.dataset.input_shape, self.dataset.classes, *choice)
+
+    def _flops(self, problem: Problem) -> tuple[int, dict[str, int]]:
+        """The FLOPs of a network that may be smaller than the dense one, without its mask; see `bench.trial.flops.layer_flops`."""
+        dense = self._dense
+        if methods.kept_weights(problem.mask)[1] == dense.prunable:
+            return dense.flops, dense.layers
+        return layer_flops(problem.model, self.dataset.input_shape, self.job.protocol.include, self.job.protocol.exclude)
 
     def _effective_sparsity(self, problem: Problem, prunable: int) -> float | None:
         """Effective sparsity as a fraction of the dense network's prunable weights; None if it is not defined."""
@@ -264,27 +287,3 @@ class Workbench:
         peak = torch.cuda.max_memory_allocated(self.device) / 1e6
         torch.cuda.reset_peak_memory_stats(self.device)
         return peak
-
-
-@lru_cache(maxsize=2)
-def _load(
-    name: str, root: Path | None, cache: Path, validation: float, split_seed: int, limit: int | None,
-    moments: tuple[tuple[float, ...], tuple[float, ...]] | None, device: str,
-) -> data.Dataset:  # fmt: skip
-    loaded = data.load(name, root, validation=validation, split_seed=split_seed, cache=cache / "data", train_limit=limit, moments=moments)
-    return loaded.to(device)
-
-
-def forget() -> None:
-    """Read data sets and build networks again at their next use, because files that they depend on may have changed."""
-    _load.cache_clear()
-    architecture.forget()
-
-
-def load_data(name: str, protocol: Protocol, environment: Environment) -> data.Dataset:
-    """The data set with the protocol's splits, on the environment's device. The last two are kept in memory for the next jobs."""
-    moments = None if protocol.mean is None or protocol.std is None else (protocol.mean, protocol.std)
-    return _load(
-        name, environment.data_root, environment.cache, protocol.validation, protocol.split_seed, protocol.train_limit, moments,
-        environment.device,
-    )  # fmt: skip

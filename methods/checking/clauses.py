@@ -12,9 +12,11 @@ from typing import Any
 from methods.checking.criterion_clauses import CRITERION
 from methods.checking.fixtures import Breach, Skip, require
 from methods.checking.granularity_clauses import GRANULARITY
+from methods.checking.regrowth_clauses import REGROWING
 from methods.checking.training_clauses import TRAINING
 from methods.core.configurations import Configuration, Criterion, Granularity, Training
 from methods.core.hyperparameters import ranges
+from methods.core.regrowth import Regrowing
 from methods.registry.registry import KINDS, get, lookup, names
 
 
@@ -55,7 +57,7 @@ def check(entry: str | type[Configuration]) -> list[Finding]:
     if not isinstance(entry, type):
         raise TypeError(f"{entry!r} is not a name or a class")
     if issubclass(entry, Criterion):
-        clauses = _DECLARED | CRITERION
+        clauses = _DECLARED | CRITERION | (REGROWING if issubclass(entry, Regrowing) else {})
     elif issubclass(entry, Training):
         clauses = _DECLARED | TRAINING
     elif issubclass(entry, Granularity):

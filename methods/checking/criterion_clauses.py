@@ -18,7 +18,8 @@ from methods.core.interface import Problem, Scores, Stage, count_masked
 from methods.core.masks import Mask, kept_weights, mask_holds
 from methods.core.modes import evaluating
 from methods.core.recipe import Recipe
-from methods.core.schedule import Gradual
+from methods.core.regrowth import Regrowing
+from methods.core.schedule import Gradual, Regrowth, Schedule
 from methods.core.training_loop import fit
 from methods.registry.registry import lookup
 
@@ -116,9 +117,10 @@ def _counts_are_exact_during_training(entry: type[Criterion]) -> None:
     if Stage.DURING not in entry.stages:
         raise Skip("is not applied during training")
     for problem in _supported(entry()):
-        for persistent in (True, False):
+        gradual = [Gradual(begin=0.0, end=0.8, persistent=persistent) for persistent in (True, False)]
+        schedules: list[Schedule] = [Regrowth()] if issubclass(entry, Regrowing) else [*gradual]
+        for schedule in schedules:
             again = replace(problem, model=copy.deepcopy(problem.model))
-            schedule = Gradual(begin=0.0, end=0.8, persistent=persistent)
             fit(again, lookup("trainings", "map")(), Recipe(epochs=4), pruner=Pruner(entry(), weight(), schedule, 0.9))  # type: ignore[arg-type]
             _require_count(again.mask, 0.9)
             require(mask_holds(again.model, again.mask), "masked weights must be zero after training")

@@ -4,9 +4,23 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TextIO, TypeAlias
+from typing import NamedTuple, TextIO, TypeAlias
 
 from methods.core.arguments import require
+
+
+class Work(NamedTuple):
+    """Samples that steps of training have read, each in one forward and one backward pass.
+
+    Attributes:
+        samples: number of samples.
+        masked: name of a weight -> (number of its entries that were not masked, all); weights that were whole are left out.
+        dense: whether the gradient of removed weights was used too.
+    """
+
+    samples: int
+    masked: dict[str, tuple[int, int]]
+    dense: bool
 
 
 @dataclass(frozen=True)
@@ -24,6 +38,7 @@ class EpochRecord:
             with `spam(share=1, memory=0)` this value exactly; otherwise an estimate from a part of the data and a running average
             of the curvature. None in epochs without an update, and for trainings that do not compute it.
         sparsity: fraction of the prunable weights that the mask removes.
+        work: what the steps of this epoch have read, from which their floating-point operations follow.
     """
 
     epoch: int
@@ -32,6 +47,7 @@ class EpochRecord:
     lr: float
     evidence: float | None
     sparsity: float
+    work: tuple[Work, ...] = ()
 
 
 Callback: TypeAlias = Callable[[EpochRecord], object]

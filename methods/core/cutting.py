@@ -11,7 +11,8 @@ from methods.core.interface import Cost, Problem, Scores, count_masked
 from methods.core.masks import Mask, apply_mask, kept_weights, sparsity_of
 from methods.core.modes import evaluating, unchanged_on_error
 from methods.core.reading import FAILURES, explaining, outputs_and_loss
-from methods.core.schedule import Lap, Schedule
+from methods.core.regrowth import Regrowing, check_schedule
+from methods.core.schedule import Lap, Move, Schedule
 
 
 def score(problem: Problem, criterion: Criterion) -> Scores:
@@ -169,6 +170,9 @@ class Pruner:
         schedule: when to cut, and to which sparsity.
         sparsity: the final sparsity.
         cost: the quantity that the sparsities are fractions of; None for prunable weights.
+
+    Raises:
+        ValueError: if a criterion that regrows weights has another schedule than `Regrowth`, or another criterion has this schedule.
     """
 
     criterion: Criterion
@@ -176,6 +180,9 @@ class Pruner:
     schedule: Schedule
     sparsity: float
     cost: Cost | None = None
+
+    def __post_init__(self) -> None:
+        check_schedule(self.criterion, self.schedule)
 
     def laps(self, problem: Problem, epochs: int) -> tuple[Lap, ...]:
         """The laps of the schedule, without the cuts that would remove nothing more than the current mask.
@@ -196,3 +203,18 @@ class Pruner:
             raise ValueError(f"sparsity {self.sparsity} is lower than the sparsity of the current mask, {1.0 - kept / total:.4g}")
         more = [{epoch: s for epoch, s in lap.cuts.items() if count_masked(s, total) > total - kept} for lap in laps]
         return tuple(replace(lap, cuts=cuts) for lap, cuts in zip(laps, more, strict=True))
+
+    def moves(self, problem: Problem, steps: int) -> dict[int, Move]:
+        """The changes of the mask between steps, without those that would change nothing.
+
+        Args:
+            problem: network and current mask.
+            steps: number of steps of the training.
+
+        Returns:
+            Number of finished steps -> what changes then.
+        """
+        source = self.criterion if isinstance(self.criterion, Regrowing) else self.schedule
+        kept, total = kept_weights(problem.mask)
+        moves = source.moves(steps, self.sparsity)
+        return {t: m for t, m in moves.items() if m.share or count_masked(m.sparsity, total) > total - kept}

@@ -3,11 +3,24 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from methods.core.interface import Stage
 
 SHAPES = ("linear", "cubic")
+UNITS = ("epochs", "steps")
+
+
+class Move(NamedTuple):
+    """A change of the mask between two steps of training.
+
+    Attributes:
+        sparsity: sparsity to cut to.
+        share: fraction of the kept weights of each layer that is then dropped, and replaced by as many removed ones; 0 for none.
+    """
+
+    sparsity: float
+    share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,10 @@ class Schedule:
         """
         raise NotImplementedError
 
+    def moves(self, steps: int, target: float) -> dict[int, Move]:
+        """Cuts between the steps of a training, for schedules of one lap: number of finished steps -> what changes then, in order."""
+        return {}
+
     def epochs(self, epochs: int, target: float) -> int:
         """The total number of epochs that are trained, starting from a dense network."""
         return sum(lap.last - lap.first + 1 for lap in self.laps(epochs, 0.0, target))
@@ -81,16 +98,18 @@ class Gradual(Schedule):
         linear  s(t) = s₀ + (s_f - s₀) ⌊t/U⌋ / ⌊t₁/U⌋      (Dhahri et al. 2024, released code; E for t₁ there)
         cubic   s(t) = s_f + (s₀ - s_f) (1 - (t - t₀)/(t₁ - t₀))³      (Zhu and Gupta 2017, equation 1)
 
-    with s₀ = min(`start`, s_f), and s(t₁) = s_f exactly. After t₁ the mask stays and training continues.
+    with s₀ = min(`start`, s_f), and s(t₁) = s_f exactly. After t₁ the mask stays and training continues. With `unit` = "steps", t, E and
+    U are counted in steps of the optimiser instead.
 
     Attributes:
         shape: "linear" or "cubic".
         start: initial sparsity s₀.
         begin: fraction of the training before the first cut.
         end: fraction of the training before the last cut.
-        every: U, epochs between cuts.
+        every: U, epochs or steps between cuts.
         persistent: True: cut weights stay at zero and masks are nested. False: masks are dynamic; cut weights are set to zero but may
             grow again (also by the optimiser's momentum), the next cut ranks all weights anew, and only the last mask is final.
+        unit: what t is counted in: "epochs" or "steps".
 
     Raises:
         ValueError: if a field is outside its range; the message names it.
@@ -105,8 +124,11 @@ class Gradual(Schedule):
     end: float = 3 / 4
     every: int = 1
     persistent: bool = True
+    unit: str = "epochs"
 
     def __post_init__(self) -> None:
+        if self.unit not in UNITS:
+            raise ValueError(f"Gradual: unit '{self.unit}' is not one of {', '.join(UNITS)}")
         if self.shape not in SHAPES:
             raise ValueError(f"Gradual: shape '{self.shape}' is not one of {', '.join(SHAPES)}")
         if not 0.0 <= self.start < 1.0:
@@ -114,22 +136,27 @@ class Gradual(Schedule):
         if not 0.0 <= self.begin < self.end <= 1.0:
             raise ValueError(f"Gradual: begin={self.begin!r} and end={self.end!r} are not fractions with 0 <= begin < end <= 1")
         if not isinstance(self.every, int) or self.every < 1:
-            raise ValueError(f"Gradual: every={self.every!r} is not a whole number of epochs, at least 1")
+            raise ValueError(f"Gradual: every={self.every!r} is not a whole number of {self.unit}, at least 1")
 
     def __str__(self) -> str:
         fate = "cut weights stay at zero" if self.persistent else "cut weights may regrow until the last cut"
-        steps = f"every {self.every} epochs" if self.every > 1 else "every epoch"
+        steps = f"every {self.every} {self.unit}" if self.every > 1 else f"every {self.unit.removesuffix('s')}"
         return f"{self.shape} from {self.start:g}, {steps} between {self.begin:.0%} and {self.end:.0%} of training, {fate}"
 
     def laps(self, epochs: int, present: float, target: float) -> tuple[Lap, ...]:
-        """One lap with all the cuts."""
-        return (Lap(1, epochs, self.targets(epochs, target), persistent=self.persistent),)
+        """One lap with all the cuts, if they come after epochs."""
+        cuts = self.targets(epochs, target)
+        return (Lap(1, epochs, cuts if self.unit == "epochs" else {}, persistent=self.persistent),)
+
+    def moves(self, steps: int, target: float) -> dict[int, Move]:
+        """All the cuts, if they come after steps."""
+        return {t: Move(s) for t, s in self.targets(steps, target).items()} if self.unit == "steps" else {}
 
     def targets(self, epochs: int, target: float) -> dict[int, float]:
         """The sparsities of the cuts.
 
         Args:
-            epochs: number of epochs E.
+            epochs: number of epochs (or steps, see `unit`) E.
             target: final sparsity.
 
         Returns:
@@ -149,6 +176,22 @@ class Gradual(Schedule):
             return target + (start - target) * (1.0 - (t - first) / (last - first)) ** 3
         # Rounding may make the end of the line slightly larger than the target.
         return min(target, start + (target - start) * (t // self.every) / (last // self.every))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regrowth(Schedule):
+    """Train under a mask that moves between steps, as a criterion that regrows weights says (see `methods.Regrowing`)."""
+
+    kind: ClassVar = "regrowth"
+    stage: ClassVar = Stage.DURING
+
+    def __str__(self) -> str:
+        return "the mask moves between steps of training"
+
+    def laps(self, epochs: int, present: float, target: float) -> tuple[Lap, ...]:
+        """One lap; the criterion has the cuts."""
+        _check(epochs, target)
+        return (Lap(1, epochs),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,17 +239,19 @@ class Rewinding(Schedule):
     A network is trained for E epochs. Each of the n = ⌈log(1 - s) / log(1 - rate)⌉ rounds cuts it, sets the remaining weights back to
     those of epoch k = `to` · E and trains it to epoch E again, with the learning rate of those epochs. Each round reduces the density
     by the same factor, and the last one reaches the sparsity s exactly. In total E + n (E - k) epochs are trained, many times more
-    than with other methods.
+    than with other methods. With `weights` = False only the learning rate is rewound, and the weights stay as they are.
 
     Attributes:
         rate: fraction of the remaining weights that a round removes, at most.
         to: fraction of the training to rewind to.
+        weights: whether the weights are set back, or only the learning rate.
 
     Raises:
         ValueError: if a field is outside its range.
 
     References: Frankle and Carbin, "The lottery ticket hypothesis", ICLR 2019 (rate 0.2, to = 0); Frankle et al., "Linear
-    mode connectivity and the lottery ticket hypothesis", ICML 2020, for rewinding to an early epoch.
+    mode connectivity and the lottery ticket hypothesis", ICML 2020, for rewinding to an early epoch; Renda, Frankle and Carbin,
+    "Comparing rewinding and fine-tuning in neural network pruning", ICLR 2020, for learning-rate rewinding (to = 0).
     """
 
     kind: ClassVar = "rewinding"
@@ -214,6 +259,7 @@ class Rewinding(Schedule):
 
     rate: float = 0.2
     to: float = 0.1
+    weights: bool = True
 
     def __post_init__(self) -> None:
         if not 0.0 < self.rate < 1.0:
@@ -222,7 +268,8 @@ class Rewinding(Schedule):
             raise ValueError(f"Rewinding: to={self.to!r} is not a fraction of the training in [0, 1)")
 
     def __str__(self) -> str:
-        return f"cuts {self.rate:.0%} after training, rewinds to {self.to:.0%} of the training and trains again, until the target"
+        what = "rewinds" if self.weights else "rewinds the learning rate"
+        return f"cuts {self.rate:.0%} after training, {what} to {self.to:.0%} of the training and trains again, until the target"
 
     def laps(self, epochs: int, present: float, target: float) -> tuple[Lap, ...]:
         """The first training, then one lap per round."""
@@ -230,7 +277,7 @@ class Rewinding(Schedule):
         start = min(round(self.to * epochs), epochs - 1)
         rounds = math.ceil(math.log((1.0 - target) / (1.0 - present)) / math.log(1.0 - self.rate) - 1e-9)
         targets = exponential(present, target, rounds) if rounds > 0 else ()
-        laps = [Lap(1, epochs)] + [Lap(start + 1, epochs, rewind=True)] * len(targets)
+        laps = [Lap(1, epochs)] + [Lap(start + 1, epochs, rewind=self.weights)] * len(targets)
         cuts = [*({epochs: s} for s in targets), {}]
         return tuple(dataclasses.replace(lap, cuts=c) for lap, c in zip(laps, cuts, strict=True))
 

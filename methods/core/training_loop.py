@@ -10,15 +10,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from methods.core.arguments import require
-from methods.core.callbacks import Callback, EpochRecord, check_callbacks
+from methods.core.callbacks import Callback, EpochRecord, Work, check_callbacks
 from methods.core.configurations import Training
 from methods.core.cutting import Pruner, cut, rehearse
-from methods.core.interface import Batches, Posterior, Problem, check_length, check_prior, count_batches, derive
-from methods.core.masks import Mask, kept_weights, sparsity_of, stored
+from methods.core.interface import Batches, Posterior, Problem, check_length, check_prior, count_batches, count_masked, derive
+from methods.core.masks import Mask, kept_weights, sparsity_of
 from methods.core.modes import evaluating, own_modes, unchanged_on_error
 from methods.core.reading import explaining, outputs_and_loss, pairs
 from methods.core.recipe import Recipe
+from methods.core.regrowth import Regrowing, moved
 from methods.core.schedule import Lap
+from methods.core.steps import check_finite, decay_gradients, mask_gradients, mask_memory, mask_weights, masked_parameters, shrink
 
 
 def fit(
@@ -95,7 +97,8 @@ class _Run:
         if not self.n_batches or not problem.samples:
             raise ValueError("there are no samples to train on: the batches are empty")
         self.resting = _resting(problem.model)
-        self.cuts_left = sum(len(lap.cuts) for lap in self.laps)
+        self.moves = pruner.moves(problem, self.n_batches * recipe.epochs) if pruner is not None else {}
+        self.cuts_left = sum(len(lap.cuts) for lap in self.laps) + len(self.moves)
         self.moved = False
         self.done = 0
         self.optimizer: torch.optim.Optimizer
@@ -121,6 +124,7 @@ class _Run:
             lr=self.optimizer.param_groups[0]["lr"],
             evidence=evidence,
             sparsity=sparsity_of(self.problem.mask) if self.problem.mask else 0.0,
+            work=tuple(self.work),
         )
 
     def _start(self) -> None:
@@ -132,8 +136,9 @@ class _Run:
         if self.cuts_left and not problem.mask.keys() <= problem.weights.keys():
             raise ValueError(f"training '{self.training.name}' re-parametrises the weights, so they cannot be pruned during training")
         check_prior(self.state, self.named)
-        self.masked = _masked(model, problem.mask)
-        _mask_weights(self.masked)
+        self.work: list[Work] = []
+        self._set_mask(problem.mask)
+        mask_weights(self.masked)
         # Only the first lap passes the epoch that later laps rewind to.
         self.rewinds_to = next((lap.first - 1 for lap in self.laps if lap.rewind), None)
 
@@ -141,12 +146,14 @@ class _Run:
         if lap.rewind:
             weights, self.state = self.early
             self.problem.model.load_state_dict(weights)
-            _mask_weights(self.masked)
+            mask_weights(self.masked)
         self.optimizer = self.recipe.make(list(self.named.values()), self.training.lr)
         self.base = [group["lr"] for group in self.optimizer.param_groups]
         self._between(lap, lap.first - 1)
+        if 0 in self.moves:
+            self._move(0, lap)
         for epoch in range(lap.first, lap.last + 1):
-            self._epoch(epoch, lap.last)
+            self._epoch(epoch, lap)
             known = len(self.state.marginal_likelihood)
             with _own_draws(self.problem):  # draws of the hooks and cuts must not shift the dropout of the next epoch
                 if self.previous is None:
@@ -162,16 +169,18 @@ class _Run:
         if epoch in lap.cuts:
             self._cut(lap.cuts[epoch], lap.persistent)
 
-    def _epoch(self, epoch: int, epochs: int) -> None:
-        """One pass over the batches; the learning-rate schedule ends after `epochs` epochs."""
-        model, device, steps = self.problem.model, self.problem.device, self.n_batches * epochs
+    def _epoch(self, epoch: int, lap: Lap) -> None:
+        """One pass over the batches; the learning-rate schedule ends after the last epoch of the lap."""
+        model, device, steps = self.problem.model, self.problem.device, self.n_batches * lap.last
         model.train()
         for module in self.resting:
             module.training = False
-        decoupled = self.training.decoupled_decay
-        decay = self.state.decay if decoupled is None else {}  # the penalty of an earlier training would be added to the decoupled decay
+        decay = (
+            self.state.decay if self.training.decoupled_decay is None else {}
+        )  # an earlier penalty would be added to the decoupled decay
         decayed = [(p, decay[n].to(p.dtype)) for n, p in self.named.items() if n in decay]
         step, losses = self.n_batches * (epoch - 1), []
+        self.work, self.moved = [], True
         for x, y in pairs(self.batches, device):
             with self.recipe.cast(device):
                 _, loss = outputs_and_loss(model, self.problem.loss, x, y)
@@ -181,19 +190,52 @@ class _Run:
             losses.append(loss.detach())
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            _decay_gradients(decayed)
-            _mask_gradients(self.masked)
-            for group, lr in zip(self.optimizer.param_groups, self.base, strict=True):
-                group["lr"] = lr * self.recipe.factor((step + 1) / (steps + 1))
-            if decoupled:
-                _shrink(self.optimizer, decoupled)
-            self.optimizer.step()
             step += 1
+            move = self.moves.get(step)
+            self._count(len(y), dense=move is not None and move.share > 0)
+            if move is None or not move.share:  # a move that regrows weights takes the place of the step
+                self._step(decayed, step / (steps + 1))
+            if move is not None:
+                self._move(step, lap)
         if step != self.n_batches * epoch:
             check_length(self.batches, self.n_batches)
-        _mask_weights(self.masked)
-        self.moved, self.losses = True, losses
-        _check_finite(losses, self.named, f"epoch {epoch} of {epochs}")
+        mask_weights(self.masked)
+        self.losses = losses
+        check_finite(losses, self.named, f"epoch {epoch} of {lap.last}")
+
+    def _step(self, decayed: list[tuple[nn.Parameter, Tensor]], progress: float) -> None:
+        """One step of the optimiser; `progress`: the fraction of all steps that are done after it."""
+        decay_gradients(decayed)
+        mask_gradients(self.masked)
+        for group, lr in zip(self.optimizer.param_groups, self.base, strict=True):
+            group["lr"] = lr * self.recipe.factor(progress)
+        if self.training.decoupled_decay:
+            shrink(self.optimizer, self.training.decoupled_decay)
+        self.optimizer.step()
+
+    def _count(self, samples: int, dense: bool) -> None:
+        """Add the work of one batch."""
+        last = self.work[-1] if self.work else None
+        if last is not None and last.masked is self.counts and last.dense == dense:
+            self.work[-1] = last._replace(samples=last.samples + samples)
+        else:
+            self.work.append(Work(samples, self.counts, dense))
+
+    def _move(self, step: int, lap: Lap) -> None:
+        """Change the mask after a step: cut to the sparsity of the move, then drop and grow weights."""
+        assert self.pruner is not None
+        move, criterion = self.moves[step], self.pruner.criterion
+        with _own_draws(self.problem):
+            gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.problem.weights.items()}
+            kept, total = kept_weights(self.problem.mask)
+            if isinstance(criterion, Regrowing) and count_masked(move.sparsity, total) <= total - kept:
+                self.cuts_left -= 1
+            else:
+                self._cut(move.sparsity, lap.persistent)
+            if isinstance(criterion, Regrowing) and move.share:
+                self._set_mask(moved(self.problem, criterion, gradients, move.share, step))
+                mask_weights(self.masked)
+                mask_memory(self.optimizer, self.masked)
 
     def _cut(self, sparsity: float, persistent: bool) -> None:
         assert self.pruner is not None
@@ -204,8 +246,12 @@ class _Run:
         mask = cut(replace(self.problem, posterior=posterior), pruner.criterion, pruner.granularity, sparsity, cost=pruner.cost)
         self.cuts_left -= 1
         if persistent or not self.cuts_left:
-            self.problem.mask, self.masked = mask, _masked(self.problem.model, mask)
-            _mask_memory(self.optimizer, self.masked)
+            self._set_mask(mask)
+            mask_memory(self.optimizer, self.masked)
+
+    def _set_mask(self, mask: Mask) -> None:
+        self.problem.mask, self.masked = mask, masked_parameters(self.problem.model, mask)
+        self.counts = {n: (int(m.sum()), m.numel()) for n, m in mask.items() if not bool(m.all())}
 
 
 def _resting(model: nn.Module) -> list[nn.Module]:
@@ -214,60 +260,3 @@ def _resting(model: nn.Module) -> list[nn.Module]:
         return [m for m in model.modules() if not m.training]
     norms = [m for m in model.modules() if isinstance(m, (_BatchNorm, _InstanceNorm)) and m.weight is not None]
     return [m for m in norms if not any(p.requires_grad for p in m.parameters())]
-
-
-def _check_finite(losses: list[Tensor], named: dict[str, nn.Parameter], when: str) -> None:
-    """Raise FloatingPointError if a loss of an epoch, or a weight after it, is not finite. Read once per epoch, as reading waits."""
-    values = torch.stack(losses)
-    if not bool(values.isfinite().all()):
-        first = int((~values.isfinite()).nonzero()[0])
-        raise FloatingPointError(f"the training loss is {float(values[first])} in {when}, batch {first + 1}")
-    with torch.no_grad():
-        largest = torch.stack([n.float() for n in torch._foreach_norm(list(named.values()), float("inf"))])
-    if not bool(largest.isfinite().all()):
-        name = list(named)[int((~largest.isfinite()).nonzero()[0])]
-        raise FloatingPointError(f"'{name}' is no longer finite after a step in {when}, although the losses are: its gradient is not")
-
-
-@torch.no_grad()
-def _decay_gradients(decayed: list[tuple[nn.Parameter, Tensor]]) -> None:
-    """Add the gradient d θ T / N of the Gaussian prior, as if ½ Σ d θ² T / N were in the loss: one call for all parameters."""
-    reached = [(p, c) for p, c in decayed if p.grad is not None]
-    if reached:
-        gradients: list[Tensor] = [p.grad for p, _ in reached]  # type: ignore[misc]
-        torch._foreach_addcmul_(gradients, [p for p, _ in reached], [c for _, c in reached])
-
-
-@torch.no_grad()
-def _shrink(optimizer: torch.optim.Optimizer, decay: float) -> None:
-    """Decoupled weight decay, θ ← θ - lr λ θ, of the parameters that the next step changes."""
-    for group in optimizer.param_groups:
-        reached = [p for p in group["params"] if p.grad is not None]
-        if reached:
-            torch._foreach_mul_(reached, 1.0 - group["lr"] * decay)
-
-
-def _masked(model: nn.Module, mask: Mask) -> list[tuple[nn.Parameter, Tensor]]:
-    """The parameters of weights that are partly masked, each with its mask as a tensor of 0 and 1."""
-    return [(p, m.to(p.dtype)) for n, m in mask.items() if not bool(m.all()) for p in stored(model, n, m.shape)]
-
-
-def _mask_gradients(masked: list[tuple[nn.Parameter, Tensor]]) -> None:
-    """Zero the gradients of masked weights. They start at zero and get no momentum, so they stay at zero."""
-    for p, m in masked:
-        if p.grad is not None:
-            p.grad.mul_(m)
-
-
-@torch.no_grad()
-def _mask_weights(masked: list[tuple[nn.Parameter, Tensor]]) -> None:
-    for p, m in masked:
-        p.mul_(m)
-
-
-def _mask_memory(optimizer: torch.optim.Optimizer, masked: list[tuple[nn.Parameter, Tensor]]) -> None:
-    """Clear the momentum and second moment of weights that were just cut; either would move them at the next step."""
-    for p, m in masked:
-        for value in optimizer.state.get(p, {}).values():
-            if isinstance(value, Tensor) and value.shape == p.shape:
-                value.mul_(m)

@@ -14,9 +14,10 @@ def criterion_alone(method: str, hyperparameters: dict[str, Any]) -> Criterion:
     """
     found = get(method)
     if found.schedule is not None:
+        alone = "" if found.criterion == found.name else f", or use its criterion alone: '{found.criterion}'"
         raise ValueError(
             f"'{method}' prunes by a schedule during training: call mask, posterior = methods.train_pruned(model, batches, "
-            f"method='{method}', sparsity=...), or use its criterion alone: '{found.criterion}'"
+            f"method='{method}', sparsity=...){alone}"
         )
     if found.training != "map":
         base = found.name.partition("@")[0] if "@" in found.name else found.criterion

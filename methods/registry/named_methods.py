@@ -14,6 +14,10 @@ GRADUAL = Gradual(shape="cubic", start=0.0, begin=1 / 3, end=3 / 4, every=1, per
 RELEASED = Gradual(shape="linear", start=0.1, begin=1 / 3, end=1.0, every=2, persistent=False)
 
 
+# Learning-rate rewinding (Renda et al. 2020, "Comparing rewinding and fine-tuning in neural network pruning").
+LR_REWINDING = Rewinding(rate=0.2, to=0.0, weights=False)
+
+
 def _spam(**options: str) -> Method:
     """A variant of `spam`, named after the options that differ from it. It is costly: it shares no trained network with others."""
     name = "_".join(["spam", *("kfac" if o == "kronecker" else o for o in options.values())])
@@ -21,9 +25,10 @@ def _spam(**options: str) -> Method:
 
 
 for _method in (
-    Method("magnitude_layer", "magnitude", options={"scope": "layer"}),
+    *(Method(f"magnitude_{scope}", "magnitude", options={"scope": scope}) for scope in ("layer", "erk", "lamp")),
     Method("magnitude_init", "magnitude", stage=Stage.INIT),
     Method("random_init", "random", stage=Stage.INIT),
+    Method("random_init_erk", "random", stage=Stage.INIT, options={"scope": "erk"}),
     Method("snip_iterative", "snip", stage=Stage.INIT, options={"n_rounds": 100}, costly=True),
     Method("spam", "opd", training="spam"),
     Method("dwf", "magnitude", training="dwf"),
@@ -32,10 +37,11 @@ for _method in (
     *(_spam(structure="kronecker", prior=prior) for prior in ("unit", "layer", "scalar")),
     Method("magnitude_iterative", "magnitude", schedule=Iterative(), costly=True),
     Method("imp", "magnitude", stage=Stage.DURING, schedule=Rewinding(), costly=True),
+    Method("magnitude_lr_rewinding", "magnitude", stage=Stage.DURING, schedule=LR_REWINDING, costly=True),
     Method("magnitude_gradual", "magnitude", stage=Stage.DURING, schedule=GRADUAL, costly=True),
     Method("spam_gradual", "opd", training="spam", stage=Stage.DURING, schedule=GRADUAL, costly=True),
     Method("spam_online", "opd", training="spam", stage=Stage.DURING, schedule=RELEASED, costly=True),
 ):
     define(_method)
 
-SCHEDULES.update(iterative=Iterative(), gradual=GRADUAL, online=RELEASED, rewinding=Rewinding())
+SCHEDULES.update(iterative=Iterative(), gradual=GRADUAL, online=RELEASED, rewinding=Rewinding(), lr_rewinding=LR_REWINDING)

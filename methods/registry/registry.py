@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 from methods.core.configurations import Configuration, Criterion, Granularity, Training
 from methods.core.hyperparameters import ranges
 from methods.core.interface import Stage
-from methods.core.schedule import Gradual, Schedule
+from methods.core.regrowth import Regrowing, check_schedule
+from methods.core.schedule import Gradual, Regrowth, Schedule
 from methods.registry import spelling
 
 ENTRY_POINTS = "razorbench.methods"
@@ -61,9 +62,11 @@ class Method:
                 f"method '{self.name}': a schedule '{self.schedule.kind}' is for stage '{self.schedule.stage}', not '{self.stage}'"
             )
         cls = _registered["criteria"].get(self.criterion)
-        if cls is not None and issubclass(cls, Criterion) and self.stage not in cls.stages:
-            allowed = ", ".join(cls.stages)
-            raise ValueError(f"method '{self.name}': criterion '{self.criterion}' is for stage {allowed}, not '{self.stage}'")
+        if cls is not None and issubclass(cls, Criterion):
+            if self.stage not in cls.stages:
+                allowed = ", ".join(cls.stages)
+                raise ValueError(f"method '{self.name}': criterion '{self.criterion}' is for stage {allowed}, not '{self.stage}'")
+            check_schedule(cls, self.schedule)
 
     def make_criterion(self, **hyperparameters: Any) -> Criterion:
         """The criterion with this method's options and the given hyperparameters.
@@ -101,7 +104,7 @@ def unknown(kind: str, name: str, options: Iterable[str]) -> UnknownName:
 def register(name: str, *, costly: bool = False) -> Callable[[C], C]:
     """Class decorator that registers a Criterion, a Training or a Granularity.
 
-    A criterion becomes a method of the same name too, with training `map`, at its default stage (DURING: with the default `Gradual`).
+    A criterion becomes a method too, with training `map`, at its first stage (DURING: under `Gradual`, or `Regrowth` if it regrows).
 
     Args:
         name: lower-case letters, digits and underscores (or a pattern n:m).
@@ -125,7 +128,8 @@ def register(name: str, *, costly: bool = False) -> Callable[[C], C]:
         _registered[kind][name] = cls
         if issubclass(cls, Criterion):
             stage = cls.stages[0]
-            define(Method(name, name, stage=stage, costly=costly, schedule=Gradual() if stage == Stage.DURING else None))
+            during = Regrowth() if issubclass(cls, Regrowing) else Gradual()
+            define(Method(name, name, stage=stage, costly=costly, schedule=during if stage == Stage.DURING else None))
         return cls
 
     return add

@@ -64,7 +64,7 @@ def test_rewinding_laps_by_hand() -> None:
     target=st.floats(0, 0.999),
     schedule=st.one_of(
         st.builds(Iterative, rounds=st.integers(1, 12), shape=st.sampled_from(sorted(WAYS))),
-        st.builds(Rewinding, rate=st.floats(0.05, 0.9), to=st.floats(0, 1, exclude_max=True)),
+        st.builds(Rewinding, rate=st.floats(0.05, 0.9), to=st.floats(0, 1, exclude_max=True), weights=st.booleans()),
     ),
 )
 def test_every_schedule_ends_at_its_target(epochs: int, target: float, schedule: Schedule) -> None:
@@ -75,7 +75,7 @@ def test_every_schedule_ends_at_its_target(epochs: int, target: float, schedule:
     if isinstance(schedule, Iterative):
         assert schedule.epochs(epochs, target) == epochs, "the same epochs, divided"
     else:
-        assert [lap.rewind for lap in laps] == [False] + [True] * (len(laps) - 1)
+        assert [lap.rewind for lap in laps] == [False] + [schedule.weights] * (len(laps) - 1)  # type: ignore[attr-defined]
         densities = [1.0, *(1.0 - s for s in sparsities)]
         assert all(b >= a * (1.0 - schedule.rate) - 1e-9 for a, b in itertools.pairwise(densities))  # type: ignore[attr-defined]
         assert all(lap.last == epochs and 1 <= lap.first <= epochs for lap in laps)
@@ -125,17 +125,19 @@ def same(model: nn.Module, other: nn.Module) -> None:
         assert torch.allclose(p, q, atol=1e-5), name
 
 
-def test_rewinding_is_a_loop_written_by_hand(batches: Data) -> None:
-    """Train 5 epochs, keep the network of epoch 1; cut 25 %, rewind, train 4 epochs; cut to 43.75 %, rewind, train 4."""
+@pytest.mark.parametrize("weights", [True, False])
+def test_rewinding_is_a_loop_written_by_hand(batches: Data, weights: bool) -> None:
+    """Train 5 epochs, keep the network of epoch 1; cut 25 %, rewind it or only the rate, train 4 epochs; cut to 43.75 %, train 4."""
     problem = Problem(network(), batches)
-    fit(problem, Map(), Recipe(epochs=5), pruner=pruner(Rewinding(rate=0.25, to=0.2), 0.4375))
+    fit(problem, Map(), Recipe(epochs=5), pruner=pruner(Rewinding(rate=0.25, to=0.2, weights=weights), 0.4375))
 
     model, recipe, n = network(), Recipe(epochs=5), len(batches)
     masks = [torch.ones_like(model[0].weight), torch.ones_like(model[3].weight)]
     early: dict[str, Tensor] = {}
     for first, sparsity in ((0, 0.25), (1, 0.4375), (1, None)):
         if early:
-            model.load_state_dict(early)
+            if weights:
+                model.load_state_dict(early)
             with torch.no_grad():
                 model[0].weight.mul_(masks[0])
                 model[3].weight.mul_(masks[1])

@@ -112,8 +112,9 @@ def test_scope_global_lets_layers_differ(three: nn.Module) -> None:
 SCOPED = [name for name in methods.names("criteria") if "scope" in methods.ranges(methods.lookup("criteria", name))]
 
 
-@pytest.mark.parametrize("name", SCOPED)
-@pytest.mark.parametrize("scope", methods.ranges(methods.lookup("criteria", "magnitude"))["scope"].choices)
+@pytest.mark.parametrize(
+    ("name", "scope"), [(name, scope) for name in SCOPED for scope in methods.ranges(methods.lookup("criteria", name))["scope"].choices]
+)
 def test_no_scope_changes_the_order_inside_a_layer(batches: Data, mlp: Make, name: str, scope: str) -> None:
     model = mlp().double()
     plain = methods.scores(model, double(batches), name, scope="global")

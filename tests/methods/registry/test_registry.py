@@ -13,7 +13,7 @@ import pytest
 from torch import Tensor, nn
 
 import methods
-from methods import Choice, Criterion, Float, Gradual, Int, Method, Problem, Scores, Stage, register
+from methods import Choice, Criterion, Float, Gradual, Int, Method, Problem, Regrowth, Scores, Stage, register
 from methods.registry import registry
 from methods.registry.registry import KINDS
 
@@ -78,8 +78,9 @@ def state() -> tuple[list[list[str]], list[str]]:
 
 @pytest.mark.parametrize("name", methods.names("criteria"))
 def test_every_criterion_is_a_method_at_its_first_stage_under_map(name: str) -> None:
-    stage = methods.lookup("criteria", name).stages[0]
-    assert methods.get(name) == Method(name, name, "map", stage)
+    criterion = methods.lookup("criteria", name)
+    schedule = Regrowth() if issubclass(criterion, methods.Regrowing) else None
+    assert replace(methods.get(name), costly=False) == Method(name, name, "map", criterion.stages[0], schedule=schedule)
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -248,7 +249,7 @@ def test_an_unknown_class_is_named_with_its_nearest(kind: str, name: str, messag
     ("kind", "name", "options", "message"),
     [
         ("criteria", "snip", {"n_batch": 2}, r"'snip' has no hyperparameter 'n_batch' \(did you mean 'n_batches'\?\); it has: n_batches"),
-        ("criteria", "random", {"scope": "layer"}, r"'random' has no hyperparameter 'scope'; it has: none"),
+        ("granularities", "weight", {"scope": "layer"}, r"'weight' has no hyperparameter 'scope'; it has: none"),
         ("criteria", "snip", {"n_batches": 0}, r"n_batches=0 is not an integer >= 1"),
         ("criteria", "snip", {"n_batches": 2.0}, r"n_batches=2.0 is not an integer >= 1"),
         ("criteria", "grasp", {"temperature": float("nan")}, r"temperature=nan is not a finite number > 0"),
