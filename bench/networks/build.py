@@ -15,7 +15,11 @@ from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
 
 import methods
-from bench.networks import own, plugins
+from bench.networks import (
+    own,
+    plugins,
+    without_norms,  # noqa: F401 (registers its networks)
+)
 from bench.networks.classics import CLASSICS, SMALL_VGG, SMALL_VGG_SIDE, TABULAR, Size, small_vgg
 from bench.networks.own import OFFERED
 from bench.spec import own_file

@@ -20,7 +20,7 @@ SMALL_VGG_SIDE = 64  # pixels; for larger images the network of timm is used
 CLASSICS: dict[str, Builder] = {}
 
 
-def _classic(*, in_chans: int, img_size: int) -> Callable[[Builder], Builder]:
+def classic(*, in_chans: int, img_size: int) -> Callable[[Builder], Builder]:
     """Register a builder with timm under its name; the arguments are the default channels and image size."""
 
     def register(build: Builder) -> Builder:
@@ -56,19 +56,19 @@ def _dense(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-@_classic(in_chans=1, img_size=28)
+@classic(in_chans=1, img_size=28)
 def mlp(classes: int, channels: int, size: Size) -> nn.Module:
     """Two hidden layers of 100, ReLU; images or tabular data."""
     return _dense(channels * size[0] * size[1], 100, 100, classes)
 
 
-@_classic(in_chans=1, img_size=28)
+@classic(in_chans=1, img_size=28)
 def mlp_256(classes: int, channels: int, size: Size) -> nn.Module:
     """One hidden layer of 256, ReLU; images or tabular data."""
     return _dense(channels * size[0] * size[1], 256, classes)
 
 
-@_classic(in_chans=1, img_size=28)
+@classic(in_chans=1, img_size=28)
 def lenet5(classes: int, channels: int, size: Size) -> nn.Module:
     """LeNet-5 with ReLU and max pooling (LeCun et al. 1998), 61,706 parameters on 28x28.
 
@@ -98,11 +98,12 @@ def lenet5(classes: int, channels: int, size: Size) -> nn.Module:
     )
 
 
-def _conv3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+def conv3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    """A 3x3 convolution without bias."""
     return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
 
 
-def _initialised(model: nn.Module) -> nn.Module:
+def initialised(model: nn.Module) -> nn.Module:
     """Initialise convolutions as He et al. (2015) for ReLU; other parameters keep the default of torch."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -116,8 +117,8 @@ class _BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = _conv3(inputs, outputs, stride), nn.BatchNorm2d(outputs)
-        self.conv2, self.bn2 = _conv3(outputs, outputs), nn.BatchNorm2d(outputs)
+        self.conv1, self.bn1 = conv3(inputs, outputs, stride), nn.BatchNorm2d(outputs)
+        self.conv2, self.bn2 = conv3(outputs, outputs), nn.BatchNorm2d(outputs)
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,13 +130,13 @@ class _BasicBlock(nn.Module):
         return functional.relu(torch.cat([old + x[:, :, :: self.stride, :: self.stride], new], dim=1))
 
 
-@_classic(in_chans=3, img_size=32)
+@classic(in_chans=3, img_size=32)
 def resnet20(classes: int, channels: int, size: Size) -> nn.Module:
     """The CIFAR ResNet-20 (He et al. 2016), widths 16-32-64, parameter-free shortcuts, 0.27 M parameters."""
     shapes = [(16, 16, 1)] * 3 + [(16, 32, 2)] + [(32, 32, 1)] * 2 + [(32, 64, 2)] + [(64, 64, 1)] * 2
-    stem = [_conv3(channels, 16), nn.BatchNorm2d(16), nn.ReLU()]
+    stem = [conv3(channels, 16), nn.BatchNorm2d(16), nn.ReLU()]
     blocks = [_BasicBlock(*shape) for shape in shapes]
-    return _initialised(_convolutional([*stem, *blocks], 64, classes))
+    return initialised(_convolutional([*stem, *blocks], 64, classes))
 
 
 class _WideBlock(nn.Module):
@@ -143,8 +144,8 @@ class _WideBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), _conv3(inputs, outputs, stride)
-        self.bn2, self.conv2 = nn.BatchNorm2d(outputs), _conv3(outputs, outputs)
+        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), conv3(inputs, outputs, stride)
+        self.bn2, self.conv2 = nn.BatchNorm2d(outputs), conv3(outputs, outputs)
         self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,13 +154,13 @@ class _WideBlock(nn.Module):
         return residual + (x if self.shortcut is None else self.shortcut(active))
 
 
-@_classic(in_chans=3, img_size=32)
+@classic(in_chans=3, img_size=32)
 def wrn16_4(classes: int, channels: int, size: Size) -> nn.Module:
     """Wide ResNet 16-4 (Zagoruyko & Komodakis 2016), 2.7 M parameters."""
     shapes = [(16, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1)]
     blocks = [_WideBlock(*shape) for shape in shapes]
-    layers = [_conv3(channels, 16), *blocks, nn.BatchNorm2d(256), nn.ReLU()]
-    return _initialised(_convolutional(layers, 256, classes))
+    layers = [conv3(channels, 16), *blocks, nn.BatchNorm2d(256), nn.ReLU()]
+    return initialised(_convolutional(layers, 256, classes))
 
 
 def _convolutional(features: list[nn.Module], width: int, classes: int) -> nn.Module:
@@ -180,15 +181,15 @@ def small_vgg(depths: tuple[int, ...], classes: int, channels: int, size: Size) 
     side = min(size)
     for width, depth in zip((64, 128, 256, 512, 512), depths, strict=True):
         for _ in range(depth):
-            layers += [_conv3(channels, width), nn.BatchNorm2d(width), nn.ReLU()]
+            layers += [conv3(channels, width), nn.BatchNorm2d(width), nn.ReLU()]
             channels = width
         if side >= 2:
             layers.append(nn.MaxPool2d(2))
             side //= 2
-    return _initialised(_convolutional(layers, channels, classes))
+    return initialised(_convolutional(layers, channels, classes))
 
 
-@_classic(in_chans=1, img_size=8)
+@classic(in_chans=1, img_size=8)
 def vit_micro_patch4(classes: int, channels: int, size: Size) -> nn.Module:
     """A vision transformer of one block, width 48, 4 heads, patches of 4x4, class token.
 

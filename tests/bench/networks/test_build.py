@@ -14,6 +14,8 @@ from bench.planning.trained import protocol_of
 from bench.spec.errors import UserError
 from bench.spec.suite import load_suite
 
+FIXUP = [(16, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256)]  # (inputs, outputs) of the blocks
+RESNET = [(64, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 512), (512, 512)]
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
 
 
@@ -61,6 +63,10 @@ def test_every_classic_network_learns_on_every_suitable_shape(name: str, shape: 
         ("vgg11_bn", (3, 32, 32), 10, 9_228_362),
         ("vgg16_bn", (3, 32, 32), 10, 14_724_042),
         ("vit_micro_patch4", (1, 8, 8), 10, 29_962),
+        ("fixup_wrn16_4", (3, 32, 32), 10, 16 * 27 + sum(9 * (a * b + b * b) for a, b in FIXUP) + 16 * 64 + 64 * 128 + 128 * 256 + 2_602),
+        ("fixup_resnet18", (3, 32, 32), 10, 64 * 27 + sum(9 * (a * b + b * b) for a, b in RESNET) + 1 + 8 * 5 + 1 + 5_130),
+        ("residual_mlp", (1, 28, 28), 10, 784 * 785 + 2 * (256 * 785 + 784 * 257) + 7_850),
+        ("vit_plain_patch7", (1, 28, 28), 10, 49 * 128 + 4 * 512 * 128 + 2 * 128 * 256 + 128 + 1_280),
     ],
 )
 def test_parameter_counts(name: str, shape: tuple[int, ...], classes: int, count: int) -> None:
@@ -272,3 +278,53 @@ def test_every_name_has_one_line() -> None:
     for name in [*names(), "resnet18", "resnet18.a1_in1k"]:
         assert describe(name)
         assert "\n" not in describe(name)
+
+
+# --- networks without norms
+
+
+@pytest.mark.parametrize(("name", "branches"), [("fixup_wrn16_4", 6), ("fixup_resnet18", 8)])
+def test_fixup_starts_with_scaled_convolutions_and_empty_branches(name: str, branches: int) -> None:
+    model = seeded(name, (3, 16, 16))
+    convs = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    first = {n: m for n, m in convs.items() if n.endswith("conv1")}
+    assert len(first) == branches
+    for conv in first.values():
+        wanted = (2 / (9 * conv.out_channels)) ** 0.5 * branches**-0.5
+        assert float(conv.weight.std()) == pytest.approx(wanted, rel=0.05)
+    assert not any(bool(m.weight.any()) for n, m in convs.items() if n.endswith("conv2"))
+    x = torch.randn(2, 3, 16, 16)
+    assert not bool(model(x).any())
+    with torch.no_grad():  # with empty branches, the features are those of the stem and the shortcuts alone
+        for conv in first.values():
+            conv.weight.normal_()
+        before = model[:-1](x)
+        for conv in first.values():
+            conv.weight.zero_()
+    assert torch.equal(before, model[:-1](x))
+
+
+def test_the_plain_vit_is_plain_loops() -> None:
+    model = seeded("vit_plain_patch7", (2, 8, 15)).eval()
+    x = torch.randn(1, 2, 8, 15)
+    padded = torch.zeros(2, 14, 21)
+    padded[:, :8, :15] = x[0]
+    with torch.no_grad():
+        tokens = []
+        for r, c in ((r, c) for r in range(2) for c in range(3)):
+            patch = padded[:, 7 * r : 7 * r + 7, 7 * c : 7 * c + 7]
+            place = []
+            for value, wave in ((c, "sin"), (c, "cos"), (r, "sin"), (r, "cos")):
+                place += [getattr(torch.tensor(value * 1e-4 ** (k / 31)), wave)() for k in range(32)]
+            tokens.append((model.embed.weight * patch).sum((1, 2, 3)) + torch.stack(place))
+        h = torch.stack(tokens)
+        q, k, v = (model.attention.layers[0].qkv.weight[512 * i : 512 * i + 512] for i in range(3))
+        heads = []
+        for n in range(8):
+            own = slice(64 * n, 64 * n + 64)
+            weights = ((h @ q[own].T) @ (h @ k[own].T).T / 8.0).softmax(1)
+            heads.append(weights @ (h @ v[own].T))
+        h = h + torch.cat(heads, 1) @ model.attention.layers[0].proj.weight.T
+        first, _, last = model.mlp.layers
+        h = h + functional.gelu(h @ first.weight.T) @ last.weight.T + last.bias
+        torch.testing.assert_close(model(x)[0], h.mean(0) @ model.head.weight.T, rtol=1e-4, atol=1e-5)

@@ -430,7 +430,7 @@ Call = Callable[..., Any]
     [
         (
             {"method": "magnitude"},
-            "'magnitude' has no schedule .* pass schedule=..., or use one of .*imp, magnitude_lr_rewinding, magnitude_gradual, spam_gradual",
+            "'magnitude' has no schedule .* or use one of .*imp, magnitude_lr_rewinding, magnitude_gradual, spam_gradual",
         ),
         ({"method": "snipp"}, r"unknown method 'snipp' \(did you mean 'snip'\?\)"),
         ({"scope": "layer"}, "'map' has no hyperparameter 'scope'"),
