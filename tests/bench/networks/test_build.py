@@ -291,7 +291,7 @@ def test_fixup_starts_with_scaled_convolutions_and_empty_branches(name: str, bra
     assert len(first) == branches
     for conv in first.values():
         wanted = (2 / (9 * conv.out_channels)) ** 0.5 * branches**-0.5
-        assert float(conv.weight.std()) == pytest.approx(wanted, rel=0.05)
+        assert conv.weight.std().item() == pytest.approx(wanted, rel=0.05)
     assert not any(bool(m.weight.any()) for n, m in convs.items() if n.endswith("conv2"))
     x = torch.randn(2, 3, 16, 16)
     assert not bool(model(x).any())
