@@ -72,21 +72,21 @@ class Limits:
     def removed(self) -> dict[int, int]:
         """Pool -> the number of its units that are removed, for pools with a ratio: the allowed number that is nearest to it."""
         named: dict[int, tuple[float, str]] = {}
+        counts: dict[int, int] = {}
         for pattern, ratio in (self.ratios or {}).items():
-            for name in self._matching("ratios", pattern):
-                for pool in self.coupling.pools[self.rows[name]].unique().tolist():
-                    first = named.setdefault(pool, (ratio, name))
-                    if first[0] != ratio:
-                        raise ValueError(
-                            f"ratios: '{first[1]}' and '{name}' lose the same channels, but have the ratios {first[0]:g} and {ratio:g}"
-                        )
-        counts = {}
-        for pool, (ratio, name) in named.items():
-            inside = (self.coupling.pools == pool) & self.coupling.free & ~self.protected
-            total, movable = int(self.sizes[pool]), min(int(inside.sum()), int(self.sizes[pool]) - 1)
-            if ratio and not movable:
-                raise ValueError(f"ratios: no output channel of '{name}' can be removed")
-            counts[pool] = min(self.allowed(pool, total, movable), key=lambda c: abs(c - ratio * total))
+            names = self._matching("ratios", pattern)
+            for pool, name in [(p, n) for n in names for p in self.coupling.pools[self.rows[n]].unique().tolist()]:
+                first = named.setdefault(pool, (ratio, name))
+                if first[0] != ratio:
+                    raise ValueError(
+                        f"ratios: '{first[1]}' and '{name}' lose the same channels, but have the ratios {first[0]:g} and {ratio:g}"
+                    )
+                inside = (self.coupling.pools == pool) & self.coupling.free & ~self.protected
+                total, movable = int(self.sizes[pool]), min(int(inside.sum()), int(self.sizes[pool]) - 1)
+                if movable:
+                    counts[pool] = min(self.allowed(pool, total, movable), key=lambda c, wanted=ratio * total: abs(c - wanted))  # type: ignore[misc]
+            if not any(pool in counts for name in names for pool in self.coupling.pools[self.rows[name]].tolist()):
+                raise ValueError(f"ratios: no output channel of '{names[0]}' can be removed")
         return counts
 
     def _matching(self, option: str, pattern: str) -> list[str]:

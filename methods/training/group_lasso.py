@@ -32,7 +32,7 @@ class GroupLasso(Training):
     gradient steps, without a proximal step, bring groups close to zero and not exactly to it; `lam` is ours.
     """
 
-    lam: float = Float(3e-4, 1e-6, 1e-2, log=True, minimum=0, meaning="strength λ of the penalty on the norms of filters")
+    lam: float = Float(3e-4, 1e-5, 1e-2, log=True, minimum=0, meaning="strength λ of the penalty on the norms of filters")
     weight_decay: float = Float(1e-3, 1e-5, 2e-2, log=True, minimum=0, meaning="coefficient of the L2 penalty: ½ · weight_decay · ‖θ‖²")
 
     def prepare(self, problem: Problem) -> Posterior:

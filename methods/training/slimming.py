@@ -30,7 +30,7 @@ class Slimming(Training):
     (VGG) and 1e-5 (ResNet, DenseNet) for 160 epochs.
     """
 
-    lam: float = Float(1e-3, 1e-5, 1e-1, log=True, minimum=0, meaning="strength λ of the L1 penalty on the scales of batch norm")
+    lam: float = Float(1e-2, 1e-4, 1e-1, log=True, minimum=0, meaning="strength λ of the L1 penalty on the scales of batch norm")
     weight_decay: float = Float(1e-3, 1e-5, 2e-2, log=True, minimum=0, meaning="coefficient of the L2 penalty: ½ · weight_decay · ‖θ‖²")
 
     def prepare(self, problem: Problem) -> Posterior:
