@@ -40,7 +40,7 @@ def method_index() -> str:
     """All methods in one table."""
     lines = []
     for method in map(methods.get, methods.names()):
-        named = "must be named" if method.costly else "yes"
+        named = "must be named" if method.costly else in_all(method)
         parts = link("criteria", method.criterion), link("trainings", method.training), STAGES[method.stage]
         lines.append([f"[`{method.name}`]({file_name(method.name)})", *parts, named])
     return (
@@ -52,6 +52,12 @@ def method_index() -> str:
     )
 
 
+def in_all(method: methods.Method) -> str:
+    """Where `--methods all` runs a method that need not be named."""
+    only = method.make_criterion().granularities
+    return f"with granularity {' or '.join(only)}" if only else "yes"
+
+
 def method_page(method: methods.Method) -> str:
     """One method: its parts, its schedule, its hyperparameters."""
     facts = [
@@ -60,7 +66,8 @@ def method_page(method: methods.Method) -> str:
         ("applied", STAGES[method.stage]),
         ("fixed by the name", assigned({**method.options, **method.training_options}) or "nothing"),
         ("schedule", str(method.schedule) if method.schedule else "one cut" if method.stage != "during" else ""),
-        ("in `--methods all`", "no: name it, because it trains networks of its own or takes long" if method.costly else "yes"),
+        ("granularity", " or ".join(method.make_criterion().granularities)),
+        ("in `--methods all`", "no: name it, because it trains networks of its own or takes long" if method.costly else in_all(method)),
     ]
     criterion, training = method.make_criterion(), method.make_training()
     does = f"Criterion: {escaped(first_line(type(criterion)))}.\n\nTraining: {escaped(first_line(type(training)))}.\n"
@@ -73,7 +80,9 @@ def method_page(method: methods.Method) -> str:
     ):
         shown = hyperparameters(made, fixed)
         parts.append(f"## Hyperparameters of the {title} `{made.name}`\n\n{shown or 'None.'}\n")
-    parts.append(f"## Run it\n\n```sh\npython -m bench run --methods {shell(method.name)} --trials 0\n```\n")
+    only = method.make_criterion().granularities
+    where = f" --granularity {only[0]}" if only else ""
+    parts.append(f"## Run it\n\n```sh\npython -m bench run --methods {shell(method.name)}{where} --trials 0\n```\n")
     return "\n".join(parts)
 
 
@@ -111,6 +120,7 @@ def criterion_facts(cls: Any) -> str:
     """What a criterion declares besides its hyperparameters."""
     facts = [
         ("may be applied", ", ".join(STAGES[stage] for stage in cls.stages)),
+        ("defined for granularity", " or ".join(cls().granularities) or "all"),
         ("reads training data", "no" if cls.data_free else "yes"),
         ("scored once for all sparsities", "yes" if cls.nested else "no: its scores depend on the mask or on the sparsity"),
         ("adjusts the kept weights", "yes" if cls.compensate is not methods.Criterion.compensate else "no"),

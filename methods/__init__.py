@@ -21,7 +21,7 @@ from methods.core.batch_norm import recalibrate_batchnorm
 from methods.core.callbacks import EpochRecord
 from methods.core.configurations import Configuration, Criterion, Granularity, Training
 from methods.core.cutting import Pruner, cut, score, scored_once
-from methods.core.hyperparameters import Choice, Float, Int, Range, ranges
+from methods.core.hyperparameters import Choice, Float, Int, Range, Text, ranges
 from methods.core.interface import (
     Batches,
     Cost,
@@ -66,11 +66,11 @@ from methods.registry import named_methods  # noqa: F401 (registers them)
 __all__ = [
     "Batches", "Choice", "Configuration", "Cost", "Criterion", "EpochRecord", "Float", "Gradual", "Granularity", "Importance", "Int",
     "Iterative", "Lap", "Mask", "Method", "Move", "Option", "Posterior", "Problem", "Pruner", "Range", "Recipe", "Regrowing", "Regrowth",
-    "Rewinding", "Schedule", "Scores", "Stage", "Training", "UnknownName", "Values", "apply_mask", "changes_outputs", "check", "compact",
-    "count_masked", "criteria", "cut", "define", "derive", "describe", "effective_sparsity", "fit", "full_mask", "get", "get_granularity",
-    "granularity", "kept_weights", "load_plugin", "lookup", "make", "mask_holds", "names", "nearest", "prunable", "prune", "ranges",
-    "recalibrate_batchnorm", "register", "score", "scored_once", "scores", "shuffled", "source_hash", "sparsity_of", "train",
-    "train_pruned", "training", "unknown",
+    "Rewinding", "Schedule", "Scores", "Stage", "Text", "Training", "UnknownName", "Values", "apply_mask", "changes_outputs", "check",
+    "compact", "count_masked", "criteria", "cut", "define", "derive", "describe", "effective_sparsity", "fit", "full_mask", "get",
+    "get_granularity", "granularity", "kept_weights", "load_plugin", "lookup", "make", "mask_holds", "names", "nearest", "prunable",
+    "prune", "ranges", "recalibrate_batchnorm", "register", "score", "scored_once", "scores", "shuffled", "source_hash", "sparsity_of",
+    "train", "train_pruned", "training", "unknown",
 ]  # fmt: skip
 
 

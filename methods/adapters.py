@@ -17,6 +17,8 @@ from methods.core.interface import Batches
 class Importance:
     """The importance of the channels of a group: the sum of the scores of all prunable weights that are removed with each of them.
 
+    For a method that scores output channels (`fpgm`, `bn_scale`, `taylor`) it is the sum over the rows that are removed.
+
         import torch_pruning as tp
 
         importance = methods.Importance(model, batches, method="obd")
@@ -65,6 +67,8 @@ class Importance:
         rows = dependency.handler in of_rows
         if not rows and dependency.handler not in (prune.prune_conv_in_channels, prune.prune_linear_in_channels):
             return None
+        if self._scores[id(module.weight)].dim() == 1:
+            return self._scores[id(module.weight)] if rows else None
         by_side = self._scores[id(module.weight)].flatten(2) if module.weight.dim() > 2 else self._scores[id(module.weight)].unsqueeze(2)
         first = rows != isinstance(module, _ConvTransposeNd)
         found = by_side.sum((1, 2)) if first else by_side.sum((0, 2))

@@ -271,7 +271,8 @@ def scores(
         target: sparsity that the scores are for, if the criterion depends on it.
 
     Returns:
-        Weight name -> tensor of the weight's shape; larger = keep.
+        Weight name -> tensor of the weight's shape; larger = keep. For a method that scores output channels (`fpgm`): weight name ->
+        (outputs,).
 
     Raises:
         ValueError: if an argument is wrong or the network is not supported.
@@ -280,7 +281,8 @@ def scores(
     criterion = criterion_alone(method, hyperparameters)
     problem = _problem(model, batches, criterion, loss, seed, mask, posterior, include, exclude)
     problem.target = target
-    return score(problem, criterion).values
+    found = score(problem, criterion)
+    return found.values or found.rows or {}
 
 
 def _problem(

@@ -40,22 +40,33 @@ def load_plugins(files: Iterable[str]) -> list[str]:
     return added
 
 
-def select_methods(names: str) -> tuple[methods.Method, ...]:
+def select_methods(names: str, granularity: str | None = None) -> tuple[methods.Method, ...]:
     """The methods in a comma-separated list, each once.
 
     Args:
         names: method names; `all` means all registered methods except the costly ones, `all@TRAINING` those of them that are applied
             after training or at initialisation and have no training of their own, each with this training.
+        granularity: what is removed; `all` leaves out the methods whose criterion is not defined for it. None: any.
 
     Raises:
-        UserError: a name is unknown, or the list is empty.
+        UserError: a name is unknown, a named method is not defined for the granularity, or the list is empty.
     """
     chosen: dict[str, methods.Method] = {}
     for name in filter(None, (part.strip() for part in re.split(r",(?![^()]*\))", names))):  # commas inside brackets separate options
-        chosen |= {m.name: m for m in _named(name)}
+        for method in _named(name):
+            refusal = _refusal(method, granularity)
+            if refusal is None:
+                chosen[method.name] = method
+            elif name.partition("@")[0].strip() != "all":
+                raise UserError(f"method '{method.name}': {refusal}")
     if not chosen:
         raise UserError(f"no method name in '{names}'; available: all, {', '.join(methods.names())}")
     return tuple(chosen.values())
+
+
+def _refusal(method: methods.Method, granularity: str | None) -> str | None:
+    """Why a method's criterion is not defined for a granularity; None if it is."""
+    return None if granularity is None else method.make_criterion().refusal(methods.get_granularity(granularity))
 
 
 def _named(name: str) -> list[methods.Method]:
@@ -104,6 +115,7 @@ def entries(what: str, plugins: Iterable[str] = (), method: str | None = None) -
             about = [f"criterion {m.criterion}, training {m.training}, applied {WHEN[m.stage]}"]
             about += [f"{k}={v}" for k, v in {**m.options, **m.training_options}.items()]
             about += [str(m.schedule)] * (m.schedule is not None)
+            about += [f"granularity {' or '.join(only)} only" for only in [m.make_criterion().granularities] if only]
             yield name, ", ".join(about + ["costly"] * m.costly)
     elif what == "suites":
         for name in suites():

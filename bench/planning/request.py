@@ -57,8 +57,8 @@ def make_request(suite: str, narrowing: Narrowing, environment: Environment, abl
             raise unknown("ablation", name, ABLATIONS)
     loaded = load_suite(suite)
     named = narrowing.methods if narrowing.methods is not None else loaded.methods
-    chosen = select_methods(",".join(named))
     made = of_granularity(narrowed(loaded, narrowing), ablations, narrowing.sparsities)
+    chosen = select_methods(",".join(named), made.granularity)
     check_trained(made, ablations)
     return Request(made, chosen if made.epochs else without_training(chosen, named), environment, ablations)
 

@@ -28,7 +28,9 @@ class Narrowing:
     )
     sparsities: tuple[float, ...] | None = _instead("Fractions of weights to remove, each in [0, 1).")
     seeds: tuple[int, ...] | None = _instead("Seeds to use instead of the suite's.")
-    granularity: str | None = _instead("What is removed: weight, channel, 2:4 or any n:m.", "the suite's, mostly weight")
+    granularity: str | None = _instead(
+        "What is removed: weight, channel, 2:4 or any n:m; with options: channel(floor=0.1,round_to=8).", "the suite's, mostly weight"
+    )
     match: str | None = _instead(
         "Quantity that the sparsity refers to: weights; with --granularity channel also parameters, flops or latency.",
         "the suite's, mostly weights",

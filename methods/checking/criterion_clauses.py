@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from methods.checking.fixtures import Batches, ConvNet, Skip, mlp, problem_of, require, same, tied, weight
+from methods.checking.fixtures import Batches, Breach, ConvNet, Skip, mlp, problem_of, require, same, tied, weight
 from methods.checking.granularity_clauses import SPARSITIES
-from methods.core.configurations import Criterion
+from methods.core.configurations import Criterion, Granularity
 from methods.core.cutting import Pruner, cut, faults
 from methods.core.interface import Problem, Scores, Stage, count_masked
 from methods.core.masks import Mask, kept_weights, mask_holds
@@ -21,7 +21,7 @@ from methods.core.recipe import Recipe
 from methods.core.regrowth import Regrowing
 from methods.core.schedule import Gradual, Regrowth, Schedule
 from methods.core.training_loop import fit
-from methods.registry.registry import lookup
+from methods.registry.registry import lookup, make, names
 
 
 def _supported(criterion: Criterion) -> list[Problem]:
@@ -85,17 +85,22 @@ def _global_random() -> dict[str, object]:
 
 def _same_seed_same_scores(entry: type[Criterion]) -> None:
     for problem in _supported(entry()):
-        first, second = _raw_score(problem, entry()).values, _raw_score(problem, entry()).values
+        first, second = _tensors(_raw_score(problem, entry())), _tensors(_raw_score(problem, entry()))
         require(same(first, second), "score must return the same scores for the same seed")
+
+
+def _tensors(scores: Scores) -> dict[str, Tensor]:
+    """All scores, of weights and of output channels."""
+    return scores.values | {f"rows of {n}": r for n, r in (scores.rows or {}).items()}
 
 
 def _nested_is_true(entry: type[Criterion]) -> None:
     if not entry().nested:
         raise Skip("nested = False")
     for problem in _supported(entry()):
-        dense = _raw_score(problem, entry()).values
+        dense = _tensors(_raw_score(problem, entry()))
         for target in SPARSITIES[1:]:
-            require(same(dense, _raw_score(replace(problem, target=target), entry()).values),
+            require(same(dense, _tensors(_raw_score(replace(problem, target=target), entry()))),
                      "nested must be False: the scores depend on the target")  # fmt: skip
 
 
@@ -106,24 +111,59 @@ def _rounds_lead_to_the_target(entry: type[Criterion]) -> None:
         require(list(rounds) == sorted(rounds) and rounds[0] >= start, f"rounds({start}, {target}) must rise; it returned {rounds}")
 
 
+def _fits_its_granularities(entry: type[Criterion]) -> None:
+    for name in entry().granularities:
+        require(name in names("granularities"), f"granularities contains '{name}', which is not a registered granularity")
+    for problem in _supported(entry()):
+        scores = _raw_score(problem, entry())
+        only_rows = not scores.values and scores.rows is not None
+        require(
+            not only_rows or entry().granularities == ("channel",), "granularities must be ('channel',): it scores output channels only"
+        )
+
+
+def _granularity(criterion: Criterion) -> Granularity:
+    """Unstructured pruning, or the first granularity that the criterion is defined for."""
+    made: Granularity = make("granularities", criterion.granularities[0], {}) if criterion.granularities else weight()
+    return made
+
+
 def _counts_are_exact(entry: type[Criterion]) -> None:
+    granularity = _granularity(entry())
     for problem in _supported(entry()):
         for sparsity in SPARSITIES:
             again = replace(problem, model=copy.deepcopy(problem.model))
-            _require_count(cut(again, entry(), weight(), sparsity), sparsity)
+            try:
+                mask = cut(again, entry(), granularity, sparsity)
+            except ValueError:  # whole channels do not reach every sparsity
+                require(granularity.compacts and sparsity > 0.5, f"cut must accept sparsity {sparsity}")
+            else:
+                _require_sparsity(replace(again, mask=mask), granularity, sparsity)
 
 
 def _counts_are_exact_during_training(entry: type[Criterion]) -> None:
     if Stage.DURING not in entry.stages:
         raise Skip("is not applied during training")
+    granularity = _granularity(entry())
+    sparsity = 0.5 if granularity.compacts else 0.9
     for problem in _supported(entry()):
         gradual = [Gradual(begin=0.0, end=0.8, persistent=persistent) for persistent in (True, False)]
         schedules: list[Schedule] = [Regrowth()] if issubclass(entry, Regrowing) else [*gradual]
         for schedule in schedules:
             again = replace(problem, model=copy.deepcopy(problem.model))
-            fit(again, lookup("trainings", "map")(), Recipe(epochs=4), pruner=Pruner(entry(), weight(), schedule, 0.9))  # type: ignore[arg-type]
-            _require_count(again.mask, 0.9)
+            fit(again, lookup("trainings", "map")(), Recipe(epochs=4), pruner=Pruner(entry(), granularity, schedule, sparsity))  # type: ignore[arg-type]
+            _require_sparsity(again, granularity, sparsity)
             require(mask_holds(again.model, again.mask), "masked weights must be zero after training")
+
+
+def _require_sparsity(problem: Problem, granularity: Granularity, sparsity: float) -> None:
+    """Exact counts of single weights; of other granularities what their own check accepts."""
+    if granularity.name == "weight":
+        _require_count(problem.mask, sparsity)
+    try:
+        granularity.check(problem, sparsity)
+    except RuntimeError as error:
+        raise Breach(str(error)) from error
 
 
 def _require_count(mask: Mask, sparsity: float) -> None:
@@ -145,6 +185,7 @@ CRITERION: dict[str, Callable[[Any], None]] = {
     "score leaves model, gradients and hooks unchanged": _model_untouched,
     "score leaves the global random state unchanged": _random_state_untouched,
     "the same seed gives the same scores": _same_seed_same_scores,
+    "granularities are registered, and scores fit them": _fits_its_granularities,
     "nested = True: scores do not depend on the target": _nested_is_true,
     "rounds rise to the target": _rounds_lead_to_the_target,
     "masks have exact counts, also if all scores are equal": _counts_are_exact,

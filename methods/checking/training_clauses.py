@@ -67,11 +67,14 @@ def _posterior_is_sound(entry: type[Training]) -> None:
 
 
 def _penalty_is_sound(entry: type[Training]) -> None:
-    problem, posterior = _fitted(entry)
-    value = entry().penalty(dict(problem.model.named_parameters()), posterior)
-    if value is None:
+    fresh, (problem, finished) = problem_of(trained=False), _fitted(entry)
+    states = (fresh, entry().prepare(fresh)), (problem, finished)  # in training, and while fine-tuning
+    values = [entry().penalty(dict(p.model.named_parameters()), state) for p, state in states]
+    if values == [None, None]:
         raise Skip("has no penalty other than its Gaussian prior")
-    require(value.dim() == 0 and bool(value.isfinite() and value >= 0), "penalty must return a finite scalar >= 0")
+    for value in values:
+        sound = value is None or (value.dim() == 0 and bool(value.isfinite() and value >= 0))
+        require(sound, "penalty must return a finite scalar >= 0")
 
 
 TRAINING: dict[str, Callable[[Any], None]] = {

@@ -47,9 +47,21 @@ class Criterion(Configuration):
     nested: ClassVar[bool] = True
     data_free: ClassVar[bool] = False
 
+    @property
+    def granularities(self) -> tuple[str, ...]:
+        """The granularities that the criterion is defined for, by name; empty for all. `("channel",)`: it may return `Scores.rows`."""
+        return ()
+
     def score(self, problem: Problem) -> Scores:
         """Score all prunable weights; a larger score means that the weight is kept first."""
         raise NotImplementedError
+
+    def refusal(self, granularity: "Granularity") -> str | None:
+        """The reason, in one line, why the criterion cannot be used at a granularity; None if it can."""
+        if not self.granularities or granularity.name in self.granularities:
+            return None
+        allowed = " or ".join(f"'{name}'" for name in self.granularities)
+        return f"'{self.name}' is defined for granularity {allowed}, not '{granularity.name}'"
 
     def rounds(self, present: float, target: float) -> tuple[float, ...]:
         """The sparsities at which to score and cut, one after the other, without training between them.

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from methods.core.acting import acting_afterwards, check_acting, known_to_act
 from methods.core.configurations import Criterion, Granularity
+from methods.core.filters import filters
 from methods.core.interface import Cost, Problem, Scores, count_masked
 from methods.core.masks import Mask, apply_mask, kept_weights, sparsity_of
 from methods.core.modes import evaluating, unchanged_on_error
@@ -80,23 +81,46 @@ def _check_supported(problem: Problem, criterion: Criterion) -> None:
         raise ValueError(f"'{criterion.name}' does not support this network: {reason}")
 
 
+def _check_granularity(problem: Problem, criterion: Criterion, granularity: Granularity) -> None:
+    reason = criterion.refusal(granularity)
+    if reason is not None:
+        raise ValueError(reason)
+    reason = granularity.unsupported(problem)
+    if reason is not None:
+        raise ValueError(f"granularity '{granularity.name}' does not support this network: {reason}")
+
+
 def faults(problem: Problem, scores: Scores) -> str:
     """The first error found in scores, in a few words; '' if they are valid."""
     weights = problem.weights
-    if not isinstance(scores, Scores) or not isinstance(scores.values, dict):
+    if not isinstance(scores, Scores) or not isinstance(scores.values, dict) or not isinstance(scores.rows, (dict, type(None))):
         return "must return methods.Scores of a dict: name -> tensor"
+    if scores.rows is not None:
+        outputs = {n: (len(f),) for n, f in filters(problem.model, weights).items()}
+        odd = sorted(map(str, set(scores.rows) - set(outputs)))
+        if odd or not scores.rows:
+            return (
+                f"must give rows of prunable Linear or convolutional weights only; extra: {', '.join(odd) or 'none, but there are no rows'}"
+            )
+        found = next(filter(None, (_fault(n, v, outputs[n], weights[n].device, "rows") for n, v in scores.rows.items())), "")
+        if found or not scores.values:
+            return found
     if set(scores.values) != set(weights):
         odd = sorted(map(str, set(scores.values) ^ set(weights)))
         return f"must score exactly the prunable weights; missing or extra: {', '.join(odd)}"
-    for name, values in scores.values.items():
-        if not isinstance(values, Tensor) or values.layout != torch.strided or values.device != weights[name].device:
-            return f"must give '{name}' scores that are a dense tensor on the device of the weight"
-        if values.shape != weights[name].shape:
-            return f"must give '{name}' scores of shape {tuple(weights[name].shape)}, not {tuple(values.shape)}"
-        if not values.is_floating_point() or values.requires_grad:
-            return f"must give '{name}' scores that are a floating-point tensor without gradient"
-        if not values.isfinite().all():
-            return f"gives '{name}' scores that are not finite"
+    return next(filter(None, (_fault(n, v, weights[n].shape, weights[n].device) for n, v in scores.values.items())), "")
+
+
+def _fault(name: str, values: object, shape: tuple[int, ...], device: torch.device, kind: str = "scores") -> str:
+    """The first error in the scores of one weight; '' if they are valid."""
+    if not isinstance(values, Tensor) or values.layout != torch.strided or values.device != device:
+        return f"must give '{name}' {kind} that are a dense tensor on the device of the weight"
+    if values.shape != shape:
+        return f"must give '{name}' {kind} of shape {tuple(shape)}, not {tuple(values.shape)}"
+    if not values.is_floating_point() or values.requires_grad:
+        return f"must give '{name}' {kind} that are a floating-point tensor without gradient"
+    if not values.isfinite().all():
+        return f"gives '{name}' {kind} that are not finite"
     return ""
 
 
@@ -133,9 +157,7 @@ def cut(
     Raises:
         ValueError: if the network is not supported or the sparsity cannot be reached.
     """
-    reason = granularity.unsupported(problem)
-    if reason is not None:
-        raise ValueError(f"granularity '{granularity.name}' does not support this network: {reason}")
+    _check_granularity(problem, criterion, granularity)
     rounds = (sparsity,) if scores is not None else criterion.rounds(_present(problem, granularity, cost), sparsity)
     with unchanged_on_error(problem.model):
         present, weights = problem, problem.weights
@@ -199,6 +221,7 @@ class Pruner:
         wanted = count_masked(self.sparsity, total)
         laps = self.schedule.laps(epochs, 1.0 - kept / total, self.sparsity)
         _check_supported(problem, self.criterion)
+        _check_granularity(problem, self.criterion, self.granularity)
         if wanted < total - kept:
             raise ValueError(f"sparsity {self.sparsity} is lower than the sparsity of the current mask, {1.0 - kept / total:.4g}")
         more = [{epoch: s for epoch, s in lap.cuts.items() if count_masked(s, total) > total - kept} for lap in laps]

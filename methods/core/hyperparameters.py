@@ -36,6 +36,7 @@ class Range:
         search: (smallest, largest) value that tuning draws; None for the whole interval.
         open: whether `low` itself is excluded.
         meaning: what the hyperparameter is, in one line.
+        text: whether the value is a text; its configuration checks what it says.
     """
 
     low: float = -math.inf
@@ -47,6 +48,7 @@ class Range:
     search: tuple[float, float] | None = None
     open: bool = False
     meaning: str = ""
+    text: bool = False
 
     @property
     def searched(self) -> "Range":
@@ -55,6 +57,8 @@ class Range:
         return replace(self, low=low, high=high, search=None, open=self.open and low == self.low)
 
     def __contains__(self, value: object) -> bool:
+        if self.text:
+            return isinstance(value, str)
         if self.choices:
             return any(value is c or (value == c and type(value) is type(c)) for c in self.choices)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or (self.integer and not isinstance(value, int)):
@@ -91,6 +95,8 @@ class Range:
         return min(int(value), int(self.high)) if self.integer else min(value, self.high)
 
     def __str__(self) -> str:
+        if self.text:
+            return "a text"
         if self.choices:
             return "one of " + ", ".join(map(str, self.choices))
         if math.isfinite(self.low) and math.isfinite(self.high):
@@ -159,6 +165,19 @@ def Choice(default: Any, *choices: Any, tuned: bool = True, meaning: str = "") -
         A dataclass field.
     """
     return dataclasses.field(default=default, metadata={"range": Range(choices=choices, tuned=tuned, meaning=meaning)})
+
+
+def Text(default: str = "", *, meaning: str = "") -> Any:
+    """Declare a hyperparameter that is a text, e.g. patterns of names; it is not tuned.
+
+    Args:
+        default: value when none is given.
+        meaning: what the hyperparameter is, in one line.
+
+    Returns:
+        A dataclass field.
+    """
+    return dataclasses.field(default=default, metadata={"range": Range(text=True, tuned=False, meaning=meaning)})
 
 
 def _number(

@@ -196,15 +196,18 @@ class Problem:
 
 @dataclass
 class Scores:
-    """Scores of the prunable weights.
+    """Scores of the prunable weights, or of their output channels.
 
     Attributes:
-        values: name -> tensor of the weight's shape; larger = keep.
+        values: name -> tensor of the weight's shape; larger = keep. Empty if the criterion is defined for output channels only.
         state: anything that `Criterion.compensate` needs later; kept in memory only.
+        rows: name -> (outputs,), one score for each output channel of a layer; larger = keep. Granularity "channel" then adds up
+            these in place of scores of weights. Channels of weights that it does not name stay. None: the criterion scores weights.
     """
 
-    values: Values
+    values: Values = field(default_factory=dict)
     state: Any = None
+    rows: Values | None = None
 
 
 def count_batches(batches: Batches) -> int:

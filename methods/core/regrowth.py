@@ -38,6 +38,11 @@ class Regrowing(Criterion):
     updates: int = Int(10, 5, 100, log=True, minimum=1, meaning="number of moves of the mask, at most")
     until: float = Float(0.75, 0.5, 0.9, above=0, maximum=1, meaning="fraction of the training after which the mask stays")
 
+    @property
+    def granularities(self) -> tuple[str, ...]:
+        """Single weights only: every layer keeps its exact number."""
+        return ("weight",)
+
     def moves(self, steps: int, target: float) -> dict[int, Move]:
         """When the mask moves.
 

@@ -1,6 +1,5 @@
 """Structured pruning: whole channels and attention heads, with everything coupled to them, which can be removed physically."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -9,15 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from methods.core.configurations import Granularity
-from methods.core.hyperparameters import Choice
+from methods.core.hyperparameters import Choice, Float, Int, Text
 from methods.core.interface import Cost, Posterior, Problem, Scores
 from methods.core.masks import Mask
 from methods.registry.registry import register
 from methods.structure.channel_groups import Coupling, removed, survivors
+from methods.structure.channel_limits import Limits, fractions, patterns
 from methods.structure.graph_trace import traced
 from methods.structure.removal_check import not_equal, unsound
+from methods.structure.removed_share import RemovedShare
 
-CLOSE = 1e-3  # a reached fraction of a cost this close to the requested one is accepted without looking at the step sizes
 _known: WeakKeyDictionary[nn.Module, tuple[Any, Coupling]] = WeakKeyDictionary()
 
 
@@ -79,15 +79,22 @@ class Channel(Granularity):
     """Remove the lowest-scored channels and attention heads until the sparsity is as close as possible to the requested one.
 
     A unit is a channel with everything coupled to it (the rows of the layers that produce it, the columns of the layers that read
-    it), or an attention head. Its score is the sum of the scores of its prunable weights, so any criterion can be used. The weights
-    of a unit are removed together; the reached sparsity differs from the requested one by at most half the size of a unit. The
-    best unit of each layer is always kept, so no layer becomes empty. Inputs and outputs of the network stay, and so do channels
+    it), or an attention head. Its score is the sum of the scores of its prunable weights, so any criterion can be used; of a
+    criterion that scores output channels (`Scores.rows`) the sum over the rows of the unit. The weights of a unit are removed
+    together; the reached sparsity differs from the requested one by at most half the size of what is removed in one step. The best
+    unit of each layer is always kept, so no layer becomes empty. Inputs and outputs of the network stay, and so do channels
     that `methods.structure.removal_check` finds not to be removable (in MLP-Mixers all but hidden units). Grouped convolutions
     keep their channels, except depthwise ones.
 
     `normalisation` decides how units of different pools are compared; a pool is a layer, or all layers whose outputs are added.
     "mean": the score divided by the mean absolute score of the pool; "size": the mean score of a weight of the unit; "none": the
     sum. `ranking`: "global" ranks all units together; "layer" removes the same fraction of every pool.
+
+    Limits: every pool keeps at least the fraction `floor` of its units. A pool from which units are removed keeps a multiple of
+    `round_to` channels; a step then removes up to `round_to` channels of a pool, and the sparsity is reached to half of it. `protect`:
+    layers whose output channels stay. `ratios`: layers that lose a fixed fraction of their output channels; the other layers are
+    cut until the sparsity of the whole network is reached. Layers are named by patterns, with | between them:
+    `channel(floor=0.1,round_to=8,protect=stem.*|fc1,ratios=layer1.*:0.3|layer2.*:0.5)`.
     """
 
     normalisation: str = Choice(
@@ -96,47 +103,69 @@ class Channel(Granularity):
     ranking: str = Choice(
         "global", "global", "layer", tuned=False, meaning="rank all channels together, or remove the same share of each layer"
     )
+    floor: float = Float(0.0, minimum=0, maximum=1, meaning="smallest fraction of the channels of each layer that is kept")
+    round_to: int = Int(1, minimum=1, meaning="layers that lose channels keep a multiple of this number")
+    protect: str = Text(meaning="patterns of layers whose output channels stay, e.g. stem.*|fc1")
+    ratios: str = Text(meaning="patterns of layers with the fraction of their output channels to remove, e.g. layer1.*:0.3|layer2.*:0.5")
     compacts = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        patterns("protect", self.protect)
+        fractions("ratios", self.ratios)
+
+    def _limits(self, coupling: Coupling) -> Limits:
+        return Limits(coupling, self.floor, self.round_to, patterns("protect", self.protect), fractions("ratios", self.ratios))
 
     def cut(self, problem: Problem, scores: Scores, sparsity: float, cost: Cost | None = None) -> Mask:
         """See `Granularity.cut`.
 
         Raises:
-            ValueError: if the sparsity cannot be reached without emptying a layer, the current mask removes more, or it does not
-                consist of whole channels.
+            ValueError: if the sparsity cannot be reached without emptying a layer or within the limits, the current mask removes
+                more, or it does not consist of whole channels.
         """
         if not 0.0 <= sparsity < 1.0:
             raise ValueError(f"sparsity {sparsity!r} is not in [0, 1)")
         coupling = coupling_of(problem)
+        limits = self._limits(coupling)
         present = coupling.kept_units(problem.mask)
         tie_breakers = torch.rand(len(present), generator=problem.generator("ties"), dtype=torch.float64)
-        order = coupling.order(self._worth(coupling, scores, problem.mask), present, tie_breakers, by_pool=self.ranking == "layer")
-        share = _Share(problem.model, coupling, cost)
+        worth, unscored = self._worth(coupling, scores, problem.mask)
+        order = coupling.order(worth, present, tie_breakers, by_pool=self.ranking == "layer")
+        first, blocks = limits.blocks(order, present, unscored)
+        share = RemovedShare(problem.model, limits, cost)
+        units = torch.cat([order[:0], *first, *blocks])
+        ends = [sum(map(len, first))]
+        for block in blocks:
+            ends.append(ends[-1] + len(block))
 
         def after(count: int) -> Tensor:
             kept = present.clone()
-            kept[order[:count]] = False
+            kept[units[: ends[count]]] = False
             return kept
 
-        low, high = 0, len(order)  # bisection for the smallest count that reaches the sparsity: it does not decrease with the count
+        low, high = 0, len(blocks)  # bisection for the smallest count that reaches the sparsity: it does not decrease with the count
         while low < high:
             middle = (low + high) // 2
             low, high = (low, middle) if share(after(middle)) >= sparsity else (middle + 1, high)
         count = min((c for c in (low - 1, low) if c >= 0), key=lambda c: abs(share(after(c)) - sparsity))
         kept, reached = after(count), share(after(count))
-        if low == len(order) and reached < sparsity and not share.near(reached, sparsity):
-            most = f"the largest possible is {reached:.4g}{coupling.obstacle()}"
-            raise ValueError(f"sparsity {sparsity} cannot be reached without emptying a layer; {most}")
-        if count == 0 and reached > sparsity and not share.near(reached, sparsity):
-            raise ValueError(f"sparsity {sparsity} is lower than the sparsity of the current mask, {reached:.4g}")
+        if not share.near(reached, sparsity):
+            if low == len(blocks) and reached < sparsity:
+                limited = "" if self == Channel(normalisation=self.normalisation, ranking=self.ranking) else " within the limits"
+                most = f"the largest possible is {reached:.4g}{limited}{coupling.obstacle()}"
+                raise ValueError(f"sparsity {sparsity} cannot be reached without emptying a layer; {most}")
+            if count == 0 and reached > sparsity:
+                of = "the ratios alone" if first else "the current mask"
+                raise ValueError(f"sparsity {sparsity} is lower than the sparsity of {of}, {reached:.4g}")
         return coupling.mask(kept, problem.device)
 
     def check(self, problem: Problem, sparsity: float, cost: Cost | None = None) -> None:
         """See `Granularity.check`. A `cost` must be deterministic for this.
 
         Raises:
-            RuntimeError: if the mask does not consist of whole channels, empties a layer, removes a channel that must stay, or
-                differs from the sparsity by more than half the size of the largest unit.
+            RuntimeError: if the mask does not consist of whole channels, empties a layer, removes a channel that must stay, breaks
+                a limit, or differs from the sparsity by more than half the size of the largest step.
         """
         coupling = coupling_of(problem)
         try:
@@ -148,7 +177,11 @@ class Channel(Granularity):
             raise RuntimeError(f"the mask removes all of '{empty[0]}'")
         if not bool((kept | coupling.free).all()):
             raise RuntimeError("the mask removes channels that cannot be removed")
-        share = _Share(problem.model, coupling, cost)
+        limits = self._limits(coupling)
+        fault = limits.fault(kept)
+        if fault:
+            raise RuntimeError(fault)
+        share = RemovedShare(problem.model, limits, cost)
         if not share.near(share(kept), sparsity):
             raise RuntimeError(f"the mask has sparsity {share(kept):.4g} instead of {sparsity}")
 
@@ -176,9 +209,16 @@ class Channel(Granularity):
         posterior = None if problem.posterior is None else _sliced(problem.posterior, left, problem.model)
         return replace(problem, model=small, mask={}, posterior=posterior)
 
-    def _worth(self, coupling: Coupling, scores: Scores, mask: Mask) -> Tensor:
-        """The score of each unit after normalisation; masked weights are ignored."""
-        worth = coupling.sums({n: v * mask[n].to(v.device) for n, v in scores.values.items()})
+    def _worth(self, coupling: Coupling, scores: Scores, mask: Mask) -> tuple[Tensor, Tensor]:
+        """(the score of each unit after normalisation, whether it has none); masked weights are ignored."""
+        if scores.rows is not None:
+            worth, scored = coupling.row_sums(scores.rows)
+        else:
+            worth = coupling.sums({n: v * mask[n].to(v.device) for n, v in scores.values.items()})
+            scored = torch.ones(len(worth), dtype=torch.bool)
+        return self._normalised(coupling, worth, mask), ~scored
+
+    def _normalised(self, coupling: Coupling, worth: Tensor, mask: Mask) -> Tensor:
         if self.normalisation == "mean":
             alive = coupling.kept_units(mask).double()
             pools = int(coupling.pools.max()) + 1
@@ -188,42 +228,6 @@ class Channel(Granularity):
         if self.normalisation == "size":
             return worth / coupling.sums({n: m.double() for n, m in mask.items()}).clamp(min=1)
         return worth
-
-
-class _Share:
-    """Kept units -> the fraction of the dense network that is removed: of its prunable weights, or of its cost."""
-
-    def __init__(self, model: nn.Module, coupling: Coupling, cost: Cost | None) -> None:
-        self.model, self.coupling, self.cost = model, coupling, cost
-        self.dense = cost(model) if cost is not None else float(coupling.weights)
-        if not self.dense > 0:
-            raise ValueError(f"the cost of the dense network must be positive, not {self.dense}")
-        self.known: dict[bytes, float] = {}
-
-    def __call__(self, kept: Tensor) -> float:
-        key = kept.numpy().tobytes()
-        if key not in self.known:
-            left = self.coupling.kept_weights(kept) if self.cost is None else self.cost(removed(self.model, self.coupling, kept))
-            self.known[key] = 1.0 - left / self.dense
-        return self.known[key]
-
-    def near(self, reached: float, asked: float) -> bool:
-        """Whether the difference is at most half the size of the largest unit, so that no closer value can be expected."""
-        difference = abs(reached - asked) - 1e-12
-        if self.cost is None:
-            return difference <= float(self.coupling.sizes[self.coupling.removable].max()) / self.dense / 2
-        return difference <= CLOSE or any(difference <= self(kept) / 2 for kept in self._single())
-
-    def _single(self) -> Iterator[Tensor]:
-        """Units kept if one is removed: the largest unit of each pool in turn, the largest pools first."""
-        seen = set()
-        sizes = torch.where(self.coupling.removable, self.coupling.sizes, -1.0)
-        for unit in sizes.argsort(descending=True).tolist():
-            pool = int(self.coupling.pools[unit])
-            kept = torch.arange(len(sizes)) != unit
-            if self.coupling.removable[unit] and pool not in seen:
-                seen.add(pool)
-                yield kept
 
 
 def _sliced(posterior: Posterior, left: dict[str, Tensor], model: nn.Module) -> Posterior:

@@ -98,6 +98,20 @@ class Coupling:
                 total.index_add_(0, rows[r], -table[r, c])
         return total[:-1]
 
+    def row_sums(self, rows: Values) -> tuple[Tensor, Tensor]:
+        """Add up scores of output channels: (the sum over the rows of each unit, whether it has such a row), on the CPU.
+
+        Args:
+            rows: name of a prunable weight -> (outputs,).
+        """
+        total, found = torch.zeros(len(self.pools), dtype=torch.float64), torch.zeros(len(self.pools), dtype=torch.bool)
+        for axis in self.axes:
+            if axis.kind == "rows" and axis.owner in rows:
+                inside = axis.units >= 0
+                total.index_add_(0, axis.units[inside], rows[axis.owner].detach().double().cpu()[inside])
+                found[axis.units[inside]] = True
+        return total, found
+
     def kept_weights(self, kept: Tensor) -> int:
         """The number of weights of the kept units (`kept`: bool)."""
         stays = _with_none(kept)

@@ -8,6 +8,7 @@ import pytest
 
 from bench.execution import environment
 from bench.execution.executors import Inline
+from bench.planning import catalogue
 from bench.ranking import leaderboard
 from bench.storage.results_csv import read_rows
 from bench.trial import cost
@@ -120,6 +121,13 @@ def test_channels_are_tuned_and_compared(tiny: Path, bench: Bench) -> None:
         (["--granularity", "chanel"], "did you mean 'channel'"),
         (["--granularity", "4:2"], "n must be smaller than m"),
         (["--granularity", "channel(ranking=layers)"], "ranking='layers' is not one of global, layer"),
+        (["--granularity", "channel(floor=2)"], "floor=2 is not a number in [0, 1]"),
+        (["--granularity", "channel(ratios=fc1)"], "ratios: 'fc1' must be a pattern of layers and a fraction in [0, 1)"),
+        (
+            ["--methods", "magnitude,fpgm"],
+            "method 'fpgm': 'fpgm' is defined for granularity 'channel', not 'weight'",
+        ),
+        (["--methods", "slimming", "--granularity", "2:4"], "method 'slimming': 'bn_scale' scores output channels"),
         (["--granularity", "2:4", "--sparsities", "0.9"], "--sparsities does not apply: granularity '2:4' has the fixed sparsity 0.5"),
         (["--match", "flops"], "--match flops needs --granularity channel"),
         (["--match", "flop", "--granularity", "channel"], "unknown --match 'flop' (did you mean 'flops'?)"),
@@ -127,9 +135,38 @@ def test_channels_are_tuned_and_compared(tiny: Path, bench: Bench) -> None:
     ],
 )
 def test_what_does_not_go_together_is_one_line(tiny: Path, bench: Bench, arguments: list[str], said: str) -> None:
-    code, out, err = bench("run", "--suite", "tiny.toml", "--methods", "magnitude", *arguments)
+    code, out, err = bench("run", "--suite", "tiny.toml", *([] if "--methods" in arguments else ["--methods", "magnitude"]), *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert said in err
+
+
+def test_all_leaves_out_what_is_not_defined_for_the_granularity() -> None:
+    only = {"filter_norm", "fpgm", "bn_scale", "taylor", "slimming", "group_lasso"}
+    chosen = {granularity: {m.name for m in catalogue.select_methods("all", granularity)} for granularity in ("weight", "2:4", "channel")}
+    assert chosen["channel"] - chosen["weight"] == only
+    assert chosen["weight"] == chosen["2:4"] == chosen["channel"] - only
+    assert "fpgm@spam" in {m.name for m in catalogue.select_methods("all@spam", "channel(floor=0.1)")}
+    assert "fpgm@spam" not in {m.name for m in catalogue.select_methods("all@spam", "weight")}
+    assert "taylor(form=sum_abs)" in {m.name for m in catalogue.select_methods("taylor(form=sum_abs)", "weight")}
+
+
+def test_the_list_says_where_a_method_is_defined(bench: Bench) -> None:
+    code, out, _ = bench("list", "methods")
+    assert code == 0
+    assert "granularity channel only" in next(line for line in out.splitlines() if line.split()[:1] == ["fpgm"])
+    assert "only" not in next(line for line in out.splitlines() if line.split()[:1] == ["obd"])
+
+
+def test_channels_are_cut_within_limits_and_by_methods_of_their_own(tiny: Path, bench: Bench) -> None:
+    granularity = "channel(floor=0.1,round_to=4,ratios=conv*:0.25)"
+    methods = "fpgm,taylor,filter_norm,bn_scale"
+    code, _, _ = bench("run", *OPTIONS, *LENET, "--methods", methods, "--granularity", granularity, "--sparsities", "0.5")
+    assert code == 0
+    rows = [row for row in read_rows(Path("out/results.csv")) if row.criterion]
+    assert {row.granularity for row in rows} == {granularity}
+    assert {row.method: row.status for row in rows} == dict.fromkeys(methods.split(","), "ok") | {"bn_scale": "unsupported"}
+    assert {row.error for row in rows if row.method == "bn_scale"} == {"it has no batch norm with a scale"}
+    assert all(row.sparsity_reached == pytest.approx(0.5, abs=0.03) for row in rows if row.status == "ok")
 
 
 def test_a_search_takes_no_latencies(tiny: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

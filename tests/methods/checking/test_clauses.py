@@ -27,6 +27,7 @@ SOUND = "scores are finite and have the names and shapes of the weights"
 UNTOUCHED = "score leaves model, gradients and hooks unchanged"
 GLOBAL_STATE = "score leaves the global random state unchanged"
 SEEDED = "the same seed gives the same scores"
+GRANULARITIES = "granularities are registered, and scores fit them"
 NESTED = "nested = True: scores do not depend on the target"
 ROUNDS = "rounds rise to the target"
 COUNTS = "masks have exact counts, also if all scores are equal"
@@ -103,6 +104,79 @@ class Generous(Honest):
 
     def score(self, problem: Problem) -> Scores:
         return Scores({n: p.detach().abs() for n, p in problem.model.named_parameters()})
+
+
+@configuration
+class OfChannels(Honest):
+    """Scores output channels: keeps every clause. The wrong ones below are this one with a single fault."""
+
+    @property
+    def granularities(self) -> tuple[str, ...]:
+        return ("channel",)
+
+    def score(self, problem: Problem) -> Scores:
+        return Scores(rows={n: w.detach().flatten(1).norm(dim=1) for n, w in problem.weights.items()})
+
+
+@configuration
+class RowsOfInputs(OfChannels):
+    """One score for each input channel."""
+
+    def score(self, problem: Problem) -> Scores:
+        return Scores(rows={n: w.detach().transpose(0, 1).flatten(1).norm(dim=1) for n, w in problem.weights.items()})
+
+
+@configuration
+class RowsOfBiases(OfChannels):
+    """Rows of parameters that are not prunable."""
+
+    def score(self, problem: Problem) -> Scores:
+        return Scores(rows={n: p.detach().abs() for n, p in problem.model.named_parameters() if p.dim() == 1})
+
+
+@configuration
+class InfiniteRows(OfChannels):
+    """A row score is infinite."""
+
+    def score(self, problem: Problem) -> Scores:
+        scores = super().score(problem)
+        next(iter((scores.rows or {}).values()))[0] = torch.inf
+        return scores
+
+
+@configuration
+class RowsAtRandom(OfChannels):
+    """Row scores differ from call to call."""
+
+    def score(self, problem: Problem) -> Scores:
+        generator = torch.Generator().manual_seed(random.randrange(10**6))
+        return Scores(rows={n: torch.rand(len(w), generator=generator) for n, w in problem.weights.items()})
+
+
+@configuration
+class RowsOfTheTarget(OfChannels):
+    """Row scores depend on the target, but nested = True."""
+
+    def score(self, problem: Problem) -> Scores:
+        return Scores(rows={n: r + problem.target for n, r in (super().score(problem).rows or {}).items()})
+
+
+@configuration
+class RowsEverywhere(OfChannels):
+    """Scores output channels, but claims to be defined for single weights."""
+
+    @property
+    def granularities(self) -> tuple[str, ...]:
+        return ()
+
+
+@configuration
+class Misspelt(OfChannels):
+    """A granularity that does not exist."""
+
+    @property
+    def granularities(self) -> tuple[str, ...]:
+        return ("channels",)
 
 
 @configuration
@@ -402,11 +476,19 @@ WRONG_CRITERIA = [
     (WantsFinishedPosterior, ONLINE, "raised KeyError"),
     (RevivesWhileTraining, ONLINE, "of sparsity 0.9 must keep 49 of 486 weights, not 486"),
     (SupportsNothing, SOUND, "must support a small"),
+    (RowsOfInputs, SOUND, "must give 'conv1.weight' rows of shape (4,), not (3,)"),
+    (RowsOfBiases, SOUND, "must give rows of prunable Linear or convolutional weights only; extra: bn.bias"),
+    (InfiniteRows, SOUND, "gives 'conv1.weight' rows that are not finite"),
+    (RowsAtRandom, SEEDED, "must return the same scores"),
+    (RowsOfTheTarget, NESTED, "nested must be False"),
+    (RowsEverywhere, GRANULARITIES, "must be ('channel',): it scores output channels only"),
+    (Misspelt, GRANULARITIES, "granularities contains 'channels', which is not a registered granularity"),
 ]
 
 
-def test_the_honest_criterion_keeps_every_clause() -> None:
-    assert broken(Honest) == {}
+@pytest.mark.parametrize("honest", [Honest, OfChannels])
+def test_the_honest_criterion_keeps_every_clause(honest: type[Criterion]) -> None:
+    assert broken(honest) == {}
 
 
 @pytest.mark.parametrize(("wrong", "clause", "message"), WRONG_CRITERIA, ids=lambda v: getattr(v, "__name__", ""))
@@ -547,6 +629,20 @@ class PenaltyVector(Map):
         return next(iter(parameters.values())).sum().view(1)
 
 
+@configuration
+class PenaltyWhileTraining(Map):
+    """A wrong penalty that ends with the training."""
+
+    def prepare(self, problem: Problem) -> Posterior:
+        return replace(super().prepare(problem), marginal_likelihood=(0.0,))
+
+    def penalty(self, parameters: Any, state: Posterior) -> torch.Tensor | None:
+        return -sum(p.square().sum() for p in parameters.values()) if state.marginal_likelihood else None
+
+    def finish(self, problem: Problem, state: Posterior) -> Posterior:
+        return replace(state, marginal_likelihood=())
+
+
 WRONG_TRAININGS = [
     (Renames, NAMES, "parameter names and shapes must be the same"),
     (RevivesAtTheEnd, MASKS, "must be zero after training"),
@@ -560,6 +656,7 @@ WRONG_TRAININGS = [
     (Unlearns, LEARNS, "the training loss must decrease"),
     (NegativePenalty, PENALTY, "must return a finite scalar >= 0"),
     (PenaltyVector, PENALTY, "must return a finite scalar >= 0"),
+    (PenaltyWhileTraining, PENALTY, "must return a finite scalar >= 0"),
 ]
 
 

@@ -217,8 +217,8 @@ def test_other_compositions_take_all_but_the_training_from_the_left() -> None:
         ("spam@map", r"'spam@map': method 'spam' has the training 'spam'; use its criterion: 'opd@map'"),
         ("magnitud", r"unknown method 'magnitud' \(did you mean 'magnitude'\?\); available: .*grasp"),
         ("magnitud@spam", r"unknown method 'magnitud' \(did you mean 'magnitude'\?\)"),
-        ("magnitude@spa", r"unknown training 'spa' \(did you mean 'spam'\?\); available: decoupled, dwf, map, spam"),
-        ("magnitude@", r"unknown training ''; available: decoupled, dwf, map, spam"),
+        ("magnitude@spa", r"unknown training 'spa' \(did you mean 'spam'\?\); available: decoupled, dwf, group_lasso, map, slimming, spam"),
+        ("magnitude@", r"unknown training ''; available: decoupled, dwf, group_lasso, map, slimming, spam"),
         ("opd@spam@map", r"unknown training 'spam@map'"),
         ("qqq", r"unknown method 'qqq'; available: "),
     ],
@@ -273,7 +273,7 @@ HYPERPARAMETERS = [
 def numbers_of(kind: str, name: str, key: str) -> list[float]:
     """A whole number and a broken one in the range of a hyperparameter, where there are."""
     allowed = methods.ranges(methods.lookup(kind, name))[key]
-    if allowed.choices:
+    if allowed.choices or allowed.text:
         return []
     most = 10 if (name, key) == ("spam", "weight_decay") else 1000  # that of spam is bounded by its learning rate
     whole = [v for v in (0, 1, 2, 3, 4, 10, 300, 1000) if v in allowed and v <= most]

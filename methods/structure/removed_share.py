@@ -1,0 +1,57 @@
+"""What a choice of channels removes: the fraction of the prunable weights, or of a cost such as FLOPs."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from methods.core.interface import Cost
+from methods.structure.channel_groups import removed
+from methods.structure.channel_limits import Limits
+
+CLOSE = 1e-3  # a reached fraction of a cost this close to the requested one is accepted without looking at the step sizes
+
+
+class RemovedShare:
+    """Kept units -> the fraction of the dense network that is removed: of its prunable weights, or of its cost."""
+
+    def __init__(self, model: nn.Module, limits: Limits, cost: Cost | None) -> None:
+        self.model, self.limits, self.coupling, self.cost = model, limits, limits.coupling, cost
+        self.dense = cost(model) if cost is not None else float(self.coupling.weights)
+        if not self.dense > 0:
+            raise ValueError(f"the cost of the dense network must be positive, not {self.dense}")
+        self.known: dict[bytes, float] = {}
+
+    def __call__(self, kept: Tensor) -> float:
+        key = kept.numpy().tobytes()
+        if key not in self.known:
+            left = self.coupling.kept_weights(kept) if self.cost is None else self.cost(removed(self.model, self.coupling, kept))
+            self.known[key] = 1.0 - left / self.dense
+        return self.known[key]
+
+    def near(self, reached: float, asked: float) -> bool:
+        """Whether the difference is at most half the size of the largest step, so that no closer value can be expected."""
+        difference = abs(reached - asked) - 1e-12
+        if self.cost is None:
+            return any(difference <= float(self.coupling.sizes[block].sum()) / self.dense / 2 for block in self._steps())
+        return difference <= CLOSE or any(difference <= self(self._without(block)) / 2 for block in self._steps())
+
+    def _steps(self) -> Iterator[list[int]]:
+        """The largest units that one step removes, of each pool in turn; the pool with the largest unit first."""
+        seen = set()
+        sizes = torch.where(self.coupling.removable, self.coupling.sizes, -1.0)
+        units = [unit for unit in sizes.argsort(descending=True).tolist() if self.coupling.removable[unit]]
+        for unit in units:
+            pool = int(self.coupling.pools[unit])
+            if pool not in seen:
+                seen.add(pool)
+                yield self._block(units, pool)
+
+    def _block(self, units: list[int], pool: int) -> list[int]:
+        """The first units of a pool, as many as one step removes."""
+        return [unit for unit in units if int(self.coupling.pools[unit]) == pool][: self.limits.steps[pool]]
+
+    def _without(self, units: list[int]) -> Tensor:
+        kept = torch.ones(len(self.coupling.pools), dtype=torch.bool)
+        kept[units] = False
+        return kept
