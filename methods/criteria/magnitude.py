@@ -16,8 +16,8 @@ class Magnitude(Criterion):
     """Magnitude pruning: remove the weights with the smallest absolute value.
 
     s_k = |w_k|. `scope` decides how layers are compared: "global" ranks all weights together; "layer" removes the same fraction of
-    each layer; "erk" gives layers Erdős-Rényi-kernel densities (Evci et al. 2020); "lamp" ranks by w² / Σ_{w'² ≥ w²} w'² (Lee et al.
-    2021, equation 1). See `methods.core.layer_scaling`.
+    each layer, "row" of each output row; "erk" gives layers Erdős-Rényi-kernel densities (Evci et al. 2020); "lamp" ranks by
+    w² / Σ_{w'² ≥ w²} w'² (Lee et al. 2021, equation 1). See `methods.core.layer_scaling`.
 
     References: Han et al. 2015; Gale et al. 2019, "The state of sparsity in deep neural networks".
     """
