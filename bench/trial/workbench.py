@@ -58,7 +58,8 @@ class Workbench:
         scoring = self.dataset.train.shuffled(methods.derive(self.job.seed, "scoring"), self.job.protocol.calibration)
         batches = data.Batches(scoring, self.job.protocol.batch_size, seed=0, shuffle=False)
         include, exclude = self.job.protocol.include, self.job.protocol.exclude
-        return Problem(model, batches, seed=self.job.seed, posterior=posterior, include=include, exclude=exclude)
+        problem = Problem(model, batches, seed=self.job.seed, posterior=posterior, include=include, exclude=exclude)
+        return replace(problem, granularity=self.granularity)
 
     def initial(self, purpose: str = "initial weights") -> nn.Module:
         """The network before training.

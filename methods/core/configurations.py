@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from methods.core import hyperparameters
 from methods.core.hyperparameters import Float
-from methods.core.interface import Cost, Posterior, Problem, Scores, Stage, count_masked
+from methods.core.interface import Cost, Groups, Posterior, Problem, Scores, Stage, count_masked
 from methods.core.masks import Mask
 
 
@@ -53,7 +53,12 @@ class Criterion(Configuration):
         return ()
 
     def score(self, problem: Problem) -> Scores:
-        """Score all prunable weights; a larger score means that the weight is kept first."""
+        """Score all prunable weights; a larger score means that the weight is kept first.
+
+        A criterion that chooses weights while it updates others (see `methods.criteria.sparsegpt`) makes its own choice here, for
+        `problem.target` and the groups of `problem.granularity`: the scores of the weights that it removes are below all others.
+        `compensate` then computes the update for the mask that was made of them.
+        """
         raise NotImplementedError
 
     def refusal(self, granularity: "Granularity") -> str | None:
@@ -148,6 +153,10 @@ class Granularity(Configuration):
     @property
     def fixed_sparsity(self) -> float | None:
         """The only sparsity of a pattern; None if any sparsity can be requested."""
+        return None
+
+    def groups(self, problem: Problem) -> dict[str, Groups] | None:
+        """Name -> groups of which some weights must be kept; weights that it does not name are not cut. None: no such limits."""
         return None
 
     def unsupported(self, problem: Problem) -> str | None:

@@ -160,7 +160,7 @@ def cut(
     _check_granularity(problem, criterion, granularity)
     rounds = (sparsity,) if scores is not None else criterion.rounds(_present(problem, granularity, cost), sparsity)
     with unchanged_on_error(problem.model):
-        present, weights = problem, problem.weights
+        present, weights = replace(problem, granularity=granularity), problem.weights
         apply_mask(problem.model, problem.mask)
         for target in rounds:
             present = replace(present, target=target)
@@ -220,7 +220,7 @@ class Pruner:
         kept, total = kept_weights(problem.mask)
         wanted = count_masked(self.sparsity, total)
         laps = self.schedule.laps(epochs, 1.0 - kept / total, self.sparsity)
-        _check_supported(problem, self.criterion)
+        _check_supported(replace(problem, granularity=self.granularity), self.criterion)
         _check_granularity(problem, self.criterion, self.granularity)
         if wanted < total - kept:
             raise ValueError(f"sparsity {self.sparsity} is lower than the sparsity of the current mask, {1.0 - kept / total:.4g}")

@@ -32,6 +32,7 @@ class Range:
         log: whether tuning searches on a logarithmic scale.
         integer: whether only integers are allowed.
         choices: the allowed values; empty for an interval.
+        drawn: those of the choices that tuning draws from; empty for all.
         tuned: False if tuning keeps the default.
         search: (smallest, largest) value that tuning draws; None for the whole interval.
         open: whether `low` itself is excluded.
@@ -44,6 +45,7 @@ class Range:
     log: bool = False
     integer: bool = False
     choices: tuple[Any, ...] = ()
+    drawn: tuple[Any, ...] = ()
     tuned: bool = True
     search: tuple[float, float] | None = None
     open: bool = False
@@ -54,7 +56,7 @@ class Range:
     def searched(self) -> "Range":
         """The values that tuning draws from."""
         low, high = self.search or (self.low, self.high)
-        return replace(self, low=low, high=high, search=None, open=self.open and low == self.low)
+        return replace(self, low=low, high=high, search=None, choices=self.drawn or self.choices, open=self.open and low == self.low)
 
     def __contains__(self, value: object) -> bool:
         if self.text:
@@ -152,19 +154,20 @@ def Int(
     return _number(default, low, high, log, minimum, None, maximum, Range(integer=True, meaning=meaning))
 
 
-def Choice(default: Any, *choices: Any, tuned: bool = True, meaning: str = "") -> Any:
+def Choice(default: Any, *choices: Any, tuned: bool = True, drawn: tuple[Any, ...] = (), meaning: str = "") -> Any:
     """Declare a hyperparameter that takes one of the listed values.
 
     Args:
         default: value when none is given.
         choices: the allowed values.
         tuned: False if tuning keeps the default, e.g. because another value is a method of its own.
+        drawn: those of the choices that tuning draws from; empty for all.
         meaning: what the hyperparameter is, in one line.
 
     Returns:
         A dataclass field.
     """
-    return dataclasses.field(default=default, metadata={"range": Range(choices=choices, tuned=tuned, meaning=meaning)})
+    return dataclasses.field(default=default, metadata={"range": Range(choices=choices, drawn=drawn, tuned=tuned, meaning=meaning)})
 
 
 def Text(default: str = "", *, meaning: str = "") -> Any:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,9 @@ from methods.core.arguments import require
 from methods.core.masks import Mask, settled
 from methods.core.prunable import Prunable, prunable
 from methods.core.reading import check_reiterable, each, is_empty, pairs
+
+if TYPE_CHECKING:
+    from methods.core.configurations import Granularity
 
 Values = dict[str, Tensor]
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -94,6 +97,14 @@ def check_prior(posterior: Posterior, parameters: Mapping[str, Tensor]) -> None:
         raise ValueError(f"the posterior belongs to another network: {why}")
 
 
+class Groups(NamedTuple):
+    """Groups of a weight: at least `kept` of every `size` consecutive weights along dimension `dim` are kept."""
+
+    kept: int
+    size: int
+    dim: int
+
+
 @dataclass
 class Problem:
     """Everything that a method can see. It contains no validation data and no test data.
@@ -107,6 +118,8 @@ class Problem:
         target: the requested sparsity.
         posterior: the result of the training, if there is one.
         include, exclude: patterns of names that add to the prunable weights or take from them, see `methods.prunable`.
+        granularity: the units in which weights will be removed, for criteria that choose weights under its limits; None for single
+            weights. `cut` sets it.
 
     Raises:
         ValueError: if the mask has a name, shape or value that does not fit, or a pattern matches nothing.
@@ -121,6 +134,7 @@ class Problem:
     posterior: Posterior | None = None
     include: Sequence[str] | str = ()
     exclude: Sequence[str] | str = ()
+    granularity: "Granularity | None" = None
 
     def __post_init__(self) -> None:
         require(self.posterior, (Posterior, type(None)), "posterior", "what methods.train returns")

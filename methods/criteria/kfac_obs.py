@@ -9,7 +9,7 @@ from torch import Tensor
 from methods.core.configurations import Criterion
 from methods.core.hyperparameters import Choice, Float, Int
 from methods.core.interface import Problem, Scores, Stage
-from methods.core.layer_scaling import SCOPES, rescope
+from methods.core.layer_scaling import ACROSS, SCOPES, rescope
 from methods.core.masks import Mask
 from methods.core.schedule import cubic
 from methods.curvature.blocks import Precision
@@ -50,7 +50,7 @@ class KfacObs(Criterion):
     damping: float = Float(1e-3, 1e-8, 1e-1, log=True, above=0, meaning="λ, added to the diagonal of the Fisher")
     update: str = Choice("joint", "joint", "summed", "none", meaning="how kept weights are adjusted for removed ones")
     steps: int = Int(1, minimum=1, meaning="rounds of scoring and cutting, without training between them")
-    scope: str = Choice("global", *SCOPES, meaning="how scores of different layers are compared")
+    scope: str = Choice("global", *SCOPES, drawn=ACROSS, meaning="how scores of different layers are compared")
 
     def rounds(self, present: float, target: float) -> tuple[float, ...]:
         """`steps` cuts on a cubic schedule."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 from methods.core.configurations import Criterion
 from methods.core.hyperparameters import Choice, Int
 from methods.core.interface import Problem, Scores, Stage
-from methods.core.layer_scaling import SCOPES, rescope
+from methods.core.layer_scaling import ACROSS, SCOPES, rescope
 from methods.curvature.compute import curvature
 from methods.curvature.loss_factors import KINDS
 from methods.curvature.precision import widened
@@ -31,7 +31,7 @@ class Obd(Criterion):
     curvature: str = Choice("ef", *KINDS, meaning="kind of curvature: empirical Fisher, Monte-Carlo or exact Gauss-Newton")
     draws: int = Int(1, minimum=1, meaning="labels drawn for each sample (curvature=mc)")
     samples: int = Int(4096, minimum=1, meaning="training samples that are read, at most")
-    scope: str = Choice("global", *SCOPES, meaning="how scores of different layers are compared")
+    scope: str = Choice("global", *SCOPES, drawn=ACROSS, meaning="how scores of different layers are compared")
 
     def score(self, problem: Problem) -> Scores:
         """½ h ⊙ w², h averaged over samples."""

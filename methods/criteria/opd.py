@@ -9,7 +9,7 @@ from torch import Tensor
 from methods.core.configurations import Criterion
 from methods.core.hyperparameters import Choice, Float, Int
 from methods.core.interface import Posterior, Problem, Scores, Stage
-from methods.core.layer_scaling import SCOPES, rescope
+from methods.core.layer_scaling import ACROSS, SCOPES, rescope
 from methods.curvature.blocks import Kronecker
 from methods.curvature.compute import curvature
 from methods.curvature.loss_factors import KINDS
@@ -45,7 +45,7 @@ class Opd(Criterion):
     draws: int = Int(1, minimum=1, meaning="labels drawn for each sample (curvature=mc)")
     samples: int = Int(4096, minimum=1, meaning="training samples that are read, at most")
     precision: float = Float(1.0, 1e-2, 1e3, log=True, minimum=0, meaning="prior precision of a network without a posterior")
-    scope: str = Choice("global", *SCOPES, meaning="how scores of different layers are compared")
+    scope: str = Choice("global", *SCOPES, drawn=ACROSS, meaning="how scores of different layers are compared")
 
     def score(self, problem: Problem) -> Scores:
         """P ⊙ θ²."""

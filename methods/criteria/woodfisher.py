@@ -13,11 +13,12 @@ from torch import Tensor
 from methods.core.configurations import Criterion
 from methods.core.hyperparameters import Choice, Float, Int
 from methods.core.interface import Problem, Scores, Stage, Values
-from methods.core.layer_scaling import SCOPES, rescope
+from methods.core.layer_scaling import ACROSS, SCOPES, rescope
 from methods.core.masks import Mask
 from methods.core.schedule import cubic
 from methods.curvature.per_sample import sample_gradients
 from methods.curvature.precision import widened
+from methods.curvature.removal import joint_update
 from methods.registry.registry import register
 
 MEMORY = 2 << 30  # bytes of all blocks if the criterion chooses their side; fixed, so that all machines choose the same
@@ -67,7 +68,7 @@ class WoodFisher(Criterion):
     block: int = Int(0, minimum=0, meaning="weights in a block of the Fisher; 0: the largest number that fits, up to 128")
     update: str = Choice("joint", "joint", "summed", "none", meaning="how kept weights are adjusted for removed ones")
     steps: int = Int(1, minimum=1, meaning="rounds of scoring and cutting, without training between them")
-    scope: str = Choice("global", *SCOPES, meaning="how scores of different layers are compared")
+    scope: str = Choice("global", *SCOPES, drawn=ACROSS, meaning="how scores of different layers are compared")
 
     def rounds(self, present: float, target: float) -> tuple[float, ...]:
         """`steps` sparsities on a cubic schedule."""
@@ -115,7 +116,7 @@ class WoodFisher(Criterion):
         """Add δw to the kept weights."""
         if state is None:
             return
-        update = _joint if self.update == "joint" else _summed
+        update = joint_update if self.update == "joint" else _summed
         for name, w in problem.weights.items():
             fisher, dropped = state[name], problem.mask[name] & ~mask[name]
             keep, dropped, removed = (_blocks(v.flatten(), fisher.shape[1]) for v in (mask[name], dropped, (w * dropped).double()))
@@ -124,12 +125,6 @@ class WoodFisher(Criterion):
             for rows, f in _parts(fisher, affected):
                 change[rows] = update(f, removed[rows].unsqueeze(2), keep[rows].unsqueeze(2)).squeeze(2)
             w.add_(_whole(change, w))
-
-
-def _joint(f: Tensor, removed: Tensor, keep: Tensor) -> Tensor:
-    """F_KK⁻¹ F_KQ w_Q on K, zero elsewhere. Rows and columns outside K are those of the identity, so that blocks are solved together."""
-    kept = torch.where(keep & keep.mT, f, torch.eye(f.shape[1], dtype=f.dtype, device=f.device))
-    return torch.cholesky_solve((f @ removed) * keep, torch.linalg.cholesky(kept))
 
 
 def _summed(f: Tensor, removed: Tensor, keep: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from methods.core.configurations import Granularity
 from methods.core.hyperparameters import Int
-from methods.core.interface import Cost, Problem, Scores
+from methods.core.interface import Cost, Groups, Problem, Scores
 from methods.core.masks import Mask
 from methods.core.prunable import summed
 from methods.registry.registry import register
@@ -45,6 +45,10 @@ class Pattern(Granularity):
     def fixed_sparsity(self) -> float:
         """1 - n/m, a fraction of the layers that the pattern fits."""
         return 1.0 - self.n / self.m
+
+    def groups(self, problem: Problem) -> dict[str, Groups]:
+        """See `Granularity.groups`."""
+        return {name: Groups(self.n, self.m, dim) for name, dim in self._along(problem).items()}
 
     def unsupported(self, problem: Problem) -> str | None:
         """A reason if no layer has a multiple of m inputs."""

@@ -68,7 +68,7 @@ def _searched(allowed: Range) -> str:
     if not allowed.tuned:
         return ""
     if allowed.choices:
-        return ", ".join(map(str, allowed.choices))
+        return ", ".join(map(str, allowed.searched.choices))
     searched = allowed.searched
     return f"[{searched.low:g}, {searched.high:g}]{' (log scale)' if searched.log else ''}"
 

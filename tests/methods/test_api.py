@@ -286,12 +286,12 @@ def test_scores_leave_the_model_as_it_was(batches: Data, name: str) -> None:
 @pytest.mark.parametrize("name", CRITERIA)
 def test_cutting_the_scores_is_pruning(batches: Data, mlp: Make, name: str) -> None:
     if not methods.scored_once(criterion := methods.get(name).make_criterion()):
-        assert len(criterion.rounds(0.0, 0.8)) > 1
+        assert not criterion.nested or len(criterion.rounds(0.0, 0.8)) > 1
         return
-    scores = methods.scores(mlp(), batches, name, seed=3)
-    kept = torch.cat([s.flatten() for s in scores.values()]).double().argsort(descending=True)[:9]
+    scores = torch.cat([s.flatten() for s in methods.scores(mlp(), batches, name, seed=3).values()]).double()
     mask = methods.prune(mlp(), batches, name, sparsity=0.8, seed=3)
-    assert torch.equal(torch.cat([m.flatten() for m in mask.values()]).nonzero().squeeze(1), kept.sort().values)
+    kept = scores[torch.cat([m.flatten() for m in mask.values()])]
+    assert torch.equal(kept.sort(descending=True).values, scores.sort(descending=True).values[:9])
 
 
 # --- many kinds of layers
@@ -383,8 +383,9 @@ def test_prunable_are_the_weights_that_multiply_activations_once_each(make: Call
 def test_every_criterion_prunes_every_kind_of_layer(images: Data, name: str, make: Callable[[], nn.Module]) -> None:
     model = make()
     total = sum(NETWORKS[make].values())
-    if name == "synflow" and make in (Attention, TiedWeights):
-        with pytest.raises(ValueError, match="'synflow' does not support this network"):
+    reads_inputs = name in ("wanda", "obc", "sparsegpt") and make is not grouped
+    if (name == "synflow" and make in (Attention, TiedWeights)) or reads_inputs:
+        with pytest.raises(ValueError, match=f"'{name}' does not support this network"):
             methods.prune(model, images, name, sparsity=0.5)
         return
     mask = methods.prune(model, images, name, sparsity=0.5)

@@ -189,3 +189,9 @@ def test_an_exception_is_the_failure_of_the_points_without_a_result() -> None:
 
     found = [(r.point, r.measurement) for r in isolated([first, second], work)]
     assert found == [(first, {"status": "ok"}), (second, {"status": "failed", "error": "ValueError: two lines"})]
+
+
+def test_criteria_know_the_granularity_of_their_job(tmp_path: Path) -> None:
+    problem = Workbench(job_of(tmp_path, granularity="2:4")).untrained().problem
+    assert problem.granularity is not None
+    assert (problem.granularity.name, problem.granularity.fixed_sparsity) == ("2:4", 0.5)

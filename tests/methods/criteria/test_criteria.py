@@ -120,10 +120,31 @@ def test_no_scope_changes_the_order_inside_a_layer(batches: Data, mlp: Make, nam
     plain = methods.scores(model, double(batches), name, scope="global")
     scoped = methods.scores(model, double(batches), name, scope=scope)
     for n, s in plain.items():
-        assert torch.equal(s.flatten().argsort(), scoped[n].flatten().argsort())
+        rows = s.flatten(1) if scope == "row" else s.flatten()
+        assert torch.equal(rows.argsort(-1), scoped[n].view(rows.shape).argsort(-1))
 
 
-@pytest.mark.parametrize("scope", ["layer", "erk", "lamp"])
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.9])
+def test_scope_row_removes_the_same_share_of_each_output_row(sparsity: float) -> None:
+    """Outputs are dimension 0; of a transposed convolution they are dimension 1, in each group of inputs."""
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(6, 4, 3, groups=2), nn.ConvTranspose2d(4, 6, 3, groups=2), nn.Linear(20, 5)))
+    problem = Problem(model, ())
+    masks = [WEIGHT.cut(problem, methods.score(problem, criterion("magnitude", scope="row")), s) for s in (sparsity, 0.95)]
+    mask = masks[0]
+    assert sum(int((~m).sum()) for m in mask.values()) == count_masked(sparsity, 316)
+    assert all(not bool((masks[1][n] & ~m).any()) for n, m in mask.items())
+    transposed = [[mask["1.weight"][2 * g : 2 * g + 2, o] for o in range(3)] for g in range(2)]
+    for row in [*mask["0.weight"], *mask["2.weight"], *transposed[0], *transposed[1]]:
+        assert abs(int(row.sum()) - (1 - sparsity) * row.numel()) <= 1
+
+
+def test_scope_row_cannot_rank_channels() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(ValueError, match="scope 'row' keeps the same fraction of every row, so it cannot rank a whole channel"):
+        methods.prune(model, [(torch.randn(4, 6), torch.zeros(4).long())], sparsity=0.5, granularity="channel", scope="row")
+
+
+@pytest.mark.parametrize("scope", ["layer", "erk", "lamp", "row"])
 def test_scopes_leave_masked_weights_out_and_lowest(three: nn.Module, scope: str) -> None:
     mask = methods.full_mask(three)
     mask["0.weight"].view(-1)[::2] = False

@@ -396,6 +396,9 @@ def test_a_measured_cost_may_be_noisy() -> None:
 def test_every_criterion_cuts_channels_that_can_be_removed(name: str) -> None:
     problem = fixtures.problem_of()
     criterion = methods.make("criteria", name, {})
+    if criterion.refusal(CHANNEL) is not None:
+        assert name in ("wanda", "obc", "sparsegpt", "rigl", "set", "granet")
+        return
     problem.mask = methods.cut(problem, criterion, CHANNEL, 0.5)
     CHANNEL.check(problem, 0.5)
     assert methods.mask_holds(problem.model, problem.mask)

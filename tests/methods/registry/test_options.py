@@ -14,7 +14,7 @@ def described(method: str) -> dict[tuple[str, str], Option]:
 
 def test_the_options_of_magnitude() -> None:
     assert methods.describe("magnitude")[:3] == [
-        Option("criterion", "scope", "global", False, "one of global, layer, lamp, erk", "global, layer, lamp, erk",
+        Option("criterion", "scope", "global", False, "one of global, layer, lamp, erk, row", "global, layer, lamp, erk",
                "how scores of different layers are compared"),
         Option("training", "lr", 0.1, False, "a finite number > 0", "[0.03, 0.3] (log scale)", "peak learning rate of SGD with momentum"),
         Option("training", "weight_decay", 1e-3, False, "a finite number >= 0", "[1e-05, 0.02] (log scale)",
