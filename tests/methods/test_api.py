@@ -15,11 +15,12 @@ from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 import methods
 from methods import Criterion, Problem, Scores, kept_weights, prunable
 from methods.registry import registry
+from tests.methods.entries import alone, fits
 
 Data = list[tuple[Tensor, Tensor]]
 Make = Callable[..., nn.Sequential]
 
-CRITERIA = methods.names("criteria")
+CRITERIA = alone()
 
 
 def loader(batches: Data, **options: Any) -> DataLoader[Any]:
@@ -147,7 +148,7 @@ def test_train_refuses_an_iterator_as_prune_does(batches: Data, mlp: Make) -> No
 # --- prune
 
 
-AT_ONCE = [n for n in methods.names() if methods.get(n).training == "map" and methods.get(n).schedule is None]
+AT_ONCE = [n for n in methods.names() if methods.get(n).training == "map" and methods.get(n).schedule is None and fits(n)]
 
 
 @pytest.mark.parametrize("name", AT_ONCE)

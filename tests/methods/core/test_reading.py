@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import methods
+from tests.methods.entries import alone
 
 Make = Callable[..., nn.Sequential]
 Data = list[tuple[Tensor, Tensor]]
@@ -36,7 +37,7 @@ def test_a_loader_without_a_length_is_a_list_of_its_batches(mlp: Make) -> None:
     assert methods.train_pruned(mlp(), loader, sparsity=0.5, epochs=10)
 
 
-@pytest.mark.parametrize("name", [n for n in methods.names("criteria") if n != "synflow" and methods.get(n).schedule is None])
+@pytest.mark.parametrize("name", [n for n in alone() if n != "synflow"])
 def test_empty_batches_are_left_out(mlp: Make, batches: Data, name: str) -> None:
     with_empty = [(batches[0][0][:0], batches[0][1][:0]), *batches, (batches[0][0][:0], batches[0][1][:0])]
     wanted, found = (methods.scores(mlp(), data, name) for data in (batches, with_empty))
@@ -45,7 +46,7 @@ def test_empty_batches_are_left_out(mlp: Make, batches: Data, name: str) -> None
 
 def test_only_empty_batches_or_none_are_refused(mlp: Make, batches: Data) -> None:
     empty = [(batches[0][0][:0], batches[0][1][:0])]
-    for name in [n for n in methods.names("criteria") if not methods.lookup("criteria", n).data_free]:
+    for name in [n for n in alone() if not methods.lookup("criteria", n).data_free]:
         for data in (empty, []):
             with pytest.raises(ValueError, match=r"^there are no training samples: the batches are empty$"):
                 methods.prune(mlp(), data, name, sparsity=0.5)
