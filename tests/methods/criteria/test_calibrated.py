@@ -362,7 +362,7 @@ def test_channels_are_refused_in_one_line(name: str) -> None:
 def test_a_training_that_would_cut_channels_is_refused_before_it_starts() -> None:
     problem = network()
     before = problem.weights["0.weight"].detach().clone()
-    with pytest.raises(ValueError, match="^'obc' is defined for granularity 'weight' or '2:4', not 'channel'$"):
+    with pytest.raises(ValueError, match=r"^'obc' is defined for granularity 'weight' or '2:4', not 'channel'$"):
         methods.train_pruned(
             problem.model, problem.batches, "obc", sparsity=0.5, schedule=methods.Gradual(), granularity="channel", epochs=4
         )  # fmt: skip
