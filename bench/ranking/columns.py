@@ -114,6 +114,12 @@ def _scoring_epochs(entry: Entry) -> float:
     return float((entry.ran["score_seconds"].astype(float) / seconds.astype(float)).median())
 
 
+def _training_flops(entry: Entry) -> float:
+    """Mean over rows of (FLOPs of training) / (those of the dense network)."""
+    dense = entry.ran["dense_training_flops"].astype(float)
+    return float((entry.ran["training_flops"].astype(float) / dense.where(dense > 0)).mean())
+
+
 def _versus_baseline(entry: Entry, sign: int) -> Any:
     """Number of blocks and seeds whose area is larger (sign 1), equal (0) or smaller (-1) than the area of the baseline."""
     if BASELINE not in entry.track.curves:
@@ -249,6 +255,10 @@ BOARD = (
     BoardColumn(
         "epochs", "number", "mean epochs of training and fine-tuning", "epochs",
         lambda e: float((e.rows["epochs"] + e.rows["finetune_epochs"]).mean()), 0, always=True, heading="epochs", format="{:.0f}",
+    ),
+    BoardColumn(
+        "training_flops_share", "number", "FLOPs of training and fine-tuning divided by those of the dense network, mean over rows",
+        "fraction", _training_flops, 0, heading="train FLOPs", format="{:.0%}", wide=True,
     ),
 )  # fmt: skip
 COLUMNS = tuple(column.name for column in BOARD)

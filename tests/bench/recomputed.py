@@ -196,7 +196,7 @@ def rank_ranges(
 def one_line(method: str, rows: list[Record], divisors: dict[Block, float], curves: dict[str, dict[Key, Curve]]) -> dict[str, Any]:
     empty = [
         "relative_area", "relative_area_low", "relative_area_high", "relative_area_std", "sparsity_within_one_point", *AT_SPARSITY,
-        "scoring_epochs", "wins", "ties", "losses",
+        "scoring_epochs", "wins", "ties", "losses", "training_flops_share",
     ]  # fmt: skip
     line: dict[str, Any] = dict.fromkeys(empty)
     ran = [r for r in rows if r["status"] != "unsupported"]
@@ -210,6 +210,8 @@ def one_line(method: str, rows: list[Record], divisors: dict[Block, float], curv
         float(r["score_seconds"]) / (float(r["train_seconds"]) / epochs_of(r)) for r in ran if r["score_seconds"] and r["train_seconds"]
     ]
     line["scoring_epochs"] = statistics.median(costs) if costs else None
+    trained = [int(r["training_flops"]) / int(r["dense_training_flops"]) for r in ran if r["dense_training_flops"] not in ("", "0")]
+    line["training_flops_share"] = mean(trained) if trained else None
     if curves[method]:
         sample = Sample({key: area(curve) for key, curve in curves[method].items()})
         line["relative_area"] = sample.mean

@@ -87,6 +87,7 @@ _AFTER = (
     _plain("blocks", "Blocks", "Measured on", hint="number of blocks in the mean; one block = one data set with one architecture"),
     _plain("seeds", "Seeds", "Measured on", hint="one seed = one initial network and order of batches, the same for every method"),
     _plain("epochs", "Epochs", form="{:.3g}", first="ascending"),
+    _plain("training_flops_share", "Training\nFLOPs", form="{:.0%}", first="ascending", hint="FLOPs of training; dense: 100 %"),
 )  # fmt: skip
 
 
