@@ -336,7 +336,10 @@ def test_what_compensates_does_so_at_every_cut(batches: Data) -> None:
     assert mask_holds(models[1], problem.mask)
 
 
-@pytest.mark.parametrize("name", [n for n in methods.names("criteria") if Stage.DURING in methods.lookup("criteria", n).stages])
+OF_WEIGHTS = [n for n in methods.names("criteria") if not methods.make("criteria", n, {}).granularities]
+
+
+@pytest.mark.parametrize("name", [n for n in OF_WEIGHTS if Stage.DURING in methods.lookup("criteria", n).stages])
 @pytest.mark.parametrize("training", TRAININGS)
 def test_every_criterion_for_this_stage_prunes_under_every_training(batches: Data, training: str, name: str) -> None:
     for schedule in (GRADUAL, DYNAMIC):
