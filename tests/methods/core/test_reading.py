@@ -46,9 +46,9 @@ def test_empty_batches_are_left_out(mlp: Make, batches: Data, name: str) -> None
 def test_only_empty_batches_or_none_are_refused(mlp: Make, batches: Data) -> None:
     empty = [(batches[0][0][:0], batches[0][1][:0])]
     for name in [n for n in methods.names("criteria") if not methods.lookup("criteria", n).data_free]:
+        only = methods.make("criteria", name, {}).granularities or ("weight",)
         for data in (empty, []):
             with pytest.raises(ValueError, match=r"^there are no training samples: the batches are empty$"):
-                only = methods.make("criteria", name, {}).granularities or ("weight",)
                 methods.prune(mlp(), data, name, sparsity=0.5, granularity=only[0])
     with pytest.raises(ValueError, match=r"^there are no samples to train on: the batches are empty$"):
         methods.train(mlp(), empty, epochs=1)
