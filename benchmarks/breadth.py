@@ -144,7 +144,8 @@ def steps() -> dict[str, Callable[[nn.Module, Data], dict[str, float]]]:
         "torch-pruning heads": lambda model, data: torch_pruning(model, data, True),
     }
     for name in methods.names("criteria"):
-        found[name] = lambda model, data, name=name: single(model, data, method=name)
+        only = methods.make("criteria", name, {}).granularities or ("weight",)
+        found[name] = lambda model, data, name=name, only=only: single(model, data, method=name, granularity=only[0])
     return found
 
 

@@ -49,7 +49,7 @@ def train(
         batches: re-iterable of (inputs, targets), e.g. a DataLoader; it decides order and shuffling. It is read once per epoch, and
             again if the training computes curvature.
         training: a registered training: "map" (L2 penalty), "spam" (marginal likelihood), "dwf" (factorised weights),
-            "decoupled" (decoupled weight decay).
+            "decoupled" (decoupled weight decay), ...; `methods.names("trainings")` lists all.
         epochs: number of epochs.
         optimizer: "sgd" (momentum 0.9), "adam", or "adamw", which needs a training with decoupled weight decay.
         lr_schedule: learning rate after a short warm-up: "cosine" or "linear" (to zero), "constant", or "step" (a tenth from half of the

@@ -32,6 +32,8 @@ for _method in (
     Method("snip_iterative", "snip", stage=Stage.INIT, options={"n_rounds": 100}, costly=True),
     Method("spam", "opd", training="spam"),
     Method("dwf", "magnitude", training="dwf"),
+    Method("str", "magnitude", training="str", costly=True),
+    Method("l0", "magnitude", training="l0", costly=True),
     Method("slimming", "bn_scale", training="slimming"),
     Method("group_lasso", "filter_norm", training="group_lasso", options={"norm": 2}),
     *(_spam(prior=prior) for prior in ("unit", "layer", "scalar")),

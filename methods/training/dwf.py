@@ -2,17 +2,15 @@
 
 import functools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils import parametrize
 
 from methods.core.configurations import Training
 from methods.core.hyperparameters import Float, Int
 from methods.core.interface import Posterior, Problem, derive
+from methods.core.reparametrised import collapse, reparametrise, replaceable
 from methods.posterior.prior import uniform_prior
 from methods.registry.registry import register
 
@@ -57,29 +55,16 @@ class Dwf(Training):
 
     def prepare(self, problem: Problem) -> Posterior:
         """Factorise the weights. The prior is d = N · 2λ/D for their factors and N · weight_decay for all other parameters."""
-        model = problem.model
-        owners = [id(p) for m in model.modules() for p in m.parameters(recurse=False)]
-        owner = {f"{path}.weight".lstrip("."): m for path, m in model.named_modules()}
-        factors = []
-        for name, w in problem.weights.items():
-            plain = isinstance(owner.get(name), (nn.Linear, _ConvNd, nn.Bilinear))
-            if plain and w.requires_grad and bool(w.any()) and owners.count(id(w)) == 1:
-                path = name.removesuffix("weight")
-                product = Product(self.depth, derive(problem.seed, "dwf", name))
-                parametrize.register_parametrization(model.get_submodule(path.rstrip(".")), "weight", product)
-                factors += [f"{path}parametrizations.weight.original{d}" for d in range(self.depth)]
+        model, factors = problem.model, []
+        for name, path in [*replaceable(problem)]:
+            reparametrise(model, path, Product(self.depth, derive(problem.seed, "dwf", name)))
+            factors += [f"{path}parametrizations.weight.original{d}" for d in range(self.depth)]
         decayed = uniform_prior(model, problem.samples * 2.0 * self.lam / self.depth)
         return Posterior(self._plain(problem).prior | {n: decayed[n] for n in factors}, problem.samples)
 
     def finish(self, problem: Problem, state: Posterior) -> Posterior:
         """Multiply the factors; the prior is d = N · weight_decay for every parameter, as with `map`."""
-        for module in _factorised(problem.model):
-            parametrize.remove_parametrizations(module, "weight")
-            # The weight is now the last parameter of its module; it was the first.
-            for name, p in [*module.named_parameters(recurse=False)]:
-                if name != "weight":
-                    delattr(module, name)
-                    module.register_parameter(name, p)
+        collapse(problem.model, Product)
         return self._plain(problem)
 
     def _plain(self, problem: Problem) -> Posterior:
@@ -115,10 +100,3 @@ class Product(nn.Module):
         rank = magnitude.flatten().argsort(stable=True).argsort()
         sizes = sizes.flatten(1)[:, by_product[rank]].view_as(sizes)
         return ((magnitude / sizes.prod(0)) ** (1 / self.depth) * sizes * signs).to(w).unbind()
-
-
-def _factorised(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules with a factorised weight."""
-    for module in [*model.modules()]:
-        if parametrize.is_parametrized(module, "weight") and isinstance(module.parametrizations["weight"][0], Product):  # type: ignore[index]
-            yield module

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from tests.methods.entries import alone, fits
 Data = list[tuple[Tensor, Tensor]]
 Make = Callable[..., nn.Sequential]
 
+OF_CHANNELS = [n for n in methods.names("criteria") if not fits(n)]
 CRITERIA = alone()
 
 
@@ -271,13 +273,15 @@ def test_scoring_meets_a_network_whose_masked_weights_are_zero(mlp: Make, lookin
 # --- scores
 
 
-@pytest.mark.parametrize("name", CRITERIA)
+@pytest.mark.parametrize("name", [*CRITERIA, *OF_CHANNELS])
 def test_scores_leave_the_model_as_it_was(batches: Data, name: str) -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3))
     model[1].eval()
     before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
     first = methods.scores(model, batches, name)
-    assert {n: s.shape for n, s in first.items()} == {n: w.shape for n, w in prunable(model).items()}
+    wanted = {n: w.shape[:1] if name in OF_CHANNELS else w.shape for n, w in prunable(model).items()}
+    assert {n: s.shape for n, s in first.items()} == {n: wanted[n] for n in first}
+    assert first.keys() == wanted.keys() - ({"4.weight"} if name == "bn_scale" else set())
     assert equal(model.state_dict(), before)
     assert [m.training for m in model.modules()] == modes
     assert all(p.grad is None for p in model.parameters())
@@ -394,6 +398,26 @@ def test_every_criterion_prunes_every_kind_of_layer(images: Data, name: str, mak
     assert methods.mask_holds(model, mask)
     # Every kind of layer is truly scored: no tensor's scores are all the same.
     assert all(s.unique().numel() > 1 for s in methods.scores(make(), images, name).values())
+
+
+@pytest.mark.parametrize("make", NETWORKS)
+@pytest.mark.parametrize("name", OF_CHANNELS)
+def test_criteria_of_channels_prune_every_network_that_can_lose_some(images: Data, name: str, make: Callable[[], nn.Module]) -> None:
+    """As magnitude does, or a reason in one line."""
+    try:
+        methods.prune(make(), images, sparsity=0.4, granularity="channel")
+    except ValueError as error:
+        with pytest.raises(ValueError, match=re.escape(str(error)) if name != "bn_scale" else "no batch norm|no channel"):
+            methods.prune(make(), images, name, sparsity=0.4, granularity="channel")
+        return
+    model = make()
+    if name == "bn_scale":
+        with pytest.raises(ValueError, match="'bn_scale' does not support this network: it has no batch norm with a scale"):
+            methods.prune(model, images, name, sparsity=0.4, granularity="channel")
+        return
+    mask = methods.prune(model, images, name, sparsity=0.4, granularity="channel")
+    assert methods.mask_holds(model, mask)
+    assert kept_weights(mask)[0] < kept_weights(mask)[1]
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")

@@ -127,7 +127,10 @@ def test_channels_are_tuned_and_compared(tiny: Path, bench: Bench) -> None:
             ["--methods", "magnitude,fpgm"],
             "method 'fpgm': 'fpgm' is defined for granularity 'channel', not 'weight'",
         ),
-        (["--methods", "slimming", "--granularity", "2:4"], "method 'slimming': 'bn_scale' is defined for granularity 'channel', not '2:4'"),
+        (
+            ["--methods", "slimming", "--granularity", "2:4"],
+            "method 'slimming': 'bn_scale' is defined for granularity 'channel', not '2:4'",
+        ),
         (["--granularity", "2:4", "--sparsities", "0.9"], "--sparsities does not apply: granularity '2:4' has the fixed sparsity 0.5"),
         (["--match", "flops"], "--match flops needs --granularity channel"),
         (["--match", "flop", "--granularity", "channel"], "unknown --match 'flop' (did you mean 'flops'?)"),

@@ -217,8 +217,11 @@ def test_other_compositions_take_all_but_the_training_from_the_left() -> None:
         ("spam@map", r"'spam@map': method 'spam' has the training 'spam'; use its criterion: 'opd@map'"),
         ("magnitud", r"unknown method 'magnitud' \(did you mean 'magnitude'\?\); available: .*grasp"),
         ("magnitud@spam", r"unknown method 'magnitud' \(did you mean 'magnitude'\?\)"),
-        ("magnitude@spa", r"unknown training 'spa' \(did you mean 'spam'\?\); available: decoupled, dwf, group_lasso, map, slimming, spam"),
-        ("magnitude@", r"unknown training ''; available: decoupled, dwf, group_lasso, map, slimming, spam"),
+        (
+            "magnitude@spa",
+            r"unknown training 'spa' \(did you mean 'spam'\?\); available: decoupled, dwf, group_lasso, l0, map, slimming, spam, str",
+        ),
+        ("magnitude@", r"unknown training ''; available: decoupled, dwf, group_lasso, l0, map, slimming, spam, str"),
         ("opd@spam@map", r"unknown training 'spam@map'"),
         ("qqq", r"unknown method 'qqq'; available: "),
     ],
@@ -277,7 +280,7 @@ def numbers_of(kind: str, name: str, key: str) -> list[float]:
         return []
     most = 10 if (name, key) == ("spam", "weight_decay") else 1000  # that of spam is bounded by its learning rate
     whole = [v for v in (0, 1, 2, 3, 4, 10, 300, 1000) if v in allowed and v <= most]
-    return [*whole[-2:], *([] if allowed.integer else [0.5])]
+    return [*whole[-2:], *([0.5] if 0.5 in allowed and not allowed.integer else [])]
 
 
 @pytest.mark.parametrize(("kind", "name", "key"), HYPERPARAMETERS)
