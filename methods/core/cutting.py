@@ -12,6 +12,7 @@ from methods.core.masks import Mask, apply_mask, kept_weights, sparsity_of
 from methods.core.modes import evaluating, unchanged_on_error
 from methods.core.reading import FAILURES, explaining, outputs_and_loss
 from methods.core.schedule import Lap, Schedule
+from methods.core.ties import warn_of_ties
 
 
 def score(problem: Problem, criterion: Criterion) -> Scores:
@@ -23,6 +24,9 @@ def score(problem: Problem, criterion: Criterion) -> Scores:
 
     Returns:
         The scores.
+
+    Warns:
+        UserWarning: if more than half of the kept weights have the same score, though not the same value; once for a model.
 
     Raises:
         ValueError: if the criterion does not support the network, the network or the loss fails on the data, weights that are
@@ -37,6 +41,7 @@ def score(problem: Problem, criterion: Criterion) -> Scores:
     fault = faults(problem, scores)
     if fault:
         raise ValueError(f"'{criterion.name}' {fault}")
+    warn_of_ties(problem, criterion.name, scores)
     return scores
 
 
