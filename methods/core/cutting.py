@@ -14,6 +14,7 @@ from methods.core.modes import evaluating, unchanged_on_error
 from methods.core.reading import FAILURES, explaining, outputs_and_loss
 from methods.core.regrowth import Regrowing, check_schedule
 from methods.core.schedule import Lap, Move, Schedule
+from methods.core.ties import warn_of_ties
 
 
 def score(problem: Problem, criterion: Criterion) -> Scores:
@@ -25,6 +26,9 @@ def score(problem: Problem, criterion: Criterion) -> Scores:
 
     Returns:
         The scores.
+
+    Warns:
+        UserWarning: if more than half of the kept weights have the same score, though not the same value; once for a model.
 
     Raises:
         ValueError: if the criterion does not support the network, the network or the loss fails on the data, weights that are
@@ -39,6 +43,7 @@ def score(problem: Problem, criterion: Criterion) -> Scores:
     fault = faults(problem, scores)
     if fault:
         raise ValueError(f"'{criterion.name}' {fault}")
+    warn_of_ties(problem, criterion.name, scores)
     return scores
 
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from methods.core.configurations import Criterion
 from methods.core.differentiation import Repairs, differentiable, differentiable_once_only
-from methods.core.hyperparameters import Float, Int
+from methods.core.hyperparameters import Choice, Float, Int
 from methods.core.interface import Problem, Scores, Stage
+from methods.core.scoring_modes import MODES, scored_in
 from methods.curvature.precision import full_precision
 from methods.curvature.sample_mean import SampleMean, check_outputs
 from methods.registry.registry import register
@@ -25,15 +26,20 @@ class Grasp(Criterion):
     The paper's importance is S(-w) = -w ⊙ Hg, and it removes the weights with the largest importance. The sign matters: no absolute
     value is taken. Data: `per_class` training samples of each class, in the order of the batches.
 
-    Reference: Wang, Zhang, Grosse, "Picking winning tickets before training by preserving gradient flow", ICLR 2020,
-    equations 6-8; T = 200 and 10 samples per class are its settings for CIFAR. Departures: eval mode; the Hessian is that of
-    the mean over all samples at once, where the released code sums over two halves.
+    `mode`: batch norm uses the statistics of these samples ("train"; the running ones do not change) or its running statistics
+    ("eval", at initialisation 0 and 1: no normalisation). Dropout is off. A norm whose γ are all zero, as at the end of residual
+    branches of many networks at initialisation, is scored with γ = 1: otherwise all scores in its branch are zero (as `synflow` does).
+
+    Reference: Wang, Zhang, Grosse, "Picking winning tickets before training by preserving gradient flow", ICLR 2020, equations 6-8;
+    T = 200 and 10 samples per class are its settings for CIFAR, and its code scores in train mode. Departures: the Hessian is that
+    of the mean over all samples at once, where the released code sums over two halves; γ = 1 for γ = 0.
     """
 
     stages: ClassVar = (Stage.INIT, Stage.AFTER, Stage.DURING)
 
     temperature: float = Float(200.0, 1.0, 1000.0, log=True, above=0, meaning="temperature that divides the logits")
     per_class: int = Int(10, 1, 50, log=True, minimum=1, meaning="training samples of each class")
+    mode: str = Choice("train", *MODES, tuned=False, meaning="statistics of batch norm while scoring: running ones, or those of the batch")
 
     def score(self, problem: Problem) -> Scores:
         """w ⊙ Hg from a double backward pass: Hg = ∇(ĝᵀ∇L) with ĝ constant.
@@ -46,8 +52,9 @@ class Grasp(Criterion):
             mean = SampleMean(wide.loss)
             x, y = self._balanced(wide, mean.cross_entropy.ignore_index if mean.cross_entropy else None)
             names, weights = list(wide.weights), list(wide.weights.values())
-            loss = mean(wide.model(x) / self.temperature, y)
-            hg = _hessian_times_gradient(loss, list(weights))
+            with scored_in(wide.model, self.mode):
+                loss = mean(wide.model(x) / self.temperature, y)
+                hg = _hessian_times_gradient(loss, list(weights))
             return Scores({n: w.detach() * h for n, w, h in zip(names, weights, hg, strict=True)})
 
     def _balanced(self, problem: Problem, ignored: int | None) -> tuple[Tensor, Tensor]:

@@ -51,13 +51,17 @@ class WoodFisher(Criterion):
     `methods.core.schedule.cubic`. The network is then scored anew for each target, and masks of different targets are not nested.
 
     Memory: 4 P c bytes for P weights in float32 until the last update (twice this between `steps`), plus a few times 1/2 GiB for
-    gradients. Time: O(N P c) to sum, O(P c²) to factorise, once more for each update. Blocks that need more than half of the
-    free memory are refused.
+    gradients, and about 24 c² bytes while a large block is factorised. Time: O(N P c) to sum, O(P c²) to factorise, once more for each
+    update. Blocks that need more than half of the free memory are refused.
 
     Reference: Singh, Alistarh, "WoodFisher: efficient second-order approximation for neural network compression", NeurIPS
     2020. Departures: Cholesky factors in float64 of the summed blocks replace the recursion by rank-one updates, which gives the
     same F⁻¹ and needs it N times; λ is at least the rounding error of the sum, ε · trace F of the block; `joint`; no training
-    between `steps`, unless the schedule of a training makes the cuts.
+    between `steps`, unless the schedule of a training makes the cuts; a block never spans two layers, where the paper's may.
+
+    The defaults are not those of the paper, whose blocks hold up to whole layers: 36,864 weights in ResNet-20, which `block=36864`
+    needs 5.4 GB each for. With small blocks its λ = 1e-5 is too small: a ResNet-20 then falls to 23 % accuracy at sparsity 0.6, and
+    with λ = 1e-3 it leads magnitude pruning by 2 to 6 points.
     """
 
     stages: ClassVar = (Stage.AFTER, Stage.DURING)

@@ -48,15 +48,28 @@ def log_marginal_likelihood(blocks: Mapping[str, Block], prior: Values, squares:
         A value in nats.
     """
     occam = torch.zeros((), dtype=torch.float64)
+    units = _unit_wise(blocks, prior)
     for n, block in blocks.items():
-        occam += _occam(block, prior[n], squares[n])
+        occam += _occam(block, prior[n], squares[n], units)
     return -loss - 0.5 * float(occam)
 
 
-def _occam(block: Block, d: Tensor, squares: Tensor) -> Tensor:
-    """log det P - Σ log d + Σ d θ² of one block; exact, not projected, if d is a unit-wise prior."""
-    complexity = block.evidence(Units(squares.shape, block).given(d) if has_units(squares) else d).complexity
+def _unit_wise(blocks: Mapping[str, Block], prior: Values) -> bool:
+    """Whether the precisions of all weights with Kronecker factors are separable, and not one for all."""
+    free = [(prior[n], b) for n, b in blocks.items() if isinstance(b, Kronecker) and prior[n].dim() and has_units(prior[n])]
+    return bool(free) and all(isinstance(Units(d.shape, b).given(d), Separable) for d, b in free)
+
+
+def _occam(block: Block, d: Tensor, squares: Tensor, units: bool = True) -> Tensor:
+    """log det P - Σ log d + Σ d θ² of one block; exact, not projected, if d is separable. `units`: so it is for a bias, too."""
+    separable = has_units(squares) or (units and _full_bias(block, squares))
+    complexity = block.evidence(Units(squares.shape, block).given(d) if separable else d).complexity
     return complexity.double().cpu() + (d * squares).sum(dtype=torch.float64).cpu()
+
+
+def _full_bias(block: Block, squares: Tensor) -> bool:
+    """Whether a block is the full one of a bias, whose entries are output units."""
+    return isinstance(block, Kronecker) and squares.dim() == 1
 
 
 class Maximiser:
@@ -125,7 +138,7 @@ class Maximiser:
 
     def _units(self, name: str, block: Block, squares: Tensor, start: Tensor) -> Tensor:
         """The maximum for a unit-wise prior: exact, or projected if the factors are large."""
-        if not has_units(squares):  # a bias, a norm layer, a token: every entry is its own unit
+        if not has_units(squares) and not _full_bias(block, squares):  # a norm layer, a token: every entry is its own unit
             return self._parameters(name, block, squares, start)
         layout = Units(squares.shape, block)
         if isinstance(block, Kronecker) and not block.solves_separable:
@@ -152,7 +165,7 @@ class Maximiser:
         r = room(r, c)
         for _ in range(STEPS if isinstance(block, Diagonal) else FACTORISATIONS):
             before = r, c
-            for along in (0, 1):
+            for along in (0, 1) if has_units(squares) else (0,):
                 d = Separable(r, layout.over_kernel(c))
                 determined = self._alive(name, block.evidence(d).determined)
                 sums = [layout.sums(v, along) for v in (determined, d.dense(squares.shape) * squares)]

@@ -14,12 +14,15 @@ def has_units(parameter: Tensor) -> bool:
 
 
 class Units:
-    """Output and input units of a weight (out, in, *kernel) in G groups: r (G, o, 1), c (G, 1, in); a kernel shares its c."""
+    """Output and input units of a weight (out, in, *kernel) in G groups: r (G, o, 1), c (G, 1, in); a kernel shares its c.
+
+    A bias (out,) has one input unit, with c = 0.
+    """
 
     def __init__(self, shape: torch.Size, block: Block) -> None:
         self.groups = len(block.outer) if isinstance(block, Kronecker) else 1
         self.shape = shape
-        self.view = (self.groups, shape[0] // self.groups, shape[1], shape[2:].numel())
+        self.view = (self.groups, shape[0] // self.groups, shape[1:2].numel(), shape[2:].numel())
 
     def split(self, log_d: Tensor) -> tuple[Tensor, Tensor]:
         """The (r, c) closest to log d in least squares."""

@@ -278,7 +278,7 @@ def test_grasp_is_the_weight_times_the_dense_hessian_gradient_product(batches: D
 def test_grasp_takes_the_hessian_through_convolutions_and_running_statistics(temperature: float) -> None:
     model, data = seeded(smooth), images(3)
     dense = Dense(model, *first_of_each_class(data, 2), temperature)
-    found = methods.scores(model, data, "grasp", temperature=temperature, per_class=2)
+    found = methods.scores(model, data, "grasp", temperature=temperature, per_class=2, mode="eval")
     wanted = dense.w * (dense.h @ dense.g)
     assert torch.allclose(flat(found), wanted, rtol=1e-9, atol=1e-12 * float(wanted.abs().max()))
     assert ((dense.h.diagonal() * dense.g * dense.w - wanted).abs() > 0.1 * wanted.abs()).any(), "more than the diagonal counts"

@@ -230,6 +230,7 @@ PAIRS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] 
     "in place": (nn.Hardsigmoid(inplace=True), hard_sigmoid),
     "gate": (lambda x: x * F.hardsigmoid(x), lambda x: x * hard_sigmoid(x)),
     "hardswish": (F.hardswish, lambda x: x * hard_sigmoid(x)),
+    "hardswish in place": (nn.Hardswish(inplace=True), lambda x: x * hard_sigmoid(x)),
 }
 
 

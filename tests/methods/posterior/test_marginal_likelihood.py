@@ -68,7 +68,7 @@ def gain(block: Block, log_d: Tensor, squares: Tensor, projected: bool = False) 
 
 def is_projected(prior: str, name: str, block: Block) -> bool:
     """Where `methods.blocks` has no exact solution: a free d over Kronecker factors."""
-    return isinstance(block, Kronecker) and (prior == "parameter" or (prior == "unit" and block.diagonal().dim() == 1))
+    return isinstance(block, Kronecker) and prior == "parameter"
 
 
 def totals(prior: str, blocks: Blocks, log_d: Values, squares: Values) -> Tensor:
@@ -360,6 +360,25 @@ def test_the_marginal_likelihood_is_that_of_dense_matrices(prior: str, structure
     if structure == "kronecker" and not shared:
         other = {"unit": "parameter", "parameter": "layer"}[prior]
         assert abs(found + 7.5 - float(totals(other, blocks, log_d, squares))) > 1e-2
+
+
+def test_the_full_block_of_a_bias_is_exact_under_a_unit_wise_prior() -> None:
+    """Against a dense matrix of 16 outputs with correlated curvature, where the projection is far off."""
+    g = torch.Generator().manual_seed(0)
+    block = Kronecker(gram(g, 1, 16, 20, 25.0), torch.ones(1, 1, 1, dtype=DOUBLE), torch.Size([16]))
+    squares = torch.randn(16, generator=g, dtype=DOUBLE).square()
+    shared = {"b": torch.ones((), dtype=DOUBLE)}
+    d = Maximiser("unit", (1e-3, 1e4))({"b": block}, {"b": squares}, shared)["b"]
+    precision = block.outer[0] + torch.diag(d)
+    determined = 1.0 - d * torch.linalg.inv(precision).diagonal()
+    assert torch.allclose(determined, d * squares, atol=2e-2)  # the condition of a maximum, and γ is in [0, 1]
+    complexity = float(torch.linalg.slogdet(precision).logabsdet - d.log().sum())
+    assert float(block.evidence(d).complexity) > complexity + 0.1
+    weight = Kronecker(gram(g, 1, 16, 20), gram(g, 1, 3, 5), torch.Size([16, 3]))
+    prior = {"w": torch.full((16, 3), 2.0, dtype=DOUBLE), "b": d}
+    both = log_marginal_likelihood({"w": weight, "b": block}, prior, {"w": torch.zeros(16, 3), "b": squares}, 0.0)
+    alone = log_marginal_likelihood({"w": weight}, {"w": prior["w"]}, {"w": torch.zeros(16, 3)}, 0.0)
+    assert both - alone == pytest.approx(-0.5 * (complexity + float((d * squares).sum())))
 
 
 def test_units_of_a_prior() -> None:
