@@ -22,7 +22,7 @@ def warn_of_ties(problem: Problem, criterion: str, scores: Scores) -> None:
         criterion: name of the criterion.
         scores: its scores.
     """
-    if criterion in _warned.get(problem.model, ()):
+    if criterion in _warned.get(problem.model, ()) or not scores.values:  # scores of whole channels are not compared here
         return
     weights = {n: w.detach() for n, w in problem.weights.items()}
     counted = {n: problem.mask[n] & (w != 0) for n, w in weights.items()}
