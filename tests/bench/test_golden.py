@@ -41,9 +41,11 @@ CLOSE = {"accuracy": 0.02, "nll": 0.02, "brier": 0.02, "ece": 0.03, "effective_s
 CELLS = (
     ("weight", "weights", "breast_cancer", "mlp",
      "random,magnitude,obd,opd,woodfisher,kfac_obs,spam,dwf,snip,grasp,synflow,magnitude_gradual,magnitude_iterative,spam_kfac,"
-     "magnitude@decoupled"),
+     "magnitude@decoupled,rigl,set,granet,wanda,obc,sparsegpt,str,l0"),
     ("weight", "weights", "digits", "vit_micro_patch4", "opd@spam(prior=unit),snip"),
-    ("channel", "flops", "digits", "lenet5", "magnitude,spam_online"),
+    ("channel", "flops", "digits", "lenet5", "magnitude,spam_online,taylor,fpgm,group_lasso"),
+    ("channel", "flops", "digits", "resnet20", "slimming"),
+    ("weight", "weights", "digits", "resnet20", "snip,grasp"),
     ("2:4", "weights", "digits", "lenet5", "opd,random_init"),
 )  # fmt: skip
 
