@@ -18,7 +18,7 @@ from methods.registry.registry import register
 HELD = 1 << 19  # numbers in the matrices of the rows that are computed together, unless one row has more
 
 
-@register("obc")
+@register("obc", costly=True)
 @dataclass(frozen=True, kw_only=True)
 class Obc(Criterion):
     """Optimal Brain Compression (ExactOBS): remove the weights of each output row one by one, with an exact update of the others.

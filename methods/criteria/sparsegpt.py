@@ -17,7 +17,7 @@ from methods.registry.registry import register
 Choose = Callable[[Tensor, slice], Tensor]  # (saliencies (G, o, c), their columns) -> True for weights that are removed
 
 
-@register("sparsegpt")
+@register("sparsegpt", costly=True)
 @dataclass(frozen=True, kw_only=True)
 class SparseGpt(Criterion):
     """SparseGPT: go through the columns of each layer once, and let the columns to the right correct the error of the removed weights.

@@ -28,7 +28,7 @@ for _method in (
     *(Method(f"magnitude_{scope}", "magnitude", options={"scope": scope}) for scope in ("layer", "erk", "lamp")),
     Method("magnitude_init", "magnitude", stage=Stage.INIT),
     Method("random_init", "random", stage=Stage.INIT),
-    Method("random_init_erk", "random", stage=Stage.INIT, options={"scope": "erk"}),
+    Method("random_init_erk", "random", stage=Stage.INIT, options={"scope": "erk"}, costly=True),
     Method("snip_iterative", "snip", stage=Stage.INIT, options={"n_rounds": 100}, costly=True),
     Method("spam", "opd", training="spam"),
     Method("dwf", "magnitude", training="dwf"),

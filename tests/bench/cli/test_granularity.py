@@ -146,7 +146,7 @@ def test_what_does_not_go_together_is_one_line(tiny: Path, bench: Bench, argumen
 def test_all_leaves_out_what_is_not_defined_for_the_granularity() -> None:
     only = {"filter_norm", "fpgm", "bn_scale", "taylor", "slimming", "group_lasso"}
     chosen = {granularity: {m.name for m in catalogue.select_methods("all", granularity)} for granularity in ("weight", "2:4", "channel")}
-    single = {"wanda", "obc", "sparsegpt"}
+    single = {"wanda"}
     assert chosen["channel"] - chosen["weight"] == only
     assert chosen["weight"] == chosen["2:4"] == (chosen["channel"] - only) | single
     assert "fpgm@spam" in {m.name for m in catalogue.select_methods("all@spam", "channel(floor=0.1)")}
