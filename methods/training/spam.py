@@ -45,6 +45,9 @@ class Spam(Training):
     sets a weight to zero, and a larger d makes it oscillate and diverge. The posterior contains d and, at the final weights and over
     all data, H.
 
+    Weights that start at exactly zero (the last convolutions of Fixup networks) must have moved before the first update, which would
+    otherwise give them the largest d, so that they stay zero: use a longer `burn_in`, e.g. 0.2.
+
     References: Dhahri et al. 2024 (see `methods.criteria.opd`); Immer et al. 2021, "Scalable marginal likelihood estimation",
     for the online scheme. Departures: closed forms, fixed points and Newton's method replace the 100 steps of Adam of the released
     code; `share`, `memory` and the bounds of d are ours; a unit-wise prior over small Kronecker factors is exact.
