@@ -1,6 +1,7 @@
 """README, CONTRIBUTING and docs/: commands parse, names exist, cited rules exist, links lead somewhere, generated pages are complete."""
 
 import ast
+import csv
 import importlib
 import inspect
 import os
@@ -158,6 +159,34 @@ def test_the_template_in_the_tutorial_keeps_the_contract(clean_registry: None) -
         findings = methods.check(name)
         assert [finding.error for finding in findings if finding.error] == []
         assert len(findings) > 5
+
+
+BOARDS = {
+    "MLP 30-100-100-2, breast_cancer": ("spam", "breast_cancer", "mlp"),
+    "MLP 784-256-10, MNIST": ("spam", "mnist", "mlp_256"),
+    "LeNet-5, MNIST": ("spam-60000", "mnist", "lenet5"),
+}
+
+
+def test_the_experiments_of_spam_have_the_figures_of_the_boards() -> None:
+    """Means of accuracies, by plain loops over the published rows."""
+    text = (DOCS / "spam_experiments.md").read_text(encoding="utf-8")
+    lines = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    start = next(k for k, cells in enumerate(lines) if cells[0] == "experiment")
+    header, experiment, compared = lines[start], "", 0
+    for cells in lines[start + 2 : start + 13]:
+        experiment = cells[0] or experiment
+        if experiment not in BOARDS:
+            continue
+        board, dataset, architecture = BOARDS[experiment]
+        for method, said in zip(header[3:], cells[3:], strict=True):
+            file = ROOT / "leaderboards" / board / "results" / f"{method}.csv"
+            rows = [r for r in csv.DictReader(file.open(encoding="utf-8")) if (r["dataset"], r["architecture"]) == (dataset, architecture)]
+            found = [100 * float(r["accuracy"]) for r in rows if f"{100 * float(r['sparsity']):g} %" == cells[2]]
+            assert len(found) == 3
+            assert f"{sum(found) / 3:.1f}" == said, f"{experiment} {method} {cells[2]}"
+            compared += 1
+    assert compared == 6 * 4
 
 
 def test_the_suite_in_the_docs_is_one(tmp_path: Path) -> None:
