@@ -175,9 +175,8 @@ class _Run:
         model.train()
         for module in self.resting:
             module.training = False
-        decay = (
-            self.state.decay if self.training.decoupled_decay is None else {}
-        )  # an earlier penalty would be added to the decoupled decay
+        # The penalty of an earlier training would be added to the decoupled decay.
+        decay = self.state.decay if self.training.decoupled_decay is None else {}
         decayed = [(p, decay[n].to(p.dtype)) for n, p in self.named.items() if n in decay]
         step, losses = self.n_batches * (epoch - 1), []
         self.work, self.moved = [], True
