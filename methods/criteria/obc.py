@@ -1,17 +1,17 @@
 """Optimal Brain Compression: exact Optimal Brain Surgeon for every row of a layer."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from methods.core.configurations import Criterion
-from methods.core.hyperparameters import Choice, Float, Int
-from methods.core.interface import Problem, Scores, Stage
+from methods.core.hyperparameters import Choice
+from methods.core.interface import Problem, Scores
 from methods.core.layer_scaling import ACROSS, SCOPES, rescope
 from methods.core.masks import Mask
-from methods.curvature.layer_inputs import Inputs, layer_inputs, unread
+from methods.curvature.layer_inputs import Inputs, layer_inputs
+from methods.curvature.layerwise import LayerWise
 from methods.curvature.removal import joint_update, removal_order
 from methods.registry.registry import register
 
@@ -20,7 +20,7 @@ HELD = 1 << 19  # numbers in the matrices of the rows that are computed together
 
 @register("obc", costly=True)
 @dataclass(frozen=True, kw_only=True)
-class Obc(Criterion):
+class Obc(LayerWise):
     """Optimal Brain Compression (ExactOBS): remove the weights of each output row one by one, with an exact update of the others.
 
     A row w of a layer with inputs X (i, n) has the loss ‖wX - ŵX‖²/n = ½ (w - ŵ)ᵀ H (w - ŵ), H = 2 (X Xᵀ/n + λ 1). Each step removes
@@ -43,20 +43,7 @@ class Obc(Criterion):
     layer-wise ones for a target of FLOPs; λ > 0; batch-norm statistics are not recomputed (a suite can do so for every method).
     """
 
-    stages: ClassVar = (Stage.AFTER, Stage.DURING)
-
-    samples: int = Int(1024, 64, 4096, log=True, minimum=1, meaning="calibration samples that are read, at most (whole batches)")
-    damping: float = Float(1e-2, 1e-4, 1e-1, log=True, above=0, meaning="λ, as a multiple of the mean diagonal of X Xᵀ/n")
     scope: str = Choice("layer", *SCOPES, drawn=ACROSS, meaning="how rows and layers are compared")
-
-    @property
-    def granularities(self) -> tuple[str, ...]:
-        """Single weights and patterns: whole channels have no order within a row."""
-        return ("weight", "2:4")
-
-    def unsupported(self, problem: Problem) -> str | None:
-        """A reason if inputs of a layer cannot be read."""
-        return unread(problem)
 
     def score(self, problem: Problem) -> Scores:
         """The losses of the steps; the state is name -> (X Xᵀ/n + λ 1, inputs)."""

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from methods.core.configurations import Criterion
-from methods.core.hyperparameters import Float, Int
-from methods.core.interface import Groups, Problem, Scores, Stage
+from methods.core.hyperparameters import Int
+from methods.core.interface import Groups, Problem, Scores
 from methods.core.masks import Mask
-from methods.curvature.layer_inputs import layer_inputs, unread
+from methods.curvature.layer_inputs import layer_inputs
+from methods.curvature.layerwise import LayerWise
 from methods.registry.registry import register
 
 Choose = Callable[[Tensor, slice], Tensor]  # (saliencies (G, o, c), their columns) -> True for weights that are removed
@@ -19,7 +19,7 @@ Choose = Callable[[Tensor, slice], Tensor]  # (saliencies (G, o, c), their colum
 
 @register("sparsegpt", costly=True)
 @dataclass(frozen=True, kw_only=True)
-class SparseGpt(Criterion):
+class SparseGpt(LayerWise):
     """SparseGPT: go through the columns of each layer once, and let the columns to the right correct the error of the removed weights.
 
     With H = X Xᵀ/n + λ 1 of the inputs X (i, n) of a layer, H⁻¹ = Uᵀ U and U upper triangular: for each column j of W (o, i), from left
@@ -44,21 +44,9 @@ class SparseGpt(Criterion):
     pruned layers before give; fractions of weights are carried, where the released code rounds in each block.
     """
 
-    stages: ClassVar = (Stage.AFTER, Stage.DURING)
     nested: ClassVar = False
 
-    samples: int = Int(1024, 64, 4096, log=True, minimum=1, meaning="calibration samples that are read, at most (whole batches)")
-    damping: float = Float(1e-2, 1e-4, 1e-1, log=True, above=0, meaning="λ, as a multiple of the mean diagonal of X Xᵀ/n")
     block: int = Int(128, 16, 512, log=True, minimum=1, meaning="columns for which the mask is chosen at a time")
-
-    @property
-    def granularities(self) -> tuple[str, ...]:
-        """Single weights and patterns: whole channels have no order within a row."""
-        return ("weight", "2:4")
-
-    def unsupported(self, problem: Problem) -> str | None:
-        """A reason if inputs of a layer cannot be read."""
-        return unread(problem)
 
     def score(self, problem: Problem) -> Scores:
         """See the class; the state is name -> (U, inputs)."""
