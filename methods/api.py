@@ -206,7 +206,7 @@ def train_pruned(
         loss: see `train`.
         seed: see `train`.
         granularity: see `prune`.
-        mask: an earlier mask; the weights that it masks are zero from the start.
+        mask: an earlier mask; the weights that it masks are zero from the start. `rigl`, `set` and `granet` may grow them again.
         posterior: prune a trained network during fine-tuning.
         include: see `prune`.
         exclude: see `prune`.

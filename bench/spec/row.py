@@ -137,7 +137,7 @@ class Row:
         default=None, least=0, since=5,
     )  # fmt: skip
     dense_training_flops: int | None = column(
-        "floating-point operations of the same training and fine-tuning of the dense network", Role.COUNT, "FLOP", default=None, least=0,
+        "floating-point operations of one training and fine-tuning of the dense network", Role.COUNT, "FLOP", default=None, least=0,
         since=5,
     )  # fmt: skip
 

@@ -21,7 +21,6 @@ class Network:
         problem: the network, its mask, its posterior and the training data: what methods see.
         train_seconds: wall-clock seconds of all trainings up to this step.
         training_flops: FLOPs of all steps of these trainings, see `bench.trial.training_cost`.
-        dense_training_flops: FLOPs of the same trainings of the dense network.
         score_seconds: wall-clock seconds of scoring and cutting; None if nothing was scored, or if the training did it.
         dense_at_chance: whether the dense network it was cut from predicts no better than the most frequent class.
         kept_by_cut: the number of weights that the cut kept; None before the cut.
@@ -32,7 +31,6 @@ class Network:
     problem: Problem
     train_seconds: float = 0.0
     training_flops: int = 0
-    dense_training_flops: int = 0
     score_seconds: float | None = None
     dense_at_chance: bool = False
     kept_by_cut: int | None = None

@@ -29,6 +29,9 @@ def results(bench: Workbench) -> Results:
         for result in _of_stage(bench):
             bench.heartbeat.measured()
             bench.events.measured(result.point, result.measurement)
+            if "training_flops" in result.measurement:
+                dense = bench.dense_training_flops(result.point.finetune_epochs)
+                result = result._replace(measurement=result.measurement | {"dense_training_flops": dense})
             yield result
     finally:
         bench.heartbeat.close()

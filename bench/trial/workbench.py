@@ -97,8 +97,7 @@ class Workbench:
         model.load_state_dict(state)
         problem = self.problem(model, posterior_to(posterior, self.device))
         return Network(
-            problem, train_seconds=facts["train_seconds"], training_flops=facts["training_flops"],
-            dense_training_flops=facts["training_flops"], dense_at_chance=facts["at_chance"],
+            problem, train_seconds=facts["train_seconds"], training_flops=facts["training_flops"], dense_at_chance=facts["at_chance"],
         )  # fmt: skip
 
     def saved_dense(self, network: Network) -> Network:
@@ -158,7 +157,6 @@ class Workbench:
             network,
             train_seconds=network.train_seconds + self.seconds_since(start),
             training_flops=network.training_flops + work.flops,
-            dense_training_flops=network.dense_training_flops + FACTOR * self._dense.flops * len(self.dataset.train) * epochs,
         )
 
     def scored(self, network: Network, criterion: methods.Criterion) -> tuple[methods.Scores | None, Network]:
@@ -248,10 +246,13 @@ class Workbench:
             "match_reached": cost.reached(self.job.match, dense, kept, size, network.latencies),
             "train_seconds": network.train_seconds,
             "training_flops": network.training_flops,
-            "dense_training_flops": network.dense_training_flops,
             "score_seconds": network.score_seconds,
             **({} if self.job.split == "test" else {"hits": metrics.hits(logits, split.targets)}),
         }
+
+    def dense_training_flops(self, finetune_epochs: int) -> int:
+        """FLOPs of one training and fine-tuning of the dense network, see `bench.trial.training_cost`."""
+        return FACTOR * self._dense.flops * len(self.dataset.train) * (self.job.protocol.epochs + finetune_epochs)
 
     @property
     def _dense(self) -> cost.Dense:

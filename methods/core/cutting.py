@@ -244,5 +244,7 @@ class Pruner:
         """
         source = self.criterion if isinstance(self.criterion, Regrowing) else self.schedule
         kept, total = kept_weights(problem.mask)
+        if not count_masked(self.sparsity, total):
+            return {}  # nothing is removed, so nothing can grow
         moves = source.moves(steps, self.sparsity)
         return {t: m for t, m in moves.items() if m.share or count_masked(m.sparsity, total) > total - kept}

@@ -92,7 +92,7 @@ class Recipe:
         if self.optimizer == "adamw" and training.decoupled_decay is None:
             raise ValueError(
                 f"'adamw' decouples weight decay, '{training.name}' has it in the loss: use training='decoupled' "
-                "(methods: magnitude@decoupled), or optimizer='adam'"
+                "(a method with @decoupled, e.g. magnitude@decoupled), or optimizer='adam'"
             )
 
     def with_lr(self, training: Training, lr: float) -> Training:

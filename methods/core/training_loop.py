@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from methods.core.acting import acting_afterwards
 from methods.core.arguments import require
 from methods.core.callbacks import Callback, EpochRecord, Work, check_callbacks
 from methods.core.configurations import Training
@@ -233,7 +234,8 @@ class _Run:
                 self._cut(move.sparsity, lap.persistent)
             if isinstance(criterion, Regrowing) and move.share:
                 self._set_mask(moved(self.problem, criterion, gradients, move.share, step))
-                mask_weights(self.masked)
+                with acting_afterwards(self.problem.model, self.problem.weights):
+                    mask_weights(self.masked)
                 mask_memory(self.optimizer, self.masked)
 
     def _cut(self, sparsity: float, persistent: bool) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from methods.core.configurations import Configuration, Criterion
 from methods.core.hyperparameters import Range, ranges
+from methods.core.regrowth import Regrowing
 from methods.registry.registry import SCHEDULES, Method, get, lookup
 
 
@@ -77,6 +78,8 @@ def _schedules(method: Method) -> list[Option]:
     """The option `schedule`, where the criterion may be applied under one."""
     criterion = lookup("criteria", method.criterion)
     assert issubclass(criterion, Criterion)
+    if issubclass(criterion, Regrowing):
+        return []  # it has its own
     names = [name for name, schedule in SCHEDULES.items() if schedule.stage in criterion.stages]
     if not names:
         return []

@@ -2,7 +2,7 @@
 
 import difflib
 import importlib.metadata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -136,11 +136,7 @@ def register(name: str, *, costly: bool = False) -> Callable[[C], C]:
 
 
 def define(method: Method) -> None:
-    """Add a named method.
-
-    Raises:
-        ValueError: if the name is taken or reserved, or the same method exists under another name.
-    """
+    """Add a named method; raises ValueError if the name is taken or reserved, or the same method exists under another name."""
     _refuse_reserved(f"method '{method.name}'", method.name)
     if method.name in _methods:
         raise ValueError(f"method '{method.name}' is defined twice")
@@ -171,15 +167,12 @@ def get(name: str) -> Method:
     """Find or compose a method by name.
 
     Args:
-        name: a registered name, or one of these forms:
-            `criterion@training`;
-            with hyperparameters in brackets, before `@` of the criterion, after `@` of the training, without `@` of either:
-            `magnitude(weight_decay=0.005)`, `opd(form=eigenbasis)@spam(prior=layer)`;
-            with a schedule of `SCHEDULES`: `obd(schedule=iterative)`.
+        name: a registered name, or `criterion@training`, with hyperparameters in brackets, before `@` of the criterion, after `@` of the
+            training, without `@` of either: `magnitude(weight_decay=0.005)`, `opd(form=eigenbasis)@spam(prior=layer)`; or with a
+            schedule of `SCHEDULES`: `obd(schedule=iterative)`.
 
     Returns:
-        The method under its canonical name: a registered method if it is equal, numbers in one format (`precision=2` becomes
-        `precision=2.0`), options equal to the defaults left out.
+        The method under its canonical name: that of an equal registered method, or with the options that are not the defaults.
 
     Raises:
         ValueError: if the name cannot be read, or a part of it does not exist or is not allowed.
@@ -201,12 +194,20 @@ def get(name: str) -> Method:
     if not at:  # without a training in the name: options that the criterion does not have are those of the training
         own = ranges(lookup("criteria", base.criterion))
         trained = {k: v for k, v in given.items() if k not in own}
+        _check_keys(base.name, trained, {**own, **ranges(lookup("trainings", made.training))})
         given = {k: v for k, v in given.items() if k in own}
     options = _options("criteria", made.criterion, {**base.options, **given})
     training_options = _options("trainings", made.training, {**base.training_options, **trained})
     made = replace(made, options=options, training_options=training_options)
     twin = next((m for m in _methods.values() if _identity(m) == _identity(made)), None)
     return twin or spelling.named(made, base, planned, _methods.values())
+
+
+def _check_keys(name: str, keys: Iterable[str], known: Collection[str]) -> None:
+    """Raise ValueError if one of the keys is not a known hyperparameter of this name."""
+    for key in keys:
+        if key not in known:
+            raise ValueError(f"'{name}' has no hyperparameter '{key}'{nearest(key, known)}; it has: {', '.join(known) or 'none'}")
 
 
 def _scheduled(schedule: str | None = None) -> dict[str, Any]:
@@ -244,10 +245,7 @@ def make(kind: str, name: str, hyperparameters: Mapping[str, Any]) -> Any:
         ValueError: if the name or a hyperparameter does not exist, or a value is outside its limits.
     """
     cls = lookup(kind, name)
-    for key in hyperparameters:
-        if key not in ranges(cls):
-            known = ", ".join(ranges(cls)) or "none"
-            raise ValueError(f"'{name}' has no hyperparameter '{key}'{nearest(key, ranges(cls))}; it has: {known}")
+    _check_keys(name, hyperparameters, ranges(cls))
     return cls(**hyperparameters)
 
 

@@ -1,5 +1,6 @@
 """What a choice of channels removes: the fraction of the prunable weights, or of a cost such as FLOPs."""
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -39,17 +40,24 @@ class RemovedShare:
     def _steps(self) -> Iterator[list[int]]:
         """The largest units that one step removes, of each pool in turn; the pool with the largest unit first."""
         seen = set()
-        sizes = torch.where(self.coupling.removable, self.coupling.sizes, -1.0)
-        units = [unit for unit in sizes.argsort(descending=True).tolist() if self.coupling.removable[unit]]
-        for unit in units:
+        removable = self.coupling.removable & ~self.limits.protected
+        sizes = torch.where(removable, self.coupling.sizes, -1.0)
+        for unit in sizes.argsort(descending=True).tolist():
             pool = int(self.coupling.pools[unit])
-            if pool not in seen:
+            if removable[unit] and pool not in seen:
                 seen.add(pool)
-                yield self._block(units, pool)
+                inside = [u for u in sizes.argsort(descending=True).tolist() if removable[u] and int(self.coupling.pools[u]) == pool]
+                largest = self._largest_block(pool, len(inside))
+                if largest:
+                    yield inside[:largest]
 
-    def _block(self, units: list[int], pool: int) -> list[int]:
-        """The first units of a pool, as many as one step removes."""
-        return [unit for unit in units if int(self.coupling.pools[unit]) == pool][: self.limits.steps[pool]]
+    def _largest_block(self, pool: int, movable: int) -> int:
+        """The largest number of units of a pool that are removed in one step; 0 if the limits allow none."""
+        if pool in self.limits.removed:
+            return 0
+        total = int(self.limits.sizes[pool])
+        counts = self.limits.allowed(pool, total, min(movable, total - 1))
+        return max((b - a for a, b in itertools.pairwise(counts)), default=0)
 
     def _without(self, units: list[int]) -> Tensor:
         kept = torch.ones(len(self.coupling.pools), dtype=torch.bool)

@@ -32,11 +32,11 @@ class L0(Training):
     Closed gates leave exact zeros; `magnitude` then cuts to an exact count. At the start P(s > ½) = `opened` for all gates.
 
     Reference: Louizos, Welling, Kingma, "Learning sparse neural networks through L0 regularization", ICLR 2018, equations 9 to 13.
-    Departures: gates of single weights, where the paper has groups, and no factor for the size of groups; the same start for all
-    gates, not a draw; log α = √r · a with trained a, r = `gate_rate`, which gives the gates r times the learning rate, as plain SGD
-    moves single gates too slowly (Gale et al. 2019 tune such a factor too); no weight decay of a. Weights that are all zero, shared by
-    several modules, or matrices of recurrent layers and attention have no gates. Fine-tuning has the penalty of `map` and no gates. The
-    posterior is the prior of `map`, without curvature.
+    Departures: gates of single weights, where the paper has groups, and no factor for the size of groups; the same start for all gates,
+    not a draw; log α = √r · a with trained a, r = `gate_rate`, which gives the gates r times the learning rate, as plain SGD moves single
+    gates too slowly (Gale et al. 2019 tune such a factor too); no weight decay of a. Weights that are all zero, shared by several
+    modules, computed from parameters of their own (weight norm), or matrices of recurrent layers and attention have no gates. Fine-tuning
+    has the penalty of `map` and no gates. The posterior is the prior of `map`, without curvature.
     """
 
     lam: float = Float(1.0, 1e-2, 10.0, log=True, minimum=0, meaning="strength λ of the penalty on the number of open gates")

@@ -27,11 +27,11 @@ class Str(Training):
     loss keeps it. `finish` writes S(w, s) into the weights. They have exact zeros; `magnitude` then cuts to an exact count.
 
     Reference: Kusupati et al., "Soft threshold weight reparameterization for learnable sparsity", ICML 2020, equations 3 to 6.
-    Departures: the paper decays s and w by one λ and sets `start` far from zero (-3200 on ImageNet), so that the threshold rises
-    within 100 epochs; the trainings here are short, so s has a decay of its own and starts nearer. The sparsity of S is not a target:
-    weights are cut to an exact count, and other zeros count as kept. Weights that are all zero, shared by several modules, or
-    matrices of recurrent layers and attention have no threshold. Fine-tuning has the penalty of `map` and no threshold. The posterior
-    is the prior of `map`, without curvature.
+    Departures: the paper decays s and w by one λ and sets `start` far from zero (-3200 on ImageNet), so that the threshold rises within
+    100 epochs; the trainings here are short, so s has a decay of its own and starts nearer. The sparsity of S is not a target: weights
+    are cut to an exact count, and other zeros count as kept. Weights that are all zero, shared by several modules, computed from
+    parameters of their own (weight norm), or matrices of recurrent layers and attention have no threshold. Fine-tuning has the penalty of
+    `map` and no threshold. The posterior is the prior of `map`, without curvature.
     """
 
     start: float = Float(

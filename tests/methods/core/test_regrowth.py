@@ -308,3 +308,16 @@ def test_the_work_of_an_epoch_is_counted(batches: Data) -> None:
     assert [(part.samples, part.dense) for part in seen[0].work] == [(16, False), (8, True), (16, False)]
     assert [sum(k.values()) for k in kept] == [36, 36, 36]
     assert [(part.samples, part.dense) for part in seen[1].work] == [(40, False)]
+
+
+def test_nothing_moves_where_nothing_is_removed(batches: Data) -> None:
+    dense = trained(batches, methods.make("criteria", "magnitude", {}), sparsity=0.0, schedule=Gradual())
+    rigl = trained(batches, methods.make("criteria", "rigl", {}), sparsity=0.0)
+    assert all(torch.equal(a, b) for a, b in zip(dense.model.parameters(), rigl.model.parameters(), strict=True))
+
+
+def test_a_move_that_empties_a_row_under_weight_norm_is_refused(batches: Data) -> None:
+    model = network()
+    nn.utils.parametrizations.weight_norm(model[0])
+    with pytest.raises(ValueError, match="is divided by a norm, which would be zero"):
+        methods.train_pruned(model, batches, "rigl(fraction=1)", sparsity=0.6, epochs=4)

@@ -220,3 +220,22 @@ def test_the_limited_network_becomes_smaller_and_computes_the_same() -> None:
     x = problem.example[0]
     torch.testing.assert_close(small(x), model(x))
     assert all(layer.out_features % 4 == 0 or layer.out_features in (10, 3) for layer in small if isinstance(layer, nn.Linear))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("round_to", "sparsity"), [(100, 0.3), (16, 0.4), (8, 0.5)])
+def test_a_sparsity_that_multiples_do_not_allow_is_refused(round_to: int, sparsity: float) -> None:
+    """Layers with fewer channels than the multiple lose none, and others only part of their channels."""
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(12 * 16, 3),
+    )
+    model = nn.Sequential(*layers)
+    batches = [(torch.randn(4, 1, 4, 4), torch.arange(4) % 3)]
+    with pytest.raises(ValueError, match="cannot be reached"):
+        methods.prune(model, batches, "filter_norm", sparsity=sparsity, granularity=f"channel(round_to={round_to})")

@@ -78,3 +78,13 @@ def test_a_schedule_of_ones_own_is_named_by_its_kind() -> None:
 def test_an_unknown_method_is_named() -> None:
     with pytest.raises(methods.UnknownName, match=r"unknown method 'magnitud' \(did you mean 'magnitude'\?\)"):
         methods.describe("magnitud")
+
+
+def test_criteria_that_regrow_have_no_choice_of_schedules() -> None:
+    assert {option.name for option in methods.describe("rigl")} == {"fraction", "updates", "until", "start", "lr", "weight_decay"}
+
+
+def test_a_mistyped_option_is_named_with_those_of_criterion_and_training() -> None:
+    known = "fraction, updates, until, start, lr, weight_decay"
+    with pytest.raises(ValueError, match=rf"^'rigl' has no hyperparameter 'fractoin' \(did you mean 'fraction'\?\); it has: {known}$"):
+        methods.get("rigl(fractoin=0.1)")
