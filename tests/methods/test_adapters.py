@@ -8,6 +8,7 @@ from torch import Tensor, nn
 import methods
 
 Data = list[tuple[Tensor, Tensor]]
+pytestmark = pytest.mark.filterwarnings("ignore:.*the same score:UserWarning")  # of channels that are zero for all eight images
 
 
 def network() -> nn.Sequential:
