@@ -150,14 +150,14 @@ class Channel(Granularity):
             low, high = (low, middle) if share(after(middle)) >= sparsity else (middle + 1, high)
         count = min((c for c in (low - 1, low) if c >= 0), key=lambda c: abs(share(after(c)) - sparsity))
         kept, reached = after(count), share(after(count))
-        if not share.near(reached, sparsity):
-            if low == len(blocks) and reached < sparsity:
+        too_little, too_much = low == len(blocks) and reached < sparsity, count == 0 and reached > sparsity
+        if (too_little or too_much) and not share.near(reached, sparsity):  # `near` may evaluate the cost many times
+            if too_little:
                 limited = "" if self == Channel(normalisation=self.normalisation, ranking=self.ranking) else " within the limits"
                 most = f"the largest possible is {reached:.4g}{limited}{coupling.obstacle()}"
                 raise ValueError(f"sparsity {sparsity} cannot be reached without emptying a layer; {most}")
-            if count == 0 and reached > sparsity:
-                of = "the ratios alone" if first else "the current mask"
-                raise ValueError(f"sparsity {sparsity} is lower than the sparsity of {of}, {reached:.4g}")
+            of = "the ratios alone" if first else "the current mask"
+            raise ValueError(f"sparsity {sparsity} is lower than the sparsity of {of}, {reached:.4g}")
         return coupling.mask(kept, problem.device)
 
     def check(self, problem: Problem, sparsity: float, cost: Cost | None = None) -> None:

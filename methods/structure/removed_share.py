@@ -39,17 +39,17 @@ class RemovedShare:
 
     def _steps(self) -> Iterator[list[int]]:
         """The largest units that one step removes, of each pool in turn; the pool with the largest unit first."""
-        seen = set()
         removable = self.coupling.removable & ~self.limits.protected
         sizes = torch.where(removable, self.coupling.sizes, -1.0)
-        for unit in sizes.argsort(descending=True).tolist():
-            pool = int(self.coupling.pools[unit])
-            if removable[unit] and pool not in seen:
-                seen.add(pool)
-                inside = [u for u in sizes.argsort(descending=True).tolist() if removable[u] and int(self.coupling.pools[u]) == pool]
-                largest = self._largest_block(pool, len(inside))
-                if largest:
-                    yield inside[:largest]
+        inside: dict[int, list[int]] = {}  # pool -> its units, the largest first
+        order = sizes.argsort(descending=True)
+        order = order[removable[order]]
+        for unit, pool in zip(order.tolist(), self.coupling.pools[order].tolist(), strict=True):
+            inside.setdefault(pool, []).append(unit)
+        for pool, units in inside.items():
+            largest = self._largest_block(pool, len(units))
+            if largest:
+                yield units[:largest]
 
     def _largest_block(self, pool: int, movable: int) -> int:
         """The largest number of units of a pool that are removed in one step; 0 if the limits allow none."""

@@ -11,7 +11,7 @@ from methods.core.configurations import Training
 from methods.core.hyperparameters import Float, Int
 from methods.core.interface import Posterior, Problem, derive
 from methods.core.reparametrised import collapse, reparametrise, replaceable
-from methods.posterior.prior import uniform_prior
+from methods.posterior.prior import decayed, uniform_prior
 from methods.registry.registry import register
 
 # Bounds of the product of the drawn factors, in units of the root mean square of the layer's initial weights.
@@ -61,16 +61,13 @@ class Dwf(Training):
         for name, path in [*replaceable(problem)]:
             reparametrise(model, path, Product(self.depth, derive(problem.seed, "dwf", name)))
             factors += [f"{path}parametrizations.weight.original{d}" for d in range(self.depth)]
-        decayed = uniform_prior(model, problem.samples * 2.0 * self.lam / self.depth)
-        return Posterior(self._plain(problem).prior | {n: decayed[n] for n in factors}, problem.samples)
+        own = uniform_prior(model, problem.samples * 2.0 * self.lam / self.depth)
+        return Posterior(decayed(problem, self.weight_decay).prior | {n: own[n] for n in factors}, problem.samples)
 
     def finish(self, problem: Problem, state: Posterior) -> Posterior:
         """Multiply the factors; the prior is d = N · weight_decay for every parameter, as with `map`."""
         collapse(problem.model, Product)
-        return self._plain(problem)
-
-    def _plain(self, problem: Problem) -> Posterior:
-        return Posterior(uniform_prior(problem.model, self.weight_decay * problem.samples), problem.samples)
+        return decayed(problem, self.weight_decay)
 
 
 class Product(nn.Module):

@@ -11,7 +11,7 @@ from methods.core.configurations import Training
 from methods.core.filters import as_filters, with_filters
 from methods.core.hyperparameters import Float
 from methods.core.interface import Posterior, Problem
-from methods.posterior.prior import uniform_prior
+from methods.posterior.prior import decayed
 from methods.posterior.unfinished import Unfinished
 from methods.registry.registry import register
 
@@ -38,7 +38,7 @@ class GroupLasso(Training):
     def prepare(self, problem: Problem) -> Posterior:
         """The prior d = weight_decay · N, N the number of training samples; prunable weights get the group penalty."""
         names = {n: transposed for n, transposed in with_filters(problem.model).items() if n in problem.weights}
-        return Unfinished(self._prior(problem), problem.samples, penalised=names)
+        return Unfinished(decayed(problem, self.weight_decay).prior, problem.samples, penalised=names)
 
     def penalty(self, parameters: Mapping[str, nn.Parameter], state: Posterior) -> Tensor | None:
         """λ Σ_g √|g| ‖w_g‖₂; None while fine-tuning."""
@@ -49,7 +49,4 @@ class GroupLasso(Training):
 
     def finish(self, problem: Problem, state: Posterior) -> Posterior:
         """The prior, as with `map`."""
-        return Posterior(self._prior(problem), problem.samples)
-
-    def _prior(self, problem: Problem) -> dict[str, Tensor]:
-        return uniform_prior(problem.model, self.weight_decay * problem.samples)
+        return decayed(problem, self.weight_decay)

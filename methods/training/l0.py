@@ -11,7 +11,7 @@ from methods.core.configurations import Training
 from methods.core.hyperparameters import Float
 from methods.core.interface import Posterior, Problem
 from methods.core.reparametrised import collapse, reparametrise, replaceable
-from methods.posterior.prior import uniform_prior
+from methods.posterior.prior import decayed
 from methods.registry.registry import register
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # temperature and ends of the stretched interval, section 4 of the paper
@@ -52,7 +52,7 @@ class L0(Training):
         for _, path in [*replaceable(problem)]:
             w = model.get_parameter(f"{path}weight")
             reparametrise(model, path, Gates(torch.full_like(w, math.log(self.opened / (1 - self.opened))), self.gate_rate**0.5))
-        return Posterior({n: d for n, d in self._plain(problem).prior.items() if not n.endswith(GATE)}, problem.samples)
+        return Posterior({n: d for n, d in decayed(problem, self.weight_decay).prior.items() if not n.endswith(GATE)}, problem.samples)
 
     def penalty(self, parameters: Mapping[str, nn.Parameter], state: Posterior) -> Tensor | None:
         """(λ/N) Σ P(z ≠ 0); None while fine-tuning, where there are no gates."""
@@ -66,10 +66,7 @@ class L0(Training):
             if isinstance(module, Gates):
                 module.eval()
         collapse(problem.model, Gates)
-        return self._plain(problem)
-
-    def _plain(self, problem: Problem) -> Posterior:
-        return Posterior(uniform_prior(problem.model, self.weight_decay * problem.samples), problem.samples)
+        return decayed(problem, self.weight_decay)
 
 
 class Gates(nn.Module):

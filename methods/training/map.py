@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from methods.core.configurations import Training
 from methods.core.hyperparameters import Float
 from methods.core.interface import Posterior, Problem
-from methods.posterior.prior import uniform_prior
+from methods.posterior.prior import decayed
 from methods.registry.registry import register
 
 
@@ -22,4 +22,4 @@ class Map(Training):
 
     def prepare(self, problem: Problem) -> Posterior:
         """The prior d = weight_decay · N, N the number of training samples."""
-        return Posterior(uniform_prior(problem.model, self.weight_decay * problem.samples), problem.samples)
+        return decayed(problem, self.weight_decay)

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from methods.core.configurations import Training
 from methods.core.hyperparameters import Float
 from methods.core.interface import Posterior, Problem
-from methods.posterior.prior import uniform_prior
+from methods.posterior.prior import decayed
 from methods.posterior.unfinished import Unfinished
 from methods.registry.registry import register
 
@@ -37,7 +37,7 @@ class Slimming(Training):
         """The prior d = weight_decay · N, N the number of training samples; the scales get the L1 penalty."""
         scales = {id(m.weight) for m in problem.model.modules() if isinstance(m, _BatchNorm) and m.weight is not None}
         names = {n: 0 for n, p in problem.model.named_parameters() if id(p) in scales}
-        return Unfinished(self._prior(problem), problem.samples, penalised=names)
+        return Unfinished(decayed(problem, self.weight_decay).prior, problem.samples, penalised=names)
 
     def penalty(self, parameters: Mapping[str, nn.Parameter], state: Posterior) -> Tensor | None:
         """λ Σ |γ|; None while fine-tuning."""
@@ -46,7 +46,4 @@ class Slimming(Training):
 
     def finish(self, problem: Problem, state: Posterior) -> Posterior:
         """The prior, as with `map`."""
-        return Posterior(self._prior(problem), problem.samples)
-
-    def _prior(self, problem: Problem) -> dict[str, Tensor]:
-        return uniform_prior(problem.model, self.weight_decay * problem.samples)
+        return decayed(problem, self.weight_decay)

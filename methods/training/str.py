@@ -9,7 +9,7 @@ from methods.core.configurations import Training
 from methods.core.hyperparameters import Float
 from methods.core.interface import Posterior, Problem
 from methods.core.reparametrised import collapse, reparametrise, replaceable
-from methods.posterior.prior import uniform_prior
+from methods.posterior.prior import decayed, uniform_prior
 from methods.registry.registry import register
 
 
@@ -47,16 +47,13 @@ class Str(Training):
             w = model.get_parameter(f"{path}weight")
             reparametrise(model, path, SoftThreshold(torch.tensor(self.start, dtype=w.dtype, device=w.device)))
             thresholds.append(f"{path}parametrizations.weight.0.s")
-        decayed = uniform_prior(model, problem.samples * self.threshold_decay)
-        return Posterior(self._plain(problem).prior | {n: decayed[n] for n in thresholds}, problem.samples)
+        own = uniform_prior(model, problem.samples * self.threshold_decay)
+        return Posterior(decayed(problem, self.weight_decay).prior | {n: own[n] for n in thresholds}, problem.samples)
 
     def finish(self, problem: Problem, state: Posterior) -> Posterior:
         """Write S(w, s) into the weights; the prior is that of `map`."""
         collapse(problem.model, SoftThreshold)
-        return self._plain(problem)
-
-    def _plain(self, problem: Problem) -> Posterior:
-        return Posterior(uniform_prior(problem.model, self.weight_decay * problem.samples), problem.samples)
+        return decayed(problem, self.weight_decay)
 
 
 class SoftThreshold(nn.Module):

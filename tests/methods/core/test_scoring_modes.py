@@ -1,6 +1,7 @@
 """Norms while a network is scored at initialisation, and the warning of ties."""
 
 import copy
+import re
 import warnings
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import methods
 from methods import Problem, Scores
 from methods.core.configurations import Criterion
+from methods.core.ties import warn_of_ties
 
 Data = list[tuple[Tensor, Tensor]]
 
@@ -145,3 +147,17 @@ def test_a_dead_branch_is_warned_of() -> None:
     batches = [(torch.randn(8, 6), torch.arange(8) % 3)]
     with pytest.warns(UserWarning, match="'snip' gives 100% of the weights the same score; ties are broken at random"):
         methods.prune(model, batches, "snip", sparsity=0.5)
+
+
+@pytest.mark.parametrize(("tied", "warns"), [(0.45, False), (0.6, True)])
+def test_a_sample_of_a_large_network_tells_ties(tied: float, warns: bool) -> None:
+    model = nn.Sequential(nn.Linear(500, 500), nn.Linear(500, 10))
+    problem = Problem(model, ())
+    scores = Scores({n: torch.rand(w.shape) for n, w in problem.weights.items()})
+    for s in scores.values.values():
+        s.flatten()[: round(tied * s.numel())] = 0.5
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        warn_of_ties(problem, "mine", scores)
+    assert len(seen) == warns
+    assert not warns or 0.57 < int(re.findall(r"(\d+)%", str(seen[0].message))[0]) / 100 < 0.63
