@@ -68,7 +68,7 @@ def run_rows(
     store = environment.open_store(resources)
     if force:
         execution.forget(request, store, found)
-    pool = environment.open_executor(resources, request.environment.device)
+    pool = environment.open_executor(resources, request.environment)
     try:
         return execution.run(request, store, pool, watch, say, found)
     finally:

@@ -39,6 +39,7 @@ from methods.core.recipe import Recipe
 from methods.core.regrowth import Regrowing
 from methods.core.schedule import Gradual, Iterative, Lap, Move, Regrowth, Rewinding, Schedule
 from methods.core.training_loop import fit
+from methods.core.unaltered import Altered, unaltered_process
 from methods.registry.options import Option, describe
 from methods.registry.plugins import load_plugin
 from methods.registry.registry import (
@@ -64,13 +65,13 @@ from methods.granularity.channel import changes_outputs
 from methods.registry import named_methods  # noqa: F401 (registers them)
 
 __all__ = [
-    "Batches", "Choice", "Configuration", "Cost", "Criterion", "EpochRecord", "Float", "Gradual", "Granularity", "Importance", "Int",
-    "Iterative", "Lap", "Mask", "Method", "Move", "Option", "Posterior", "Problem", "Pruner", "Range", "Recipe", "Regrowing", "Regrowth",
-    "Rewinding", "Schedule", "Scores", "Stage", "Text", "Training", "UnknownName", "Values", "apply_mask", "changes_outputs", "check",
-    "compact", "count_masked", "criteria", "cut", "define", "derive", "describe", "effective_sparsity", "fit", "full_mask", "get",
-    "get_granularity", "granularity", "kept_weights", "load_plugin", "lookup", "make", "mask_holds", "names", "nearest", "prunable",
-    "prune", "ranges", "recalibrate_batchnorm", "register", "score", "scored_once", "scores", "shuffled", "source_hash", "sparsity_of",
-    "train", "train_pruned", "training", "unknown",
+    "Altered", "Batches", "Choice", "Configuration", "Cost", "Criterion", "EpochRecord", "Float", "Gradual", "Granularity",
+    "Importance", "Int", "Iterative", "Lap", "Mask", "Method", "Move", "Option", "Posterior", "Problem", "Pruner", "Range", "Recipe",
+    "Regrowing", "Regrowth", "Rewinding", "Schedule", "Scores", "Stage", "Text", "Training", "UnknownName", "Values", "apply_mask",
+    "changes_outputs", "check", "compact", "count_masked", "criteria", "cut", "define", "derive", "describe", "effective_sparsity",
+    "fit", "full_mask", "get", "get_granularity", "granularity", "kept_weights", "load_plugin", "lookup", "make", "mask_holds", "names",
+    "nearest", "prunable", "prune", "ranges", "recalibrate_batchnorm", "register", "score", "scored_once", "scores", "shuffled",
+    "source_hash", "sparsity_of", "train", "train_pruned", "training", "unaltered_process", "unknown",
 ]  # fmt: skip
 
 

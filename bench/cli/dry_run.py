@@ -9,7 +9,7 @@ from rich.table import Table
 
 from bench.cli.tables import say
 from bench.execution.display import duration
-from bench.execution.executors import Inline, JobFailure, Local, Queue, Ray
+from bench.execution.executors import Executor, JobFailure, Queue
 from bench.planning.plan import plan
 from bench.planning.request import Found, Request
 from bench.planning.searches import searches
@@ -22,7 +22,7 @@ from bench.tuning.tune import found
 Kind = tuple[str, str, str, str]
 
 
-def show(console: Console, request: Request, store: Store, pool: Local | Inline | Ray, chosen: Found | None = None) -> None:
+def show(console: Console, request: Request, store: Store, pool: Executor, chosen: Found | None = None) -> None:
     """Print the blocks, the rows, the trainings left, and an estimate of the time, from timing a part of each kind of job.
 
     `chosen`: tuned hyperparameters from elsewhere; nothing is searched then.
@@ -67,7 +67,7 @@ def show(console: Console, request: Request, store: Store, pool: Local | Inline 
         console.print(f"About {duration(total)} on {on}: training, scoring, pruning and evaluation.", highlight=False)
 
 
-def _calibrations(work: list[Job | Study], pool: Local | Inline | Ray, tell: Callable[[str], None]) -> dict[Kind, Calibration]:
+def _calibrations(work: list[Job | Study], pool: Executor, tell: Callable[[str], None]) -> dict[Kind, Calibration]:
     """The timing of one job of each kind: each method on each block, by the workers that would do the work.
 
     `tell` receives a line for each job that cannot be timed; it counts as 0 seconds.

@@ -102,7 +102,6 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run and how long it takes, and run nothing.")] = False,
 ) -> None:  # fmt: skip
     """Run methods on a suite and print the leaderboard. What was computed before is taken from the store."""
-    from bench.execution import executors
     from bench.execution.environment import check
     from bench.spec.suite import load_suite
 
@@ -110,7 +109,9 @@ def run(
     check(resources)
     _check_run(ablations, output, style)
     if resources.executor == "local":
-        executors.preload()
+        from bench.execution import local
+
+        local.preload()
 
     from bench.planning import catalogue  # before what takes longer to import: a mistyped name is said sooner
 

@@ -45,7 +45,7 @@ def dry_run(suite: str, narrowing: Narrowing, resources: Resources, ablations: t
     """Print what would run."""
     request = environment.open_request(suite, narrowing, resources, ablations)
     found = None if tuned is None else tuned_of(request, tuned)
-    pool = environment.open_executor(resources, request.environment.device)
+    pool = environment.open_executor(resources, request.environment)
     try:
         dry_runs.show(make_console(), request, environment.open_store(resources), pool, found)
     finally:

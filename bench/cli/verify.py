@@ -24,7 +24,7 @@ def run(
     say(console, f"{folder}: computing {how}" + (f" (--sample {SAMPLE} by default)" if sample is None else ""))
     for note in drawn.notes:
         say(console, f"note: {note}")
-    pool = environment.open_executor(resources, drawn.environment.device)
+    pool = environment.open_executor(resources, drawn.environment)
     try:
         with Display() as display:
             found = verify.recompute(drawn, pool, display, tolerance)

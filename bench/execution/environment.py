@@ -10,7 +10,7 @@ from bench.planning.catalogue import load_plugins
 from bench.planning.request import Request, make_request
 from bench.spec.choices import DEVICES, Narrowing, Resources
 from bench.spec.errors import UserError, unknown
-from bench.storage.rows import DEFAULT_URL, Store
+from bench.storage.rows import DEFAULT_URL, Store, file_of
 from bench.trial.job import Environment
 
 CACHE = Path(".bench")
@@ -54,12 +54,13 @@ def environment_of(resources: Resources) -> Environment:
     import torch
 
     check(resources)
-    if resources.device == "cuda" and not torch.cuda.is_available():
+    if resources.device == "cuda" and resources.executor == "local" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU on this machine; use --device cpu or auto")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if resources.device == "auto" else resources.device
     plugins = tuple(str(Path(file).resolve()) for file in resources.plugin)
     log = None if resources.log is None else resources.log.resolve()
-    return Environment(device, resources.data_root, CACHE.resolve(), plugins, log=log)
+    root = None if resources.data_root is None else resources.data_root.resolve()
+    return Environment(device, root, CACHE.resolve(), plugins, log=log)
 
 
 def open_request(suite: str, narrowing: Narrowing, resources: Resources, ablations: Iterable[str] = ()) -> Request:
@@ -88,18 +89,22 @@ def open_store(resources: Resources) -> Store:
     return Store(resources.store or DEFAULT_URL)
 
 
-def open_executor(resources: Resources, device: str) -> "executors.Local | executors.Ray":
+def open_executor(resources: Resources, environment: Environment) -> executors.Executor:
     """The executor of the jobs.
 
     Args:
         resources: the user's choice.
-        device: "cpu" or "cuda".
+        environment: of the jobs.
 
     Raises:
         UserError: Ray is not installed, or its cluster cannot be reached.
     """
+    device = environment.device
     workers = worker_count(resources, device) if resources.executor == "local" else resources.workers
-    return executors.make(resources.executor, workers, gpus=device == "cuda", address=resources.ray_address)
+    files = [*map(Path, environment.plugins), *filter(None, (environment.data_root, file_of(resources.store or DEFAULT_URL)))]
+    return executors.make(
+        resources.executor, workers, gpus=device == "cuda", address=resources.ray_address, cache=environment.cache, files=files
+    )
 
 
 def worker_count(resources: Resources, device: str) -> int:

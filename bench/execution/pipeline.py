@@ -14,7 +14,6 @@ from bench.planning import searches
 from bench.planning.plan import Plan
 from bench.planning.request import Found, Request
 from bench.spec.digest import digest
-from bench.spec.errors import UserError
 from bench.spec.row import Row
 from bench.spec.setting import Setting, decoded
 from bench.storage.checkpoints import Networks
@@ -25,10 +24,11 @@ from bench.tuning import tune
 from bench.tuning.study import Study
 
 Identity = tuple[Any, ...]
-Pool = executors.Local | executors.Inline | executors.Ray
+Pool = executors.Executor
+Failures = dict[tuple[str, str, str], str]  # (data set, architecture, method) -> why its search failed
 
 
-def run(made: Plan, store: Store, pool: Pool, show: Show = lambda _: None) -> None:
+def run(made: Plan, store: Store, pool: Pool, show: Show = lambda _: None) -> dict[str, str]:
     """Run the jobs of a plan. The rows of a finished job are stored at once.
 
     Several runs may use the same store and cache at the same time: each job is done by one of them, and the others use its results.
@@ -38,7 +38,11 @@ def run(made: Plan, store: Store, pool: Pool, show: Show = lambda _: None) -> No
         store: receives the rows.
         pool: runs the jobs.
         show: receives the progress.
+
+    Returns:
+        Key of each dense network whose worker died or was stopped -> the error.
     """
+    lost: dict[str, str] = {}
     networks = Networks(made.environment.cache / "networks")
     with store.leases() as leases, heartbeat.shown(made.environment.cache) as folder:
         meter = Meter(made.jobs, folder, show)
@@ -60,9 +64,12 @@ def run(made: Plan, store: Store, pool: Pool, show: Show = lambda _: None) -> No
             return []
 
         queue = _Shared(made.ready, leases, folder, lambda job: _left(job, store, networks), lambda job: follow(job, None), meter)
-        for job, result in pool.run(trial.execute, queue, follow=follow, tick=meter.tick):
+        for job, result in pool.run(trial.execute, queue, follow=follow, tick=meter.tick, limit=made.timeout):
             finish(job, result)
+            if isinstance(result, executors.JobFailure) and not job.criterion:
+                lost[job.network] = result.error
         meter.tick([])
+    return lost
 
 
 def _left(job: Job, store: Store, networks: Networks) -> Job | None:
@@ -73,8 +80,8 @@ def _left(job: Job, store: Store, networks: Networks) -> Job | None:
     return dataclasses.replace(job, points=points) if points or needed else None
 
 
-def pools(request: Request, store: Store, pool: Pool, show: Show = lambda _: None) -> list[Study]:
-    """Train the networks of all pools, and return the final studies.
+def pools(request: Request, store: Store, pool: Pool, show: Show = lambda _: None) -> tuple[list[Study], Failures]:
+    """Train the networks of all pools.
 
     Args:
         request: what to tune.
@@ -82,26 +89,29 @@ def pools(request: Request, store: Store, pool: Pool, show: Show = lambda _: Non
         pool: runs the jobs.
         show: receives the progress.
 
-    Raises:
-        UserError: a worker died while training a network.
+    Returns:
+        The final studies; and why a search cannot be run, where training stopped without a result, e.g. because its process died. The
+        next run tries that again, so that a search never depends on it.
     """
-    tried: set[str] = set()
+    lost: dict[str, str] = {}
     while True:
         networks, studies = searches.searches(request, store.url)
-        left = {job.network for job in networks.ready}
-        if not left:
-            return studies
-        if left & tried:
-            job = next(job for job in networks.ready if job.network in tried)
-            raise UserError(f"training {job.label} failed: the worker process died; finished work is kept")
-        tried |= left
-        run(networks, store, pool, show)
+        networks.ready = [job for job in networks.ready if job.network not in lost]
+        if not networks.ready:
+            break
+        errors = run(networks, store, pool, show)
+        there = Networks(request.environment.cache / "networks")
+        tried = {job.network for job in networks.ready if not there.has(job.network) and not there.failed(job.network)}
+        lost |= {key: errors.get(key, "its network could not be stored") for key in tried}
+    without = {study.cell: error for study in studies for m in study.pool if (error := lost.get(m.networks[0])) is not None}
+    failures = {cell: f"a network of its pool could not be trained: {error}" for cell, error in without.items()}
+    return [study for study in studies if study.cell not in failures], failures
 
 
 def search(
-    studies: list[Study], store: Store, cache: Path, pool: Pool, show: Show = lambda _: None
-) -> Found:  # fmt: skip
-    """Complete the studies.
+    studies: list[Study], store: Store, cache: Path, pool: Pool, show: Show = lambda _: None, limit: float | None = None
+) -> tuple[Found, Failures]:  # fmt: skip
+    """Complete the studies. One that fails does not stop the others.
 
     Args:
         studies: the searches.
@@ -109,25 +119,24 @@ def search(
         cache: the cache folder, for the progress of workers.
         pool: runs the searches.
         show: receives the progress.
+        limit: the most seconds that one trial may take; None: no limit.
 
     Returns:
-        (data set, architecture, method) -> tuned hyperparameters.
-
-    Raises:
-        UserError: a search failed.
+        (data set, architecture, method) -> tuned hyperparameters; and for those whose search failed, why.
     """
+    failures: Failures = {}
     left = [study for study in studies if tune.found(study) is None]
     left.sort(key=lambda study: -study.epochs)  # longest first, so that workers finish at about the same time
     with store.leases() as leases, heartbeat.shown(cache) as folder:
         meter = Meter(left, folder, show)
         queue = _Shared(left, leases, folder, lambda study: None if tune.found(study) else study, lambda study: [], meter)
-        for study, result in pool.run(tune.search, queue, follow=lambda study, result: [], tick=meter.tick):
+        for study, result in pool.run(tune.search, queue, follow=lambda study, result: [], tick=meter.tick, limit=limit):
             leases.give(_lease(study))
             if isinstance(result, executors.JobFailure):
-                raise UserError(f"{study.label} failed: {result.error}; finished work is kept")
+                failures[study.cell] = result.error
             meter.finish(study, 0)
         meter.tick([])
-    return {study.cell: found for study in studies if (found := tune.found(study)) is not None}
+    return {study.cell: found for study in studies if (found := tune.found(study)) is not None}, failures
 
 
 def searched(request: Request, store: Store) -> tuple[Found, int]:

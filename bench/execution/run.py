@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from bench.execution import pipeline
 from bench.execution.meter import Show
@@ -12,8 +13,9 @@ from bench.planning.plan import expanded, plan
 from bench.planning.request import Found, Request
 from bench.planning.searches import searches
 from bench.ranking import tuning_gain
+from bench.spec.columns import Role
 from bench.spec.errors import UserError
-from bench.spec.row import Row
+from bench.spec.row import Row, columns_of
 from bench.storage import results_csv
 from bench.storage.checkpoints import Networks
 from bench.storage.rows import Store
@@ -39,18 +41,28 @@ def run(request: Request, store: Store, pool: Pool, watch: Watch, say: Say = lam
         Rows with default hyperparameters, then tuned rows.
 
     Raises:
-        UserError: nothing can be run, or tuning failed.
+        UserError: nothing can be run.
     """
     rows = list(_rows(request, store, pool, watch, say))
     if found is None and request.suite.trials:
         say(f"tuning: {request.suite.trials} trials per method and block (data set and architecture), on validation data")
         with watch() as show:
-            studies = pipeline.pools(request, store, pool, show)
+            studies, failures = pipeline.pools(request, store, pool, show)
         with watch() as show:
-            found = pipeline.search(studies, store, request.environment.cache, pool, show)
-    if found is not None:
+            found, more = pipeline.search(studies, store, request.environment.cache, pool, show, request.suite.timeout)
+        rows += list(_unfound(rows, failures | more))
+    if found:
         rows += _rows(dataclasses.replace(request, tuned=found), store, pool, watch, lambda _: None)
     return rows
+
+
+def _unfound(rows: list[Row], failures: pipeline.Failures) -> Iterator[Row]:
+    """The tuned rows of methods whose search failed: those with default hyperparameters, not measured. They are not stored."""
+    empty: dict[str, Any] = dict.fromkeys(columns_of(Role.COUNT, Role.MEASURE, Role.COST))
+    for row in rows:
+        error = failures.get((row.dataset, row.architecture, row.method))
+        if row.criterion and error is not None:
+            yield dataclasses.replace(row, **empty | {"tuning": "tuned", "status": "failed", "error": f"its search failed: {error}"})
 
 
 def _rows(request: Request, store: Store, pool: Pool, watch: Watch, say: Say) -> Iterator[Row]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import timm
 from torch import nn
 
+import methods
 from methods.registry import plugins as registry
 
 
@@ -33,7 +34,10 @@ def load(path: str) -> Registered:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Overwriting .* in registry")  # by the file itself, after an edit
-            module, _ = registry.import_file(path)
+            with methods.unaltered_process(f"plug-in {path}", draws=True):
+                module, _ = registry.import_file(path)
+    except methods.Altered as error:
+        raise ValueError(str(error)) from None
     except FileNotFoundError:
         raise FileNotFoundError(f"no plug-in file {path}") from None
     except ValueError as error:

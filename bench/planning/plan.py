@@ -32,7 +32,8 @@ class Plan:
     """The rows of a request, in order, and the jobs to compute the missing ones.
 
     `environment`: device, folders and plug-ins of the jobs. `expected`: key -> row without measurements. `ready`: jobs that can start.
-    `blocked`: network key -> jobs that wait for this dense network. `notes`: messages about what cannot be run.
+    `blocked`: network key -> jobs that wait for this dense network. `notes`: messages about what cannot be run. `timeout`: the most
+    seconds that one job may take; None: no limit.
     """
 
     environment: Environment
@@ -40,6 +41,7 @@ class Plan:
     ready: list[Job] = field(default_factory=list)
     blocked: dict[str, list[Job]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    timeout: float | None = None
 
     @property
     def jobs(self) -> list[Job]:
@@ -57,7 +59,7 @@ def plan(request: Request, store: Store) -> Plan:
     Raises:
         UserError: nothing of the request can be run.
     """
-    made = Plan(request.environment)
+    made = Plan(request.environment, timeout=request.suite.timeout)
     every = expanded(request, made.notes)
     for planned in every:
         made.expected |= planned.rows

@@ -29,7 +29,7 @@ def searches(request: Request, storage: str) -> tuple[Plan, list[Study]]:
         request: what to tune; `request.tuned` is ignored.
         storage: URL of the database with the studies.
     """
-    made, studies = Plan(request.environment), []
+    made, studies = Plan(request.environment, timeout=request.suite.timeout), []
     networks = Networks(request.environment.cache / "networks")
     trainings: dict[str, Job] = {}
     every = list(cells(request, request.suite.seeds_of_tuning, made.notes))

@@ -178,7 +178,7 @@ def _bytes(path: Path) -> bytes | None:
 
 
 def suite_toml(suite: Suite) -> str:
-    """The suite as a TOML file that `load_suite` reads back to an equal suite. Keys without a value are left out."""
-    values = suite.model_dump(mode="json", exclude_none=True)
+    """The suite as a TOML file that `load_suite` reads back, without keys that have no value and `timeout`, which decides no row."""
+    values = suite.model_dump(mode="json", exclude_none=True, exclude={"timeout"})
     architectures = values.pop("architecture")
     return tomli_w.dumps(values | ({"architecture": dict(sorted(architectures.items()))} if architectures else {}))

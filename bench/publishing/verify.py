@@ -183,7 +183,7 @@ def _caveat(row: Row, environment: Environment) -> str:
 
 def _compute(rows: Sequence[Row], board: Board, environment: Environment, pool: pipeline.Pool, show: Show) -> list[Row]:
     """The same rows, computed on this machine."""
-    plan = Plan(environment)
+    plan = Plan(environment, timeout=board.suite.timeout)
     dense: dict[str, Job] = {}
     references: list[str] = []
     keys = [f"row {k}" for k in range(len(rows))]

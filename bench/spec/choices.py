@@ -38,6 +38,7 @@ class Narrowing:
     trials: int | None = _instead("Number of tuning trials per method; 0 uses the default hyperparameters.")
     epochs: int | None = _instead("Training epochs; 0 prunes given weights as they are.")
     finetune_epochs: tuple[int, ...] | None = _instead("Fine-tuning epochs after pruning; 0: no fine-tuning (one-shot).")
+    timeout: float | None = _instead("Seconds after which a job is stopped, and its rows have failed.", "the suite's, mostly a day")
     weights: str | None = _instead("Checkpoint that training starts from, a .safetensors file; for one architecture.")
     pretrained: bool | None = _instead("Start from timm's pretrained weights.")
     calibration: int | None = _instead("Number of training samples that scoring may read; needs --epochs 0.")

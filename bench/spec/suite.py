@@ -89,6 +89,9 @@ class Suite(_Strict):
     pool: int = Field(4, ge=1, description="Number of training configurations that tuning chooses from, the same for all methods.")
     tuning_seed: int = Field(1000, ge=0, description="First seed of tuning. Seeds of tuning are not in `seeds`.")
     tuning_seeds: int = Field(3, ge=1, description="Number of tuning seeds: tuning_seed, tuning_seed + 1, and so on.")
+    timeout: float = Field(
+        86400, gt=0, allow_inf_nan=False, description="Largest number of seconds of one job, which is then stopped; its rows have failed."
+    )
     batch_size: int = Field(128, ge=2, description="Number of training examples per batch.")
     optimizer: str = Field("sgd", pattern=OPTIMIZERS, description=OPTIMIZER)
     lr_schedule: str = Field("cosine", pattern=LR_SCHEDULES, description=LR_SCHEDULE)

@@ -37,6 +37,14 @@ _leases = Table("leases", _metadata, Column("name", String(64), primary_key=True
 T = TypeVar("T")
 
 
+def file_of(url: str) -> Path | None:
+    """The file of an SQLite database by its URL; None for a database that is not a file."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
+        return None
+    return Path(parsed.database).resolve()
+
+
 class Store:
     """Rows of results by key, in a database.
 
@@ -53,8 +61,8 @@ class Store:
             options: dict[str, Any] = {}
             if parsed.get_backend_name() == "sqlite":
                 options = {"connect_args": {"timeout": PATIENCE}}
-            if options and parsed.database and parsed.database != ":memory:":
-                file = Path(parsed.database).resolve()  # absolute: a worker may have another working directory
+            file = file_of(url)
+            if file is not None:  # absolute: a worker may have another working directory
                 file.parent.mkdir(parents=True, exist_ok=True)
                 parsed = parsed.set(database=str(file))
             self.url = parsed.render_as_string(hide_password=False)

@@ -9,12 +9,13 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PAUSE = 0.25  # seconds between two writes of one worker
 STALE = 86400.0  # seconds after which a folder of a killed run is removed
 carried = (0, 0)  # epochs and points of earlier jobs in this worker that count as the same piece of work
+announce: Callable[[], None] | None = None  # a worker tells its run that a job begins, which limits the seconds of each
 
 
 class Heartbeat:

@@ -3,12 +3,14 @@
 import functools
 import importlib.metadata
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
 
+SHIPPED = "RAZORBENCH_SHIPPED"  # environment variable of workers that got this code from a run, see `shipped`
 PACKAGES = ("timm", "torchmetrics")  # packages other than torch that affect the numbers
 
 
@@ -32,13 +34,28 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
     """
     kind = torch.device(device).type
     name = torch.cuda.get_device_name(device) if kind == "cuda" else torch.backends.cpu.get_cpu_capability()
+    code = (
+        json.loads(os.environ[SHIPPED])
+        if SHIPPED in os.environ
+        else {"version": importlib.metadata.version("razorbench"), "commit": _commit()}
+    )
     return {
-        "version": importlib.metadata.version("razorbench"),
-        "commit": _commit(),
+        "version": code["version"],
+        "commit": code["commit"],
         "torch": torch.__version__,
         "device": f"{kind}: {name}" if name else kind,
         "environment": json.dumps({"threads": threads, **versions()}, sort_keys=True),
     }
+
+
+def shipped() -> str:
+    """Version and commit of this code, and the torch version, as JSON, for workers that get the code from here."""
+    return json.dumps({"version": importlib.metadata.version("razorbench"), "commit": _commit(), "torch": torch.__version__})
+
+
+def shipped_torch() -> str:
+    """The torch version of the run that shipped the code to this process; '' if it was not shipped."""
+    return str(json.loads(os.environ.get(SHIPPED, "{}")).get("torch", ""))
 
 
 def _commit() -> str:

@@ -33,10 +33,10 @@ def isolated(points: Iterable[Point], work: Callable[[], Results]) -> Results:
         for result in work():
             left.pop(result.point, None)
             yield result
-    except Exception as error:  # a user's method may raise anything; the other points go on
+    except (Exception, SystemExit) as error:  # a user's method may raise anything; the other points go on
         yield from (Result(point, {"status": "failed", "error": one_line(error)}) for point in left)
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The type and the message of an exception on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -13,7 +13,7 @@ from torch import nn
 
 from bench.spec.errors import UserError
 from bench.storage.checkpoints import Networks
-from bench.trial import stages
+from bench.trial import heartbeat, stages
 from bench.trial.job import Job, Point
 from bench.trial.network import Measurement
 from bench.trial.provenance import provenance
@@ -95,12 +95,14 @@ def threads(count: int) -> Iterator[None]:
 
 def _results(job: Job, bench: Workbench | None) -> Results:
     """The results of a job, each measurement with its provenance."""
+    if heartbeat.announce is not None:
+        heartbeat.announce()
     columns = provenance(job.environment.device, job.environment.threads)
 
     def work() -> Results:
         try:
             yield from stages.results(bench or Workbench(job))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             networks = Networks(job.environment.cache / "networks")
             if not job.criterion and not networks.has(job.network):
                 networks.fail(job.network, one_line(error))

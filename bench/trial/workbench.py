@@ -18,6 +18,7 @@ from bench.storage.checkpoints import Networks
 from bench.trial import architecture, cost, metrics
 from bench.trial.events import Events
 from bench.trial.flops import layer_flops
+from bench.trial.guarded import guarded
 from bench.trial.heartbeat import Heartbeat
 from bench.trial.job import Job
 from bench.trial.loading import load_data
@@ -152,7 +153,9 @@ class Workbench:
         with self.events.training(problem, epochs if previous else 0) as told:
             work = Tally(*self._flops(problem))
             told += [self.heartbeat, work]
-            state = methods.fit(problem, self.training, recipe, batches=batches, previous=previous, pruner=pruner, callbacks=told)
+            calls = f"'{self.training.name}'" if pruner is None else f"'{pruner.criterion.name}' or '{self.training.name}'"
+            with guarded(calls, self.dataset):
+                state = methods.fit(problem, self.training, recipe, batches=batches, previous=previous, pruner=pruner, callbacks=told)
         return state, replace(
             network,
             train_seconds=network.train_seconds + self.seconds_since(start),
@@ -168,7 +171,8 @@ class Workbench:
         if not methods.scored_once(criterion):
             return None, network
         start = time.perf_counter()
-        scores = methods.score(network.problem, criterion)
+        with guarded(f"'{criterion.name}'", self.dataset):
+            scores = methods.score(network.problem, criterion)
         return scores, replace(network, score_seconds=self.seconds_since(start))
 
     def cut(self, network: Network, criterion: methods.Criterion, sparsity: float, scores: methods.Scores | None = None) -> Network:
@@ -181,7 +185,8 @@ class Workbench:
             scores: the result of `scored` for this network; None scores it now.
         """
         start = time.perf_counter()
-        mask = methods.cut(network.problem, criterion, self.granularity, sparsity, scores, self.cost)
+        with guarded(f"'{criterion.name}'", self.dataset):
+            mask = methods.cut(network.problem, criterion, self.granularity, sparsity, scores, self.cost)
         seconds = (network.score_seconds or 0.0) + self.seconds_since(start)
         return replace(network.with_problem(mask=mask, target=sparsity), score_seconds=seconds)
 

@@ -15,6 +15,7 @@ from methods.core.reading import FAILURES, explaining, outputs_and_loss
 from methods.core.regrowth import Regrowing, check_schedule
 from methods.core.schedule import Lap, Move, Schedule
 from methods.core.ties import warn_of_ties
+from methods.core.unaltered import unaltered_network
 
 
 def score(problem: Problem, criterion: Criterion) -> Scores:
@@ -33,12 +34,14 @@ def score(problem: Problem, criterion: Criterion) -> Scores:
     Raises:
         ValueError: if the criterion does not support the network, the network or the loss fails on the data, weights that are
             set to zero would not stay zero, or the scores are not finite or do not have the names and shapes of the weights.
+        Altered: if the criterion changes the network.
     """
     _check_supported(problem, criterion)
     weights = problem.weights
     with evaluating(problem.model, weights), torch.enable_grad():
         rehearse(problem, reads_data=not criterion.data_free)
-        with explaining(problem.model, f"'{criterion.name}' fails on this network"):
+        failing = explaining(problem.model, f"'{criterion.name}' fails on this network")
+        with unaltered_network(problem.model, f"'{criterion.name}'"), failing:
             scores = criterion.score(problem)
     fault = faults(problem, scores)
     if fault:

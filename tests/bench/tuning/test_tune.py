@@ -52,11 +52,15 @@ def request_(suite: Suite, names: str, tmp: Path, **changes: Any) -> Request:
 def studies_of(request: Request, store: Store) -> list[Study]:
     """The studies of a request, their pools trained."""
     assert not [job for job in searches(request, store.url)[0].jobs if job.points], "nothing is measured yet"
-    return pipeline.pools(request, store, Inline())
+    found, failures = pipeline.pools(request, store, Inline())
+    assert not failures
+    return found
 
 
 def search(studies: list[Study], store: Store) -> dict[tuple[str, str, str], Setting]:
-    return pipeline.search(studies, store, studies[0].job.environment.cache, Inline())
+    found, failures = pipeline.search(studies, store, studies[0].job.environment.cache, Inline())
+    assert not failures
+    return found
 
 
 def trials_of(study: Study) -> list[Any]:

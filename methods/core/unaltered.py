@@ -1,0 +1,179 @@
+"""What a call of a method must leave as it was: the network while it is scored, and the state of the process.
+
+A method that trains inside `score`, draws from a global generator or replaces a function of torch changes its own result, or that of the
+next method, without any sign in its scores. So each call is compared with before, put right, and reported.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from operator import is_
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from methods.core.modes import LAZY
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+PLACES: tuple[Any, ...] = (
+    torch, nn, F, torch.optim, torch.autograd, torch.linalg, torch.random, Tensor, nn.Module, nn.Linear, nn.Conv2d, torch.optim.SGD,
+)  # fmt: skip
+
+
+class Altered(RuntimeError):
+    """A call changed what it must leave as it was."""
+
+
+@contextmanager
+def unaltered_network(model: nn.Module, call: str) -> Iterator[None]:
+    """Context of a call that may not change parameters, modules and hooks of a network. Changed parameters get their values back.
+
+    Args:
+        model: the network.
+        call: what is called, for the message.
+
+    Raises:
+        Altered: if something was changed; it names what.
+    """
+    parameters = {n: p for n, p in model.named_parameters() if not isinstance(p, LAZY)}
+    values = {n: p.detach().clone() for n, p in parameters.items()}
+    structure = _structure(model)
+    yield
+    changed = [n for n, p in parameters.items() if not _equal(p.detach(), values[n])]
+    if changed:
+        with torch.no_grad():
+            for name in changed:
+                parameters[name].copy_(values[name])
+        raise Altered(f"{call} changed '{changed[0]}': it must not train or change the network; work on a copy")
+    if (now := _structure(model)) != structure:
+        added = _with_hooks(now) - _with_hooks(structure)
+        raise Altered(f"{call} left {added} hooks on the network" if added > 0 else f"{call} changed the modules of the network")
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    if torch.equal(a, b):
+        return True
+    return bool(a.shape == b.shape and a.is_floating_point() and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
+
+
+def _structure(model: nn.Module) -> list[tuple[Any, ...]]:
+    """The identity of every module, of its parameters and hooks, and of a `forward` of its own."""
+    return [
+        (name, type(m), id(m), id(vars(m).get("forward")), tuple(map(id, m._parameters.values())), *(tuple(getattr(m, h)) for h in HOOKS))
+        for name, m in model.named_modules()
+    ]
+
+
+def _with_hooks(structure: list[tuple[Any, ...]]) -> int:
+    return sum(len(hooks) for module in structure for hooks in module[-len(HOOKS) :])
+
+
+class _Setting(NamedTuple):
+    """One part of the state of the process: what it is, how it is read, compared and set."""
+
+    what: str
+    get: Callable[[], Any]
+    set: Callable[[Any], object]
+
+
+def _torch_state() -> tuple[bytes, Tensor]:
+    state = torch.get_rng_state()
+    return state.numpy().tobytes(), state
+
+
+def _python_state() -> tuple[Any, Any]:
+    state = random.getstate()
+    return state, state
+
+
+def _numpy_state() -> tuple[bytes, Any]:
+    state: Any = np.random.get_state()
+    return np.asarray(state[1]).tobytes(), state
+
+
+GENERATORS = (  # what is compared, and what is set
+    _Setting("torch's global random state", _torch_state, lambda state: torch.set_rng_state(state[1])),
+    _Setting("the random state of the module random", _python_state, lambda state: random.setstate(state[1])),
+    _Setting("numpy's global random state", _numpy_state, lambda state: np.random.set_state(state[1])),
+)
+SETTINGS = (
+    _Setting("the default dtype", torch.get_default_dtype, torch.set_default_dtype),
+    _Setting("the number of threads", torch.get_num_threads, torch.set_num_threads),
+    _Setting("whether gradients are computed", torch.is_grad_enabled, torch.set_grad_enabled),
+    _Setting("the use of deterministic algorithms", torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    _Setting("the precision of matrix products", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+)
+
+
+class _Functions:
+    """The functions and classes in one namespace of torch, as this module found them."""
+
+    def __init__(self, place: Any) -> None:
+        found = {name: value for name, value in vars(place).items() if callable(value)}
+        self._place, self._names, self._values = place, tuple(found), list(found.values())
+
+    def replaced(self) -> list[str]:
+        """The names of those that were replaced, which get their values back."""
+        there = vars(self._place).get
+        if all(map(is_, map(there, self._names), self._values)):
+            return []
+        found = []
+        for k, (name, value) in enumerate(zip(self._names, self._values, strict=True)):
+            if (now := there(name)) is value:
+                continue
+            if _by_torch(now, value):
+                self._values[k] = now
+            else:
+                setattr(self._place, name, value)
+                found.append(name)
+        return found
+
+
+def _by_torch(new: Any, old: Any) -> bool:
+    """Whether torch itself has wrapped a function, as its compiler does with `torch.manual_seed` when it is first used."""
+    code = getattr(new, "__code__", None)
+    own = code is not None and Path(code.co_filename).is_relative_to(Path(torch.__file__).parent)
+    return own and getattr(new, "__name__", "") == getattr(old, "__name__", None)
+
+
+_own = [_Functions(place) for place in PLACES]
+
+
+@contextmanager
+def unaltered_process(call: str, versions: Mapping[str, Tensor] | None = None, *, draws: bool = False) -> Iterator[None]:
+    """Context of a call that may not change the state of the process. If it did, the state is as before afterwards.
+
+    Args:
+        call: what is called, for the message.
+        versions: name -> tensor that the call may not change in place, e.g. the training data.
+        draws: whether it may draw from global random generators. Their states are restored in any case.
+
+    Raises:
+        Altered: if the call, which ended without an exception, changed a global random state, the default dtype, the number of threads,
+            other settings of torch, a function of torch, or one of the tensors.
+    """
+    generators, settings = ([(s, s.get()) for s in group] for group in (GENERATORS, SETTINGS))
+    seen = {name: t._version for name, t in (versions or {}).items()}
+    try:
+        yield
+    finally:
+        drawn = [_put_back(setting, value) for setting, value in generators]
+        changed = [_put_back(setting, value) for setting, value in settings]
+        changed += [f"torch's function '{name}'" for place in _own for name in place.replaced()]
+    changed += [name for name, t in (versions or {}).items() if t._version != seen[name]]
+    found = next((what for what in [*changed, *([] if draws else drawn)] if what), None)
+    if found is not None:
+        raise Altered(f"{call} changed {found}, which all methods of the process share")
+
+
+def _put_back(setting: _Setting, value: Any) -> str:
+    """Give a setting its earlier value; what it is if that was another one, otherwise ''."""
+    now = setting.get()
+    if (now[0] == value[0]) if isinstance(value, tuple) else (now == value):
+        return ""
+    setting.set(value)
+    return setting.what
