@@ -56,7 +56,9 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], clean_registry: None) -> Callable[..., tuple[int, str, str]]:
     """Run the command line in this process: `bench("run", "--suite", ...)` -> (exit code, stdout, stderr)."""
-    from bench.cli import main
+    from bench.cli import interruption, main
+
+    monkeypatch.setattr(interruption, "watch", lambda: None)  # pytest handles the signals of this process
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["razorbench", *arguments])

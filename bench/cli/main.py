@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from bench.cli import results, stores
+from bench.cli import interruption, results, stores
 from bench.cli.options import Suite, names, shared
 from bench.cli.results import NARROWED, STORED, Style, check_style
 from bench.spec.choices import Narrowing, Resources
@@ -46,6 +46,7 @@ def _program(
 
 def main() -> None:
     """Run the program. A user-input error ends in one line on standard error and exit code 2."""
+    interruption.watch()
     try:
         _check_own_packages()
         code = app(list(sys.argv[1:] or ["--help"]), standalone_mode=False)
@@ -54,7 +55,7 @@ def main() -> None:
     except UsageFault as error:
         _fail(error.format_message())
     except (typer.Abort, KeyboardInterrupt):
-        code = INTERRUPTED
+        code = interruption.exit_code()
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
@@ -65,7 +66,9 @@ def main() -> None:
             raise
         _fail(str(error))
     if code == INTERRUPTED:  # newer releases of typer turn Ctrl-C into this code themselves
-        print("interrupted: what was finished is kept; the same command continues", file=sys.stderr)
+        code = interruption.exit_code()
+    if code in {128 + number for number in interruption.SIGNALS}:
+        print(interruption.MESSAGE, file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -101,7 +104,7 @@ def run(
     output: Annotated[Path | None, typer.Option(help="Also write results.csv and leaderboard.csv into this folder.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run and how long it takes, and run nothing.")] = False,
 ) -> None:  # fmt: skip
-    """Run methods on a suite and print the leaderboard. What was computed before is taken from the store."""
+    """Run methods on a suite and print the leaderboard; exit code 1 if a row failed. What was computed before is taken from the store."""
     from bench.execution.environment import check
     from bench.spec.suite import load_suite
 
@@ -123,7 +126,8 @@ def run(
     if dry_run:
         running.dry_run(suite, narrowing, resources, ablations, tuned)
     else:
-        running.run(suite, narrowing, resources, ablations=ablations, tuned=tuned, output=output, style=style, force=force)
+        whole = running.run(suite, narrowing, resources, ablations=ablations, tuned=tuned, output=output, style=style, force=force)
+        raise typer.Exit(0 if whole else 1)
 
 
 def _check_run(ablations: tuple[str, ...], output: Path | None, style: str) -> None:

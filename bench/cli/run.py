@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
 from bench import api
 from bench.cli import choose
@@ -25,20 +24,26 @@ from bench.storage import files, results_csv
 def run(
     suite: str, narrowing: Narrowing, resources: Resources, *, ablations: tuple[str, ...], tuned: Path | None, output: Path | None,
     style: str, force: bool,
-) -> None:  # fmt: skip
-    """Run and show the leaderboard; with `output` also write it."""
+) -> bool:  # fmt: skip
+    """Run and show the leaderboard; with `output` also write it, before it is shown. Whether all rows succeeded."""
     apart = style != "text"  # the table alone goes to standard output, so that it can be written to a file
-    console, notes = make_console(), Console(stderr=True) if apart else make_console()
+    console, notes = make_console(), make_console(stderr=apart)
     rows = api.run_rows(
         suite, narrowing, resources, ablations, tuned, lambda: Display(stderr=apart), lambda line: say(notes, line), force=force
     )
-    show(console, rows, style)
+    written: list[Path] = []
     if output is not None:
         made = environment.open_request(suite, narrowing, resources, ablations)
-        _write(notes, rows, made.suite.model_copy(update={"methods": tuple(m.name for m in made.methods)}), output)
-    if style == "text" and any(not row.epochs for row in rows):
+        written = _write(rows, made.suite.model_copy(update={"methods": tuple(m.name for m in made.methods)}), output)
+    show(console, rows, style)
+    if apart:
+        say_failures(notes, rows)
+    if written:
+        say(notes, f"wrote {', '.join(map(str, written))}")
+    if style == "text" and any(row.criterion and not row.epochs and row.status != "unsupported" for row in rows):
         choose.show(console, rows, output)
     sys.stdout.flush()
+    return all(row.status != "failed" for row in rows)
 
 
 def dry_run(suite: str, narrowing: Narrowing, resources: Resources, ablations: tuple[str, ...], tuned: Path | None) -> None:
@@ -68,14 +73,20 @@ def show(console: Console, rows: list[Row], style: str = "text") -> None:
     gains = tuning_gain.tuned(rows)
     if len(gains):
         print_gains(console, gains)
+    say_failures(console, rows)
+
+
+def say_failures(console: Console, rows: list[Row]) -> None:
+    """Why rows failed, each error once, and how many."""
     failed = [row for row in rows if row.status == "failed"]
     for error in dict.fromkeys(f"{row.method} on {row.dataset}/{row.architecture}: {row.error}" for row in failed):
-        console.print(escape(f"failed: {error}"), style="red", highlight=False)
+        console.print(f"failed: {error}", style="red", highlight=False)
     if failed:
         console.print(f"{len(failed)} of {len(rows)} rows failed; the next run tries them again", style="red", highlight=False)
 
 
-def _write(console: Console, rows: list[Row], suite: Suite, output: Path) -> None:
+def _write(rows: list[Row], suite: Suite, output: Path) -> list[Path]:
+    """Write the files of `--output`, and return them."""
     gains = tuning_gain.tuned(rows)
     results_csv.write_rows(rows, output / "results.csv")
     results_csv.write_table(leaderboard.leaderboard(rows), output / "leaderboard.csv")
@@ -84,7 +95,7 @@ def _write(console: Console, rows: list[Row], suite: Suite, output: Path) -> Non
     if len(gains):
         results_csv.write_table(gains, output / "tuned.csv")
         written.append(output / "tuned.csv")
-    say(console, f"wrote {', '.join(map(str, written))}")
+    return written
 
 
 def status(suite: str, narrowing: Narrowing, resources: Resources) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -32,15 +31,15 @@ class Shown:
     name: bool = False
 
 
-def make_console() -> Console:
-    """The terminal, or where there is none a page wide enough for every column."""
-    console = Console()
-    return console if console.is_terminal else Console(width=PAGE)
+def make_console(*, stderr: bool = False) -> Console:
+    """The terminal, or where there is none a page wide enough for every column. Text is shown as it is: brackets are no markup."""
+    console = Console(stderr=stderr, markup=False, emoji=False)
+    return console if console.is_terminal else Console(stderr=stderr, markup=False, emoji=False, width=PAGE)
 
 
 def say(console: Console, line: str) -> None:
     """Print a line as it is; notes and warnings in yellow."""
-    console.print(escape(line), style="yellow" if line.startswith(WARNINGS) else "", highlight=False, soft_wrap=True)
+    console.print(line, style="yellow" if line.startswith(WARNINGS) else "", highlight=False, soft_wrap=True)
 
 
 def print_table(console: Console, title: str, columns: Sequence[Shown]) -> None:

@@ -115,7 +115,7 @@ def attempt(function: Function, job: Job) -> Any:
     try:
         return function(job)
     except BaseException as error:
-        return JobFailure(" ".join(f"{type(error).__name__}: {error}".split()))
+        return JobFailure(" ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":"))
 
 
 class Inline:

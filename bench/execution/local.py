@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from multiprocessing import connection, forkserver
+from multiprocessing import connection, forkserver, resource_tracker
 from typing import Any
 
 from bench.execution.executors import TICK, Follow, Function, Job, JobFailure, Queue, Tick, attempt, too_long
@@ -35,6 +35,7 @@ def preload() -> None:
 
 def _ensure_server() -> None:
     """Start the server process unless it runs. Ctrl-C does not reach it nor its workers; it is killed when this process ends."""
+    resource_tracker.ensure_running()  # first, because it unblocks the signal again
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the server inherits it: no traceback while it imports
     try:
         forkserver.ensure_running()

@@ -18,7 +18,6 @@ from bench.storage.checkpoints import Networks
 from bench.trial import architecture, cost, metrics
 from bench.trial.events import Events
 from bench.trial.flops import layer_flops
-from bench.trial.guarded import guarded
 from bench.trial.heartbeat import Heartbeat
 from bench.trial.job import Job
 from bench.trial.loading import load_data
@@ -154,7 +153,7 @@ class Workbench:
             work = Tally(*self._flops(problem))
             told += [self.heartbeat, work]
             calls = f"'{self.training.name}'" if pruner is None else f"'{pruner.criterion.name}' or '{self.training.name}'"
-            with guarded(calls, self.dataset):
+            with methods.unaltered_process(calls):
                 state = methods.fit(problem, self.training, recipe, batches=batches, previous=previous, pruner=pruner, callbacks=told)
         return state, replace(
             network,
@@ -171,7 +170,7 @@ class Workbench:
         if not methods.scored_once(criterion):
             return None, network
         start = time.perf_counter()
-        with guarded(f"'{criterion.name}'", self.dataset):
+        with methods.unaltered_process(f"'{criterion.name}'"):
             scores = methods.score(network.problem, criterion)
         return scores, replace(network, score_seconds=self.seconds_since(start))
 
@@ -185,7 +184,7 @@ class Workbench:
             scores: the result of `scored` for this network; None scores it now.
         """
         start = time.perf_counter()
-        with guarded(f"'{criterion.name}'", self.dataset):
+        with methods.unaltered_process(f"'{criterion.name}'"):
             mask = methods.cut(network.problem, criterion, self.granularity, sparsity, scores, self.cost)
         seconds = (network.score_seconds or 0.0) + self.seconds_since(start)
         return replace(network.with_problem(mask=mask, target=sparsity), score_seconds=seconds)

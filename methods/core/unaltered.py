@@ -5,7 +5,7 @@ next method, without any sign in its scores. So each call is compared with befor
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import is_
 from pathlib import Path
@@ -144,27 +144,24 @@ _own = [_Functions(place) for place in PLACES]
 
 
 @contextmanager
-def unaltered_process(call: str, versions: Mapping[str, Tensor] | None = None, *, draws: bool = False) -> Iterator[None]:
+def unaltered_process(call: str, *, draws: bool = False) -> Iterator[None]:
     """Context of a call that may not change the state of the process. If it did, the state is as before afterwards.
 
     Args:
         call: what is called, for the message.
-        versions: name -> tensor that the call may not change in place, e.g. the training data.
         draws: whether it may draw from global random generators. Their states are restored in any case.
 
     Raises:
         Altered: if the call, which ended without an exception, changed a global random state, the default dtype, the number of threads,
-            other settings of torch, a function of torch, or one of the tensors.
+            other settings of torch, or a function of torch.
     """
     generators, settings = ([(s, s.get()) for s in group] for group in (GENERATORS, SETTINGS))
-    seen = {name: t._version for name, t in (versions or {}).items()}
     try:
         yield
     finally:
         drawn = [_put_back(setting, value) for setting, value in generators]
         changed = [_put_back(setting, value) for setting, value in settings]
         changed += [f"torch's function '{name}'" for place in _own for name in place.replaced()]
-    changed += [name for name, t in (versions or {}).items() if t._version != seen[name]]
     found = next((what for what in [*changed, *([] if draws else drawn)] if what), None)
     if found is not None:
         raise Altered(f"{call} changed {found}, which all methods of the process share")

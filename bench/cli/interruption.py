@@ -1,0 +1,60 @@
+"""Ctrl-C and SIGTERM: the program ends within seconds, finished work is kept, and one line says how to go on.
+
+Python handles a signal between two instructions of its own, so a call of another library (a database that waits for a lock, a connection)
+may delay it. The signal's number also goes to a pipe, which a thread reads: it ends the process where the main thread does not.
+"""
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+
+GRACE = 3.0  # seconds that the main thread has to end
+MESSAGE = "interrupted: what was finished is kept; the same command continues"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_received: list[int] = []
+
+
+class Interrupted(KeyboardInterrupt):
+    """One of `SIGNALS` was received."""
+
+
+def watch() -> None:
+    """Handle the signals from now on. Call it in the main thread, once."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
+    threading.Thread(target=_end, args=(reader,), daemon=True).start()
+
+
+def exit_code() -> int:
+    """128 and the number of the signal that was received first; that of Ctrl-C if there was none."""
+    return 128 + (_received[0] if _received else signal.SIGINT)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    """Raise at the first signal; what ends the program meanwhile is not disturbed by a second one."""
+    _received.append(number)
+    if len(_received) == 1:
+        raise Interrupted
+
+
+def _end(reader: int) -> None:
+    """End the process some seconds after the first signal, or at the second one. Its workers end with it."""
+    numbers = [n for n in os.read(reader, 1) if n in SIGNALS]
+    while not numbers:
+        numbers = [n for n in os.read(reader, 1) if n in SIGNALS]
+    timer = threading.Timer(GRACE, _leave, numbers)
+    timer.daemon = True
+    timer.start()
+    while not [n for n in os.read(reader, 1) if n in SIGNALS]:
+        pass
+    _leave(numbers[0])
+
+
+def _leave(number: int) -> None:
+    print(f"\n{MESSAGE}", file=sys.stderr, flush=True)
+    os._exit(128 + number)

@@ -1,0 +1,105 @@
+"""Ctrl-C and SIGTERM at any moment: the program ends within five seconds, says how to go on, and leaves no process."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench.cli import interruption
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = (
+    "run", "--methods", "magnitude,hangs", "--datasets", "breast_cancer", "--seeds", "0", "--sparsities", "0.5", "--epochs", "2",
+    "--finetune-epochs", "0", "--trials", "0", "--plugin", str(Path(__file__).parent / "misbehaving.py"),
+)  # fmt: skip
+
+
+def members(session: int) -> list[str]:
+    """The processes of a session that have not ended."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] not in "ZX":
+            found.append(folder.name)
+    return found
+
+
+def start(folder: Path) -> "subprocess.Popen[str]":
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench", *RUN], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def started(folder: Path, process: "subprocess.Popen[str]") -> None:
+    """Wait until the method that hangs is at work: then the other one has its row, and the workers are there."""
+    import sqlite3
+
+    for _ in range(600):
+        time.sleep(0.1)
+        assert process.poll() is None, process.communicate()
+        try:
+            with sqlite3.connect(f"file:{folder}/.bench/store.db?mode=ro", uri=True) as store:
+                if store.execute("select count(*) from rows").fetchone()[0] >= 2:
+                    return
+        except sqlite3.Error:
+            pass
+    raise AssertionError("no row after a minute")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="lists processes in /proc")
+@pytest.mark.parametrize(("number", "whole"), [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)])
+@pytest.mark.parametrize("moment", ["starting", "working"])
+def test_a_signal_ends_everything_within_five_seconds(tmp_path: Path, number: signal.Signals, whole: bool, moment: str) -> None:
+    """`whole`: the terminal sends Ctrl-C to all processes of the program."""
+    process = start(tmp_path)
+    if moment == "working":
+        started(tmp_path, process)
+    else:
+        time.sleep(random.Random(f"{number} {whole}").uniform(0.5, 5))
+    begin = time.monotonic()
+    (os.killpg if whole else os.kill)(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - begin < 5
+    assert process.returncode == 128 + number
+    assert err.splitlines()[-1] == interruption.MESSAGE
+    assert "Traceback" not in err
+    time.sleep(0.5)
+    assert not members(process.pid)
+
+
+BLOCKED = """
+import ctypes
+from bench.cli import interruption
+
+interruption.watch()
+lock, library = ctypes.create_string_buffer(128), ctypes.CDLL(None)
+library.pthread_mutex_lock(lock)
+print("ready", flush=True)
+library.pthread_mutex_lock(lock)
+"""
+
+
+@pytest.mark.parametrize(("signals", "seconds"), [(1, 5), (2, 2)])
+def test_it_ends_also_in_a_call_that_cannot_be_interrupted(signals: int, seconds: int) -> None:
+    """As in a call of another library that waits for a lock: a few seconds after the first signal, at once at the second."""
+    process = subprocess.Popen([sys.executable, "-c", BLOCKED], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    begin = time.monotonic()
+    for _ in range(signals):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+    _, err = process.communicate(timeout=30)
+    assert time.monotonic() - begin < seconds
+    assert process.returncode == 128 + signal.SIGTERM
+    assert interruption.MESSAGE in err
