@@ -10,6 +10,7 @@ import shutil
 import socket
 import tarfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -50,7 +51,9 @@ _DESCRIPTIONS = {
 _SCHEMES = {form.partition(":")[0]: form for form in _DESCRIPTIONS if ":" in form and form != own_file.FORM}
 # Raised by torchvision for files that are missing or truncated.
 _UNREADABLE = (OSError, RuntimeError, ValueError, IndexError, EOFError, AssertionError, tarfile.TarError)
-DECODING = 3  # counts the changes of what `bench.data.images` makes of a file, so that a cache from before is not used
+DECODING = (
+    4  # counts the changes of what `bench.data.images` and `bench.data.picture` make of files, so that a cache from before is not used
+)
 
 
 def names() -> list[str]:
@@ -60,6 +63,8 @@ def names() -> list[str]:
 
 def describe(name: str) -> str:
     """A short description of a data set; raises UserError for an unknown name, or a file that cannot be imported."""
+    if not name.isprintable():  # bytes that are not UTF-8, and line breaks, cannot be written to results.csv
+        raise UserError(f"the name of a dataset has characters that cannot be printed: {name!a}; rename the folder")
     scheme, colon, _ = name.partition(":")
     key = _SCHEMES.get(scheme, name) if colon else name
     if own.is_own(name) and name != own_file.FORM:
@@ -105,7 +110,7 @@ def read(name: str, root: Path | None, cache: Path | None) -> Raw:
         return _of_parts(own.read(name, root))
     scheme, colon, path = name.partition(":")
     if scheme in ("timm", "hf"):
-        return _of_parts(hub.read_timm(name, root) if scheme == "timm" else hub.read_hf(name, root, cache))
+        return _of_parts(hub.read_timm(name, root, cache) if scheme == "timm" else hub.read_hf(name, root, cache))
     return _read_images(name, scheme, _located(Path(path).expanduser(), root), cache) if colon else _read_sklearn(name)
 
 
@@ -177,10 +182,10 @@ def _read_images(name: str, scheme: str, path: Path, cache: Path | None) -> Raw:
     parts = [path / (f"{part}.tar" if scheme == "tar" else part) for part in ("train", "test")]
     for part in parts:
         if not (part.is_file() if scheme == "tar" else part.is_dir()):
-            raise UserError(f"dataset {name!r}: {part} is missing; expected {describe(name)}")
+            raise UserError(f"dataset {name!r}: {images.shown(part)} is missing; expected {describe(name)}")
     if cache is None:
         return Raw(*images.decode(name, parts, describe(name)))
-    stored = cache / f"images-{_sources_key(parts)[:20]}.safetensors"
+    stored = cache / f"images-{_sources_key(name, parts)[:20]}.safetensors"
     raw = _read_cache(stored)
     if raw is None:
         raw = Raw(*images.decode(name, parts, describe(name)))
@@ -188,11 +193,12 @@ def _read_images(name: str, scheme: str, path: Path, cache: Path | None) -> Raw:
     return raw
 
 
-def _sources_key(parts: list[Path]) -> str:
+def _sources_key(name: str, parts: list[Path]) -> str:
     """A hash of the path, size and time of every image file, and of how they are decoded."""
     files = list(parts)
-    for part in parts:
-        files += [Path(at, file) for at, _, found in os.walk(part, followlinks=True) for file in found]
+    with ExitStack() as archives:
+        for part in filter(Path.is_dir, parts):
+            files += [part / file.path for file in images.listed(name, part, archives).files]
     stats = [(str(file.absolute()), file.stat()) for file in files if file.exists()]  # a link may be broken
     lines = sorted(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}" for file, stat in stats)
     return hashlib.sha256("\n".join([f"decoded by rule {DECODING}", *lines]).encode(errors="surrogateescape")).hexdigest()

@@ -3,6 +3,7 @@
 import gc
 import gzip
 import os
+import shutil
 import struct
 import tarfile
 from collections.abc import Callable
@@ -365,6 +366,11 @@ def spoil_class(root: Path) -> None:
             file.unlink()
 
 
+def spoil_all_but_one(root: Path) -> None:
+    for part in ("train", "test"):
+        shutil.rmtree(root / part / "dog")
+
+
 def spoil_count(root: Path) -> None:
     for number in range(1, 12):
         (root / "train" / "dog" / f"{number}.png").unlink()
@@ -380,7 +386,8 @@ def spoil_count(root: Path) -> None:
         (spoil_image, "5.png cannot be read as an image"),
         (spoil_png, "5.png cannot be read as an image"),
         (spoil_link, "link.png"),
-        (spoil_class, "only one class"),
+        (spoil_class, "the class folder .*/train/dog has no images"),
+        (spoil_all_but_one, "only one class"),
         (spoil_count, "too few examples to split off 0.15"),
     ],
 )
