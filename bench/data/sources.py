@@ -8,7 +8,6 @@ import hashlib
 import os
 import shutil
 import socket
-import tarfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -49,8 +48,6 @@ _DESCRIPTIONS = {
     own_file.FORM: "your own: a function that returns (train, test) or (train, validation, test)",
 }
 _SCHEMES = {form.partition(":")[0]: form for form in _DESCRIPTIONS if ":" in form and form != own_file.FORM}
-# Raised by torchvision for files that are missing or truncated.
-_UNREADABLE = (OSError, RuntimeError, ValueError, IndexError, EOFError, AssertionError, tarfile.TarError)
 DECODING = (
     4  # counts the changes of what `bench.data.images` and `bench.data.picture` make of files, so that a cache from before is not used
 )
@@ -139,8 +136,8 @@ def _read_torchvision(name: str, root: Path | None) -> Raw:
         raise UserError(f"dataset {name!r} needs a directory: pass --data-root DIR")
     try:
         return _torchvision(name, root, download=False)
-    except _UNREADABLE:
-        pass  # missing or truncated: download it again
+    except Exception:  # torchvision raises exceptions of any type for damaged files
+        pass  # missing or damaged: download it again
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(20)  # seconds; without a timeout torchvision may wait forever behind a firewall
     try:
@@ -149,7 +146,7 @@ def _read_torchvision(name: str, root: Path | None) -> Raw:
             for file in Path(scratch).rglob("*"):
                 if file.is_file() and file.suffix != ".gz":  # torchvision reads the unpacked files
                     _write(root / file.relative_to(scratch), partial(shutil.copyfile, file))
-    except _UNREADABLE as error:
+    except Exception as error:
         raise UserError(
             f"dataset {name!r} is missing or incomplete in {root} and cannot be downloaded ({line(error)}):"
             " pass --data-root DIR, where DIR contains it in torchvision's layout"
