@@ -55,6 +55,8 @@ def run(made: Plan, store: Store, pool: Pool, show: Show = lambda _: None) -> No
             if networks.has(job.network):
                 return waiting
             why = result.error if isinstance(result, executors.JobFailure) else networks.failed(job.network)
+            if not why:  # it could not be written: each of them trains it
+                return waiting
             for other in waiting:
                 finish(other, executors.JobFailure(f"its dense network failed: {why}"))
             return []
@@ -93,7 +95,7 @@ def pools(request: Request, store: Store, pool: Pool, show: Show = lambda _: Non
             return studies
         if left & tried:
             job = next(job for job in networks.ready if job.network in tried)
-            raise UserError(f"training {job.label} failed: the worker process died; finished work is kept")
+            raise UserError(f"training {job.label} failed: the worker process died, or its network cannot be stored; finished work is kept")
         tried |= left
         run(networks, store, pool, show)
 
