@@ -127,12 +127,12 @@ class Networks:
 
     def _read(self, key: str, version: Version) -> "tuple[dict[str, Tensor], Posterior, dict[str, Any]] | None":
         """What is stored under a key; None if the file is damaged, and was set aside, or is gone."""
-        from safetensors import safe_open
+        from safetensors.torch import load
 
         try:
-            with safe_open(self.path(key), framework="pt") as file:
-                metadata = dict(file.metadata() or {})
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            content = self.path(key).read_bytes()  # opened once: another process may replace the file meanwhile
+            tensors = load(content)
+            metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
             if metadata.pop("sha256", "") != _digest(metadata, tensors):
                 raise ValueError("it has no digest, or not that of its content")
             if metadata["key"] != key:
