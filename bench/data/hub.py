@@ -124,12 +124,17 @@ def read_hf(name: str, root: Path | None, cache: Path | None) -> dict[str, Part]
     return _of_pictures(name, {part: _hf_examples(found[split], image, label, files) for part, split in splits.items()})
 
 
+def local_folder(which: str, root: Path | None) -> Path | None:
+    """The local folder of a name, which may lie in `root`; None if there is none."""
+    return next((path for path in (Path(which).expanduser(), *([] if root is None else [root / which])) if path.is_dir()), None)
+
+
 def _hf_name(name: str, which: str, root: Path | None) -> str:
     """OWNER/NAME, or the absolute path of a local folder.
 
     Another name may be a reader of the package `datasets`, which would take files of the working folder, and some read pickles.
     """
-    local = next((path for path in (Path(which).expanduser(), *([] if root is None else [root / which])) if path.is_dir()), None)
+    local = local_folder(which, root)
     if local is None and not re.fullmatch(r"[\w.-]+/[\w.-]+", which):
         raise UserError(f"dataset '{name}': '{which}' is neither OWNER/NAME on the Hugging Face Hub nor a folder")
     return which if local is None else str(local.resolve())

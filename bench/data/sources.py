@@ -6,6 +6,7 @@ All functions return whole, decoded tensors. `bench.data.dataset` splits and sta
 
 import hashlib
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Mapping
@@ -109,6 +110,15 @@ def read(name: str, root: Path | None, cache: Path | None) -> Raw:
     if scheme in ("timm", "hf"):
         return _of_parts(hub.read_timm(name, root, cache) if scheme == "timm" else hub.read_hf(name, root, cache))
     return _read_images(name, scheme, _located(Path(path).expanduser(), root), cache) if colon else _read_sklearn(name)
+
+
+def place(name: str, root: Path | None) -> Path | None:
+    """The folder whose files `read` would open because the name of the data set contains its path; None for other names."""
+    scheme, colon, path = name.partition(":")
+    if colon and scheme in ("folder", "tar"):
+        return _located(Path(path).expanduser(), root)
+    which = re.sub("^timm:hfds/", "hf:", name, flags=re.IGNORECASE)
+    return hub.local_folder(which.removeprefix("hf:"), root) if which.startswith("hf:") else None
 
 
 def _of_parts(parts: Mapping[str, Part]) -> Raw:
