@@ -114,7 +114,7 @@ def read_hf(name: str, root: Path | None, cache: Path | None) -> dict[str, Part]
         datasets.disable_progress_bars()
         found = datasets.load_dataset(which, cache_dir=None if cache is None else str(cache / "hf"))
     except Exception as error:  # the package raises all kinds of exceptions
-        raise UserError(f"dataset '{name}' cannot be loaded: {type(error).__name__}: {one_line(error)}") from error
+        raise UserError(f"dataset '{name}' cannot be loaded: {type(error).__name__}: {one_line(error.__cause__ or error)}") from error
     held_out = [split for split in HELD_OUT if split in found]
     if "train" not in found or not held_out:
         raise UserError(f"dataset '{name}' has the splits {', '.join(found)}; needed are train, and test or validation")

@@ -146,7 +146,7 @@ def _in_folders(part: Path) -> Listing:
     files: list[File] = []
     folders: list[str] = []
     visited: dict[tuple[int, int], Path] = {}
-    own, links = [part], []  # folders to visit: first those of `part` itself, then those that links point to
+    own, links = [part], list[Path]()  # folders to visit: first those of `part` itself, then those that links point to
     while own or links:
         folder = own.pop() if own else links.pop(0)
         stat = folder.stat()
@@ -154,6 +154,8 @@ def _in_folders(part: Path) -> Listing:
         if before is not folder:
             _refuse_two_classes(part, folder, before)
             continue
+        if folder.parent == part:
+            folders.append(folder.name)
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 path = Path(entry.path)
@@ -163,8 +165,6 @@ def _in_folders(part: Path) -> Listing:
                     files.append(_file(part, path))
                     continue
                 (links if entry.is_symlink() else own).append(path)
-                if folder is part:
-                    folders.append(entry.name)
     return _listing(files, folders)
 
 

@@ -566,3 +566,20 @@ def test_the_archives_are_closed(tmp_path: Path, recwarn: pytest.WarningsRecorde
     load(f"tar:{pack(tree(tmp_path))}", None)
     gc.collect()
     assert not [warning for warning in recwarn if issubclass(warning.category, ResourceWarning)]
+
+
+def test_a_name_that_cannot_be_written_to_a_table_is_refused(tmp_path: Path) -> None:
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    tree(Path(folder))
+    for name in (f"folder:{folder}", "folder:a\nb"):
+        with pytest.raises(UserError, match="the name of a dataset has characters that cannot be printed: 'folder:") as error:
+            load(name, None)
+        assert str(error.value).isprintable()
+
+
+def test_loops_of_links_do_not_hang_the_cache(tmp_path: Path) -> None:
+    wanted = load(f"folder:{tree(tmp_path / 'x')}", None).fingerprint
+    for name in ("cat", "dog"):
+        for k in range(3):
+            (tmp_path / "x" / "train" / name / f"up{k}").symlink_to("..")
+    assert load(f"folder:{tmp_path / 'x'}", None, cache=tmp_path / "cache").fingerprint == wanted

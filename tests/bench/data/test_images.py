@@ -218,6 +218,7 @@ def test_links_to_folders_above_are_not_followed_for_ever(tmp_path: Path) -> Non
     (root / "train/a/loop").symlink_to(root / "train/a")
     (root / "train/a/up").symlink_to(root / "train")
     (root / "train/b/up").symlink_to("..")
+    (root / "train/self").symlink_to(".")
     assert labels_of(root) == [0, 0, 1, 1]
 
 
