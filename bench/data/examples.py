@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.data.images import grey_if_all_are, resized, upright_rgb
+from bench.data.images import grey_if_all_are
+from bench.data.picture import refuse_too_many, resized, upright_rgb
 from bench.spec.errors import UserError
 from bench.spec.own_file import one_line
 
@@ -49,6 +50,7 @@ def stacked(title: str, items: Iterable[tuple[Any, Any]], size: tuple[int, int] 
         if picture and fit:
             value = resized(upright_rgb(value), size)
             size = size or value.size
+            refuse_too_many(title, index + 1, size, 1)
         pictures &= picture
         inputs.append(_input(where, value))
         if inputs[-1].shape != inputs[0].shape or inputs[-1].dtype != inputs[0].dtype:

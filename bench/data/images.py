@@ -1,40 +1,60 @@
 """Read a user's own images from folders or tar archives, one folder per class.
 
-The class is the first folder below `train/` or `test/`; deeper folders only order the images. Files are opened as one of `FORMATS`, by
-their content and never as anything else. Every file that is neither read nor hidden nor a note is named and refused: what is left out
-without a word changes a result.
+The class is the first folder below `train/` or `test/`; deeper folders only order the images. How a file becomes an image is in
+`bench.data.picture`. Every file that is neither read nor hidden nor a note is named and refused: what is left out without a word
+changes a result.
+
+A link counts as the file or folder that it points to. A file or folder that is reached twice in one class is read once, so that no
+image is in two splits; a file in two classes, or in train and test, is refused.
 """
 
 import os
+import posixpath
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bench.data import picture
 from bench.spec.errors import UserError
+from bench.spec.own_file import one_line
 
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
 # Left out without a word: hidden files, what systems leave in folders, and notes. No image has such a name.
 LITTER = ("thumbs.db", "desktop.ini", "__macosx")
 NOTES = (".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".html", ".pdf")
-# Raised by Pillow, tarfile and the system for files that are missing, truncated or of another type; a broken PNG is a SyntaxError.
-UNREADABLE = (OSError, RuntimeError, ValueError, IndexError, EOFError, AssertionError, SyntaxError, tarfile.TarError)
+# Raised by tarfile and the system for files that are missing, truncated or of another type.
+UNREADABLE = (OSError, RuntimeError, ValueError, IndexError, EOFError, AssertionError, tarfile.TarError)
 
 
 class File(NamedTuple):
-    """An image: its path below `train/` or `test/`, its name in messages, and how to open it."""
+    """A file of a part.
+
+    Attributes:
+        path: its path below `train/` or `test/`.
+        label: its name in messages.
+        open: opens its content.
+        identity: equal for two names of one file.
+    """
 
     path: PurePosixPath
     label: str
     open: Callable[[], IO[bytes]]
+    identity: Hashable
+
+
+class Listing(NamedTuple):
+    """The files of a part that are not hidden, in the order of their names, and the folders directly below the part."""
+
+    files: list[File]
+    folders: list[str]
 
 
 def decode(name: str, parts: Sequence[Path], expected: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -51,96 +71,180 @@ def decode(name: str, parts: Sequence[Path], expected: str) -> tuple[Tensor, Ten
         numbers count as numbers.
 
     Raises:
-        UserError: if a file cannot be read as an image, or the folders are not classes.
+        UserError: if a file cannot be read as an image, the folders are not classes, or the images do not fit into memory.
     """
     with ExitStack() as archives:
-        found = []
-        for part in parts:
-            try:
-                found.append(_files(part, archives))
-            except UNREADABLE as error:
-                raise UserError(f"dataset {name!r}: no images can be read from {part}: {_line(error)}") from error
-        return _decoded(name, parts, found, expected)
+        return _decoded(name, parts, [listed(name, part, archives) for part in parts], expected)
 
 
-def _decoded(name: str, parts: Sequence[Path], found: list[list[File]], expected: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    for part, files in zip(parts, found, strict=True):
+def listed(name: str, part: Path, archives: ExitStack) -> Listing:
+    """The files of a folder or of a tar archive, which stays open until `archives` is closed.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return _in_folders(part) if part.is_dir() else _archived(archives.enter_context(tarfile.open(part)), part)
+    except UNREADABLE as error:
+        raise UserError(f"dataset {name!r}: no images can be read from {shown(part)}: {one_line(error)}") from error
+
+
+def shown(path: object) -> str:
+    """A path for messages: bytes that are not UTF-8 are escaped, so that the message can be printed and stored."""
+    return os.fsencode(str(path)).decode(errors="backslashreplace")
+
+
+def _decoded(name: str, parts: Sequence[Path], found: list[Listing], expected: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    for part, (files, folders) in zip(parts, found, strict=True):
         if not files:
-            raise UserError(f"dataset {name!r}: no images can be read: {part} has none")
+            raise UserError(f"dataset {name!r}: no images can be read: {shown(part)} has none")
         _refuse_others(name, files, expected)
-    classes = [{file.path.parts[0] for file in files} for files in found]
+        empty = sorted(set(folders) - {file.path.parts[0] for file in files})
+        if empty:
+            raise UserError(f"dataset {name!r}: the class folder {shown(part / empty[0])} has no images: remove it, or add images")
+    train, test = _each_once(name, [listing.files for listing in found])
+    classes = [{file.path.parts[0] for file in files} for files in (train, test)]
     if classes[0] != classes[1]:
-        odd = ", ".join(sorted(classes[0] ^ classes[1])[:5])
+        odd = ", ".join(shown(c) for c in sorted(classes[0] ^ classes[1])[:5])
         raise UserError(f"dataset {name!r}: train and test must have the same classes; only one of them has {odd}")
     numbers = {c: k for k, c in enumerate(sorted(classes[0], key=_natural))}
-    labels = [torch.tensor([numbers[file.path.parts[0]] for file in files]) for files in found]
-    train = _pixels(name, found[0], None)
-    test = _pixels(name, found[1], (train.shape[3], train.shape[2]))
-    train, test = grey_if_all_are([train, test])
-    return train, labels[0], test, labels[1]
+    labels = [torch.tensor([numbers[file.path.parts[0]] for file in files]) for files in (train, test)]
+    inputs = _pixels(name, train, None, len(train) + len(test))
+    test_inputs = _pixels(name, test, (inputs.shape[3], inputs.shape[2]), len(test))
+    inputs, test_inputs = grey_if_all_are([inputs, test_inputs])
+    return inputs, labels[0], test_inputs, labels[1]
 
 
-def _natural(text: str) -> list[tuple[int, int | str]]:
+def _each_once(name: str, parts: list[list[File]]) -> list[list[File]]:
+    """The files of train and test, each file of the disk or archive once."""
+    first: dict[Hashable, tuple[int, File]] = {}
+    for part, files in enumerate(parts):
+        for file in files:
+            place, other = first.setdefault(file.identity, (part, file))
+            if place != part:
+                raise UserError(f"dataset {name!r}: {file.label} of test and {other.label} of train are the same file")
+            if other.path.parts[0] != file.path.parts[0]:
+                raise UserError(f"dataset {name!r}: {file.label} and {other.label} are the same file, but in two classes")
+    return [[file for k, file in first.values() if k == part] for part in range(len(parts))]
+
+
+def _natural(text: str) -> tuple[list[tuple[int, int | str]], str]:
     """A key for sorting: numbers inside names count as numbers, so that 2 comes before 10."""
-    return [(0, int(t)) if t.isdecimal() else (1, t) for t in re.split(r"(\d+)", text.lower()) if t]
+    return [(0, int(t)) if t.isdecimal() else (1, t) for t in re.split(r"(\d+)", text.lower()) if t], text
 
 
-def _files(part: Path, archives: ExitStack) -> list[File]:
-    """The files of a part that are not hidden, in the order of their names."""
-    listed = _in_folders(part) if part.is_dir() else _archived(archives.enter_context(tarfile.open(part)), part)  # noqa: SIM115
-    found = [f for f in listed if not _is_litter(f.path)]
-    return sorted(found, key=lambda f: [_natural(p) for p in f.path.parts])
+def _listing(files: list[File], folders: list[str]) -> Listing:
+    """The listing without hidden files and notes."""
+    kept = [f for f in files if not _is_litter(f.path)]
+    return Listing(
+        sorted(kept, key=lambda f: [_natural(p) for p in f.path.parts]), [f for f in folders if not _is_hidden(PurePosixPath(f))]
+    )
 
 
-def _in_folders(part: Path) -> Iterator[File]:
-    seen = set()
-    for folder, inner, names in os.walk(part, followlinks=True):
-        place = os.path.realpath(folder)
-        if place in seen:  # a link to a folder above it
-            inner.clear()
+def _in_folders(part: Path) -> Listing:
+    """The files below a folder. Each folder of the disk is visited once, under its own path if it is below `part`."""
+    files: list[File] = []
+    folders: list[str] = []
+    visited: dict[tuple[int, int], Path] = {}
+    own, links = [part], list[Path]()  # folders to visit: first those of `part` itself, then those that links point to
+    while own or links:
+        folder = own.pop() if own else links.pop(0)
+        stat = folder.stat()
+        before = visited.setdefault((stat.st_dev, stat.st_ino), folder)
+        if before is not folder:
+            _refuse_two_classes(part, folder, before)
             continue
-        seen.add(place)
-        for file in [Path(folder, name) for name in names]:
-            yield File(PurePosixPath(file.relative_to(part).as_posix()), str(file), partial(_opened, file))
+        if folder.parent == part:
+            folders.append(folder.name)
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                path = Path(entry.path)
+                if _is_hidden(PurePosixPath(entry.name)):
+                    continue
+                if not os.path.isdir(entry.path):
+                    files.append(_file(part, path))
+                    continue
+                (links if entry.is_symlink() else own).append(path)
+    return _listing(files, folders)
 
 
-def _opened(file: Path) -> IO[bytes]:
-    if file.exists() and not file.is_file():  # reading a pipe would wait forever
-        raise OSError("it is not a file")
-    return file.open("rb")
+def _refuse_two_classes(part: Path, folder: Path, before: Path) -> None:
+    """Refuse a folder that was visited before, in another class. A link to a folder above itself is only skipped."""
+    classes = [path.relative_to(part).parts[:1] for path in (folder, before)]
+    if classes[1] and classes[0] != classes[1]:
+        raise ValueError(f"{shown(folder)} and {shown(before)} are the same folder, but in two classes")
 
 
-def _archived(archive: tarfile.TarFile, part: Path) -> Iterator[File]:
+def _file(part: Path, path: Path) -> File:
+    try:
+        stat = path.stat()
+        identity: Hashable = (stat.st_dev, stat.st_ino)
+    except OSError:  # a broken link, which is refused when it is opened
+        identity = path
+    return File(PurePosixPath(path.relative_to(part).as_posix()), shown(path), partial(picture.open_file, path), identity)
+
+
+def _archived(archive: tarfile.TarFile, part: Path) -> Listing:
     """The files of a tar archive; a folder that holds all the others is left out of their paths.
 
-    If a path occurs twice, as after `tar --update`, the last file counts. Links count as the files that they point to.
+    If a path occurs twice, as after `tar --update`, the last file counts.
     """
-    members = list({m.name: m for m in archive if m.isfile() or m.islnk() or m.issym()}.values())
+    members = list({m.name: m for m in archive if m.isfile() or m.islnk() or m.issym() or m.isdir()}.values())
     outside = next((m.name for m in members if ".." in PurePosixPath(m.name).parts), None)
     if outside is not None:
-        raise ValueError(f"the path {outside} contains '..': make the archive inside the folder of the classes")
+        raise ValueError(f"the path {shown(outside)} contains '..': make the archive inside the folder of the classes")
     paths = [PurePosixPath(*(p for p in PurePosixPath(m.name).parts if p not in (".", "/"))) for m in members]
-    inside = [p for p in paths if not _is_litter(p)]
-    while inside and len({p.parts[0] for p in inside}) == 1 and all(len(p.parts) > 2 for p in inside):
-        paths = [PurePosixPath(*p.parts[1:]) if len(p.parts) > 1 else p for p in paths]
-        inside = [PurePosixPath(*p.parts[1:]) for p in inside]
+    stat = part.stat()
+    prefix = _common_folder([p for p, m in zip(paths, members, strict=True) if not m.isdir() and not _is_litter(p)])
+    files, folders, by_path = [], [], dict(zip((str(p) for p in paths), members, strict=True))
     for member, path in zip(members, paths, strict=True):
-        yield File(path, f"{part}: {member.name}", partial(_member, archive, member))
+        inside = path.relative_to(prefix) if path.is_relative_to(prefix) else path
+        if not member.isdir():
+            label = shown(f"{part}: {member.name}")
+            files.append(File(inside, label, partial(_member, archive, member), (stat.st_dev, stat.st_ino, _target(member, path, by_path))))
+        elif len(inside.parts) == 1 and path.is_relative_to(prefix):
+            folders.append(str(inside))
+    return _listing(files, folders)
+
+
+def _common_folder(files: list[PurePosixPath]) -> PurePosixPath:
+    """The folder that contains the class folders of all files."""
+    shortest = min((len(path.parts) for path in files), default=0)
+    length = 0
+    while length < shortest - 2 and len({path.parts[length] for path in files}) == 1:
+        length += 1
+    return PurePosixPath(*files[0].parts[:length]) if length else PurePosixPath()
+
+
+def _target(member: tarfile.TarInfo, path: PurePosixPath, by_path: dict[str, tarfile.TarInfo]) -> Hashable:
+    """The name of the file that a member is, after its links."""
+    passed: set[str] = set()
+    while (member.issym() or member.islnk()) and str(path) not in passed:
+        passed.add(str(path))
+        start = str(path.parent) if member.issym() else ""
+        path = PurePosixPath(posixpath.normpath(posixpath.join(start, member.linkname)))
+        if str(path) not in by_path:
+            break
+        member = by_path[str(path)]
+    return str(path)
 
 
 def _member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
     try:
         stream = archive.extractfile(member)
-    except KeyError:
+    except (KeyError, RecursionError):
         stream = None
     if stream is None:
-        raise OSError(f"it is a link to {member.linkname}, which is not a file in the archive")
+        raise OSError(f"it is a link to {shown(member.linkname)}, which is not a file in the archive")
     return stream
 
 
+def _is_hidden(path: PurePosixPath) -> bool:
+    return any(p.startswith(".") or p.lower() in LITTER for p in path.parts)
+
+
 def _is_litter(path: PurePosixPath) -> bool:
-    hidden = any(p.startswith(".") or p.lower() in LITTER for p in path.parts)
-    return hidden or path.suffix.lower() in NOTES
+    return _is_hidden(path) or path.suffix.lower() in NOTES
 
 
 def _refuse_others(name: str, files: list[File], expected: str) -> None:
@@ -153,21 +257,21 @@ def _refuse_others(name: str, files: list[File], expected: str) -> None:
             raise UserError(f"dataset {name!r} has images outside the class folders, e.g. {file.label}; expected {expected}")
 
 
-def _pixels(name: str, files: list[File], size: tuple[int, int] | None) -> Tensor:
-    """Images uint8 (n, 3, h, w), all in `size` (width, height), or in the size of the first one."""
-    from PIL import Image
-
+def _pixels(name: str, files: list[File], size: tuple[int, int] | None, count: int) -> Tensor:
+    """Images uint8 (n, 3, h, w), all in `size` (width, height), or in the size of the first one. `count`: images that need memory."""
     pixels = np.empty(0, np.uint8)
     for index, file in enumerate(files):
         try:
-            with file.open() as stream, Image.open(stream, formats=FORMATS) as image:
-                colour = upright_rgb(image)
-        except (*UNREADABLE, Image.DecompressionBombError) as error:
-            raise UserError(f"dataset {name!r}: {file.label} cannot be read as an image: {_line(error)}") from error
-        size = size or colour.size
+            with file.open() as stream:
+                colour = picture.read_rgb(stream)
+        except UNREADABLE as error:
+            raise UserError(f"dataset {name!r}: {file.label} cannot be read as an image: {one_line(error)}") from error
         if index == 0:
+            size = size or colour.size
+            channels = 1 if picture.is_grey(colour) else 3
+            picture.refuse_too_many(f"dataset {name!r}, first image {file.label}", count, size, channels)
             pixels = np.empty((len(files), 3, size[1], size[0]), np.uint8)
-        pixels[index] = np.asarray(resized(colour, size)).transpose(2, 0, 1)
+        pixels[index] = np.asarray(picture.resized(colour, size)).transpose(2, 0, 1)
     return torch.from_numpy(pixels)
 
 
@@ -175,40 +279,3 @@ def grey_if_all_are(parts: Sequence[Tensor]) -> list[Tensor]:
     """Images (n, 3, h, w) with one channel if all of them are grey, otherwise as they are."""
     grey = all(torch.equal(images[:, :1].expand_as(images), images) for images in parts)
     return [images[:, :1].contiguous() if grey else images for images in parts]
-
-
-def resized(image: Any, size: tuple[int, int] | None) -> Any:
-    """A PIL image scaled to (width, height); None leaves it as it is."""
-    from PIL import Image
-
-    return image if size is None or image.size == size else image.resize(size, Image.Resampling.BILINEAR)
-
-
-def upright_rgb(image: Any) -> Any:
-    """An image as viewers show it, in 8-bit RGB: turned by its EXIF tag, on white where it is transparent, 16 bits scaled to 8.
-
-    Raises:
-        ValueError: if it has several frames, or values that are not 1, 8 or 16 bits.
-    """
-    from PIL import Image, ImageOps
-
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # the further images of an MPO, a photograph, are previews
-        raise ValueError(f"it has {image.n_frames} frames; save one of them as an image of its own")
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("its values have more than 16 bits; convert it to 8 or 16 bits")
-        scaled = ((values + 128) // 257).astype(np.uint8)
-        return Image.fromarray(np.where(values == image.info.get("transparency", -1), np.uint8(255), scaled)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("its values are floating-point numbers; convert it to 8 or 16 bits")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -6,10 +6,11 @@ All functions return whole, decoded tensors. `bench.data.dataset` splits and sta
 
 import hashlib
 import os
+import re
 import shutil
 import socket
-import tarfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,9 +49,9 @@ _DESCRIPTIONS = {
     own_file.FORM: "your own: a function that returns (train, test) or (train, validation, test)",
 }
 _SCHEMES = {form.partition(":")[0]: form for form in _DESCRIPTIONS if ":" in form and form != own_file.FORM}
-# Raised by torchvision for files that are missing or truncated.
-_UNREADABLE = (OSError, RuntimeError, ValueError, IndexError, EOFError, AssertionError, tarfile.TarError)
-DECODING = 3  # counts the changes of what `bench.data.images` makes of a file, so that a cache from before is not used
+DECODING = (
+    4  # counts the changes of what `bench.data.images` and `bench.data.picture` make of files, so that a cache from before is not used
+)
 
 
 def names() -> list[str]:
@@ -60,6 +61,8 @@ def names() -> list[str]:
 
 def describe(name: str) -> str:
     """A short description of a data set; raises UserError for an unknown name, or a file that cannot be imported."""
+    if not name.isprintable():  # bytes that are not UTF-8, and line breaks, cannot be written to results.csv
+        raise UserError(f"the name of a dataset has characters that cannot be printed: {name!a}; rename the folder")
     scheme, colon, _ = name.partition(":")
     key = _SCHEMES.get(scheme, name) if colon else name
     if own.is_own(name) and name != own_file.FORM:
@@ -105,8 +108,17 @@ def read(name: str, root: Path | None, cache: Path | None) -> Raw:
         return _of_parts(own.read(name, root))
     scheme, colon, path = name.partition(":")
     if scheme in ("timm", "hf"):
-        return _of_parts(hub.read_timm(name, root) if scheme == "timm" else hub.read_hf(name, root, cache))
+        return _of_parts(hub.read_timm(name, root, cache) if scheme == "timm" else hub.read_hf(name, root, cache))
     return _read_images(name, scheme, _located(Path(path).expanduser(), root), cache) if colon else _read_sklearn(name)
+
+
+def place(name: str, root: Path | None) -> Path | None:
+    """The folder whose files `read` would open because the name of the data set contains its path; None for other names."""
+    scheme, colon, path = name.partition(":")
+    if colon and scheme in ("folder", "tar"):
+        return _located(Path(path).expanduser(), root)
+    which = re.sub("^timm:hfds/", "hf:", name, flags=re.IGNORECASE)
+    return hub.local_folder(which.removeprefix("hf:"), root) if which.startswith("hf:") else None
 
 
 def _of_parts(parts: Mapping[str, Part]) -> Raw:
@@ -134,8 +146,8 @@ def _read_torchvision(name: str, root: Path | None) -> Raw:
         raise UserError(f"dataset {name!r} needs a directory: pass --data-root DIR")
     try:
         return _torchvision(name, root, download=False)
-    except _UNREADABLE:
-        pass  # missing or truncated: download it again
+    except Exception:  # torchvision raises exceptions of any type for damaged files
+        pass  # missing or damaged: download it again
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(20)  # seconds; without a timeout torchvision may wait forever behind a firewall
     try:
@@ -144,7 +156,7 @@ def _read_torchvision(name: str, root: Path | None) -> Raw:
             for file in Path(scratch).rglob("*"):
                 if file.is_file() and file.suffix != ".gz":  # torchvision reads the unpacked files
                     _write(root / file.relative_to(scratch), partial(shutil.copyfile, file))
-    except _UNREADABLE as error:
+    except Exception as error:
         raise UserError(
             f"dataset {name!r} is missing or incomplete in {root} and cannot be downloaded ({line(error)}):"
             " pass --data-root DIR, where DIR contains it in torchvision's layout"
@@ -177,10 +189,10 @@ def _read_images(name: str, scheme: str, path: Path, cache: Path | None) -> Raw:
     parts = [path / (f"{part}.tar" if scheme == "tar" else part) for part in ("train", "test")]
     for part in parts:
         if not (part.is_file() if scheme == "tar" else part.is_dir()):
-            raise UserError(f"dataset {name!r}: {part} is missing; expected {describe(name)}")
+            raise UserError(f"dataset {name!r}: {images.shown(part)} is missing; expected {describe(name)}")
     if cache is None:
         return Raw(*images.decode(name, parts, describe(name)))
-    stored = cache / f"images-{_sources_key(parts)[:20]}.safetensors"
+    stored = cache / f"images-{_sources_key(name, parts)[:20]}.safetensors"
     raw = _read_cache(stored)
     if raw is None:
         raw = Raw(*images.decode(name, parts, describe(name)))
@@ -188,11 +200,12 @@ def _read_images(name: str, scheme: str, path: Path, cache: Path | None) -> Raw:
     return raw
 
 
-def _sources_key(parts: list[Path]) -> str:
+def _sources_key(name: str, parts: list[Path]) -> str:
     """A hash of the path, size and time of every image file, and of how they are decoded."""
     files = list(parts)
-    for part in parts:
-        files += [Path(at, file) for at, _, found in os.walk(part, followlinks=True) for file in found]
+    with ExitStack() as archives:
+        for part in filter(Path.is_dir, parts):
+            files += [part / file.path for file in images.listed(name, part, archives).files]
     stats = [(str(file.absolute()), file.stat()) for file in files if file.exists()]  # a link may be broken
     lines = sorted(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}" for file, stat in stats)
     return hashlib.sha256("\n".join([f"decoded by rule {DECODING}", *lines]).encode(errors="surrogateescape")).hexdigest()

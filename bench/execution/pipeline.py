@@ -59,6 +59,8 @@ def run(made: Plan, store: Store, pool: Pool, show: Show = lambda _: None) -> di
             if networks.has(job.network):
                 return waiting
             why = result.error if isinstance(result, executors.JobFailure) else networks.failed(job.network)
+            if not why:  # it could not be written: each of them trains it
+                return waiting
             for other in waiting:
                 finish(other, executors.JobFailure(f"its dense network failed: {why}"))
             return []

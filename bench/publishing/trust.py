@@ -1,8 +1,12 @@
-"""Names in a leaderboard that would execute a user's code: refused, unless the user gives the file with --plugin."""
+"""Names in a leaderboard that would execute code or open files of this machine: refused, unless the user gives these files.
+
+Code is given by --plugin, and files of data by --data-root, the folder that contains them.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
 
+from bench.data import sources
 from bench.publishing.board_folder import Board
 from bench.spec import own_file
 from bench.spec.errors import UserError
@@ -32,3 +36,27 @@ def refuse_foreign_code(board: Board, plugins: Iterable[str]) -> None:
                     f"this leaderboard names the {kind} '{name}', whose code would be executed: if you trust it, give its file by"
                     f" --plugin {file or 'FILE'}"
                 )
+
+
+def refuse_foreign_data(board: Board, data_root: Path | None) -> None:
+    """Refuse rows whose data set the suite does not contain, and data sets that are files outside of `data_root`.
+
+    Nothing is opened for this check.
+
+    Args:
+        board: the leaderboard.
+        data_root: the folder that the user has given with --data-root; its files are allowed.
+
+    Raises:
+        UserError: a name stands for files that the user has not given, or is not declared by the suite.
+    """
+    declared = dict.fromkeys(block.dataset for block in board.suite.blocks)
+    for name in (*declared, *dict.fromkeys(row.dataset for row in board.rows)):
+        if name not in declared:
+            raise UserError(f"this leaderboard has rows of the dataset {name!r}, which its suite does not contain: {', '.join(declared)}")
+        place = sources.place(name, data_root)
+        if place is not None and (data_root is None or not place.resolve().is_relative_to(data_root.resolve())):
+            raise UserError(
+                f"this leaderboard names the dataset {name!r}, files of this machine: if you trust it, give the folder that contains them"
+                " by --data-root"
+            )

@@ -25,7 +25,7 @@ from bench.publishing import board_folder, row_comparison
 from bench.publishing.board_folder import Board
 from bench.publishing.noise import Noise
 from bench.publishing.row_comparison import Shift, Verdict
-from bench.publishing.trust import refuse_foreign_code
+from bench.publishing.trust import refuse_foreign_code, refuse_foreign_data
 from bench.spec.choices import Resources
 from bench.spec.columns import Role
 from bench.spec.digest import digest
@@ -91,13 +91,14 @@ def draw(folder: Path, resources: Resources, *, methods: str | None = None, size
         seed: seed of the draw.
 
     Raises:
-        UserError: there are no rows, a method is unknown, rows have another protocol, or a network or data set is code that was not
-            given by --plugin.
+        UserError: there are no rows, a method is unknown, rows have another protocol, or a network or data set is code or files that
+            were not given by --plugin and --data-root.
     """
     environment = environment_of(resources)
     catalogue.load_plugins(environment.plugins)
     board = board_folder.read(folder)
     refuse_foreign_code(board, environment.plugins)
+    refuse_foreign_data(board, environment.data_root)
     rows = _drawn(board, methods, size, seed)
     notes = tuple(dict.fromkeys(filter(None, (_caveat(row, environment) for row in rows))))
     return Sample(folder, board, tuple(rows), notes, environment)

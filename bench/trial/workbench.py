@@ -87,12 +87,18 @@ class Workbench:
         return Network(self.problem(self.initial()))
 
     def loaded_dense(self) -> Network:
-        """The dense network that another job has saved.
+        """The dense network that another job has saved. If it is missing, because it could not be written or was damaged, it is trained.
 
         Raises:
-            FileNotFoundError: it was not saved.
+            RuntimeError: another job could not train it.
         """
-        state, posterior, facts = self.networks.load(self.job.network)
+        failure = self.networks.failed(self.job.network)
+        if failure and not self.networks.has(self.job.network):
+            raise RuntimeError(f"its dense network failed: {failure}")
+        try:
+            state, posterior, facts = self.networks.load(self.job.network)
+        except FileNotFoundError:
+            return self.saved_dense(self.train(self.untrained()))
         model = self.initial()
         model.load_state_dict(state)
         problem = self.problem(model, posterior_to(posterior, self.device))

@@ -3,6 +3,7 @@
 import gc
 import gzip
 import os
+import shutil
 import struct
 import tarfile
 from collections.abc import Callable
@@ -365,6 +366,11 @@ def spoil_class(root: Path) -> None:
             file.unlink()
 
 
+def spoil_all_but_one(root: Path) -> None:
+    for part in ("train", "test"):
+        shutil.rmtree(root / part / "dog")
+
+
 def spoil_count(root: Path) -> None:
     for number in range(1, 12):
         (root / "train" / "dog" / f"{number}.png").unlink()
@@ -380,7 +386,8 @@ def spoil_count(root: Path) -> None:
         (spoil_image, "5.png cannot be read as an image"),
         (spoil_png, "5.png cannot be read as an image"),
         (spoil_link, "link.png"),
-        (spoil_class, "only one class"),
+        (spoil_class, "the class folder .*/train/dog has no images"),
+        (spoil_all_but_one, "only one class"),
         (spoil_count, "too few examples to split off 0.15"),
     ],
 )
@@ -559,3 +566,20 @@ def test_the_archives_are_closed(tmp_path: Path, recwarn: pytest.WarningsRecorde
     load(f"tar:{pack(tree(tmp_path))}", None)
     gc.collect()
     assert not [warning for warning in recwarn if issubclass(warning.category, ResourceWarning)]
+
+
+def test_a_name_that_cannot_be_written_to_a_table_is_refused(tmp_path: Path) -> None:
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    tree(Path(folder))
+    for name in (f"folder:{folder}", "folder:a\nb"):
+        with pytest.raises(UserError, match="the name of a dataset has characters that cannot be printed: 'folder:") as error:
+            load(name, None)
+        assert str(error.value).isprintable()
+
+
+def test_loops_of_links_do_not_hang_the_cache(tmp_path: Path) -> None:
+    wanted = load(f"folder:{tree(tmp_path / 'x')}", None).fingerprint
+    for name in ("cat", "dog"):
+        for k in range(3):
+            (tmp_path / "x" / "train" / name / f"up{k}").symlink_to("..")
+    assert load(f"folder:{tmp_path / 'x'}", None, cache=tmp_path / "cache").fingerprint == wanted

@@ -21,9 +21,7 @@ def test_image_folder_through_timm(tmp_path: Path, held_out: str) -> None:
 
 
 def test_faults_of_timm_names_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"write timm:SOURCE/NAME, with one of the sources torch, hfds, wds, tfds \(did you mean 'torch'\?\)"
-    ):
+    with pytest.raises(UserError, match=r"write timm:SOURCE/NAME, with one of the sources torch, hfds \(did you mean 'torch'\?\)"):
         data.load("timm:toch/cifar10", tmp_path)
     with pytest.raises(UserError, match="for images in folders write folder:PATH"):
         data.load("timm:cifar10", tmp_path)
@@ -35,14 +33,14 @@ def test_faults_of_timm_names_are_one_line(tmp_path: Path) -> None:
         data.load("timm:torch/nothing", tmp_path)
     assert "\n" not in str(error.value)
     images(tmp_path, "test", classes=("dog", "zebra"))
-    with pytest.raises(UserError, match="train and test do not have the same classes"):
+    with pytest.raises(UserError, match="train and test must have the same classes"):
         data.load("timm:torch/image_folder", tmp_path)
 
 
-def test_an_image_that_cannot_be_read_is_named_by_its_part(tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     root = images(tmp_path, "train", "test")
     (root / "test" / "cat" / "00.png").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="dataset 'timm:torch/image_folder': test cannot be read: "):
+    with pytest.raises(UserError, match=r"dataset 'timm:torch/image_folder': .*/test/cat/00\.png cannot be read as an image: "):
         data.load("timm:torch/image_folder", root)
 
 

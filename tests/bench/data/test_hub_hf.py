@@ -77,3 +77,16 @@ def test_several_labels_are_not_guessed(tmp_path: Path) -> None:
         made.to_parquet(tmp_path / "two" / f"{part}.parquet")
     with pytest.raises(UserError, match=r"has several columns with labels: fine, coarse \(type ClassLabel\)"):
         data.load(f"hf:{tmp_path}/two", None, cache=tmp_path / "cache")
+
+
+def test_links_that_repeat_images_are_refused(tmp_path: Path) -> None:
+    root = images(tmp_path / "pets", "train", "test")
+    link = root / "train" / "cat" / "up"
+    link.symlink_to("..")
+    with pytest.raises(UserError, match=r"/train/cat/up and .*/train are the same folder: remove the link"):
+        data.load(f"hf:{root}", None, cache=tmp_path / "cache")
+    link.unlink()
+    (root / "test" / "cat" / "00.png").unlink()
+    (root / "test" / "cat" / "00.png").symlink_to(root / "train" / "cat" / "00.png")
+    with pytest.raises(UserError, match=r"/test/cat/00\.png and .*/train/cat/00\.png are the same file"):
+        data.load(f"hf:{root}", None, cache=tmp_path / "cache")

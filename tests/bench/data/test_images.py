@@ -205,17 +205,58 @@ def test_files_are_opened_as_images_only(tmp_path: Path) -> None:
     """Pillow would hand a file of PostScript to Ghostscript, which runs it."""
     root = made(tmp_path, plain)
     (root / "train/a/3.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
-    with pytest.raises(UserError, match=r"3\.png cannot be read as an image: cannot identify image file"):
+    with pytest.raises(UserError, match=r"3\.png cannot be read as an image: its content is EPS, not one of PNG, JPEG, BMP, "):
         decoded(root)
 
 
-def test_a_link_to_a_folder_above_is_not_followed_for_ever(tmp_path: Path) -> None:
+def labels_of(root: Path) -> list[int]:
+    return decoded(root)[1].tolist()
+
+
+def test_links_to_folders_above_are_not_followed_for_ever(tmp_path: Path) -> None:
     root = made(tmp_path, plain)
     (root / "train/a/loop").symlink_to(root / "train/a")
+    (root / "train/a/up").symlink_to(root / "train")
+    (root / "train/b/up").symlink_to("..")
+    (root / "train/self").symlink_to(".")
+    assert labels_of(root) == [0, 0, 1, 1]
+
+
+def test_a_file_that_is_reached_twice_is_read_once(tmp_path: Path) -> None:
+    root = made(tmp_path, plain)
+    (root / "train/a/linked.png").symlink_to(root / "train/a/0.png")
+    os.link(root / "train/b/0.png", root / "train/b/hard.png")
+    made(tmp_path / "more", plain)
+    for name in ("x", "y"):
+        (root / "train/b" / name).symlink_to(tmp_path / "more" / "train" / "b")
+    assert labels_of(root) == [0, 0, 1, 1, 1, 1]
+
+
+def two_classes_by_file(root: Path) -> None:
     (root / "train/b/linked.png").symlink_to(root / "train/a/0.png")
-    train, labels, _, _ = decoded(root)
-    assert labels.tolist() == [0, 0, 1, 1, 1]
-    assert len(train) == 5
+
+
+def two_classes_by_folder(root: Path) -> None:
+    (root / "train/b/other").symlink_to(root / "train/a")
+
+
+def both_parts(root: Path) -> None:
+    (root / "test/a/0.png").unlink()
+    (root / "test/a/0.png").symlink_to(root / "train/a/1.png")
+
+
+@pytest.mark.parametrize(
+    ("link", "said"),
+    [
+        (two_classes_by_file, "/train/b/linked.png and .*/train/a/0.png are the same file, but in two classes"),
+        (two_classes_by_folder, "/train/b/other and .*/train/a are the same folder, but in two classes"),
+        (both_parts, "/test/a/0.png of test and .*/train/a/1.png of train are the same file"),
+    ],
+)
+def test_a_file_in_two_classes_or_in_train_and_test_is_refused(tmp_path: Path, link: Callable[[Path], None], said: str) -> None:
+    link(made(tmp_path, plain))
+    with pytest.raises(UserError, match=said):
+        decoded(tmp_path)
 
 
 def archived(root: Path, add: Callable[[tarfile.TarFile, Path], None]) -> list[Path]:
@@ -240,10 +281,45 @@ def linked(kind: bytes, target: str) -> Callable[[tarfile.TarFile, Path], None]:
 
 
 @pytest.mark.parametrize(("kind", "target"), [(tarfile.SYMTYPE, "1.png"), (tarfile.LNKTYPE, "a/1.png")])
+def test_a_file_that_is_linked_in_an_archive_is_read_once(tmp_path: Path, kind: bytes, target: str) -> None:
+    _, labels, _, _ = images.decode("tar:x", archived(tmp_path, linked(kind, target)), "")
+    assert labels.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(("kind", "target"), [(tarfile.SYMTYPE, "../.store/x"), (tarfile.LNKTYPE, ".store/x")])
 def test_links_in_an_archive_are_the_files_that_they_point_to(tmp_path: Path, kind: bytes, target: str) -> None:
-    train, labels, _, _ = images.decode("tar:x", archived(tmp_path, linked(kind, target)), "")
+    def add(archive: tarfile.TarFile, folder: Path) -> None:
+        archive.add(folder / "b" / "1.png", ".store/x")
+        linked(kind, target)(archive, folder)
+
+    train, labels, _, _ = images.decode("tar:x", archived(tmp_path, add), "")
     assert labels.tolist() == [0, 0, 0, 1, 1]
-    assert torch.equal(train[2], train[1])
+    assert torch.equal(train[2], train[4])
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_links_of_an_archive_to_another_class_or_to_themselves_are_refused(tmp_path: Path, kind: bytes) -> None:
+    target = {tarfile.SYMTYPE: "../b/1.png", tarfile.LNKTYPE: "b/1.png"}[kind]
+    with pytest.raises(UserError, match="are the same file, but in two classes"):
+        images.decode("tar:x", archived(tmp_path / "1", linked(kind, target)), "")
+    target = {tarfile.SYMTYPE: "z.png", tarfile.LNKTYPE: "a/z.png"}[kind]
+    with pytest.raises(UserError, match=r"a/z\.png cannot be read as an image: it is a link to .*, which is not a file in the archive"):
+        images.decode("tar:x", archived(tmp_path / "2", linked(kind, target)), "")
+
+
+def test_an_empty_class_is_said(tmp_path: Path) -> None:
+    root = made(tmp_path, plain)
+    (root / "test" / "c").mkdir()
+    with pytest.raises(UserError, match=r"the class folder .*/test/c has no images"):
+        decoded(root)
+
+    def add(archive: tarfile.TarFile, folder: Path) -> None:
+        member = tarfile.TarInfo("c")
+        member.type = tarfile.DIRTYPE
+        archive.addfile(member)
+
+    with pytest.raises(UserError, match=r"the class folder .*/train\.tar/c has no images"):
+        images.decode("tar:x", archived(tmp_path / "packed", add), "")
 
 
 def test_links_out_of_an_archive_and_paths_with_dots_are_refused(tmp_path: Path) -> None:

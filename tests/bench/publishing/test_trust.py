@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.data import sources
 from bench.execution.executors import Local
 from bench.publishing import board_folder, merge, trust
 from bench.publishing.board_folder import Board
@@ -121,3 +122,44 @@ def test_an_entry_point_is_refused_by_name(tiny: Path, board: Board, monkeypatch
         trust.refuse_foreign_code(theirs, ())
     (file,) = [own_file.file_of("architecture", "their_net")]
     trust.refuse_foreign_code(theirs, (str(file),))
+
+
+FOREIGN = ("folder:/etc", "folder:pets", "folder:../pets", "tar:~/pets", "hf:pets", "hf:/etc", "timm:hfds/pets", "TIMM:HFDS/pets")
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_files_of_this_machine_are_refused_before_they_are_opened(
+    tiny: Path, board: Board, bench: Bench, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tiny / "pets").mkdir()
+    blocks = (Block(dataset=name, architectures=("mlp",)),)
+    theirs = Board(
+        board.suite.model_copy(update={"blocks": blocks}), tuple(replace(r, dataset=name, architecture="mlp") for r in board.rows)
+    )
+    files.write_files(Path("leaderboards/tiny"), board_folder.evidence(theirs))
+    monkeypatch.setattr(sources, "read", lambda *_: pytest.fail("opened"))
+    for given in ((), ("--data-root", "leaderboards")):
+        code, _, error = bench("verify", "leaderboards/tiny", "--workers", "1", *given)
+        assert code == 2
+        assert error == (
+            f"error: this leaderboard names the dataset '{name}', files of this machine: if you trust it, give the folder that contains"
+            " them by --data-root\n"
+        )
+
+
+def test_files_in_the_folder_that_is_given_are_allowed(tiny: Path, board: Board) -> None:
+    (tiny / "root" / "pets").mkdir(parents=True)
+    plain = load_suite("tiny.toml")
+    for name in ("folder:pets", f"folder:{tiny}/root/pets", "hf:pets", "digits", "cifar10", "timm:torch/cifar100", "hf:owner/name"):
+        suite = plain.model_copy(update={"blocks": (Block(dataset=name, architectures=("mlp",)),)})
+        trust.refuse_foreign_data(Board(suite, ()), tiny / "root")
+    (tiny / "root" / "out").symlink_to("/etc")
+    suite = plain.model_copy(update={"blocks": (Block(dataset="folder:out", architectures=("mlp",)),)})
+    with pytest.raises(UserError, match="files of this machine"):
+        trust.refuse_foreign_data(Board(suite, ()), tiny / "root")
+
+
+def test_rows_of_a_data_set_that_the_suite_does_not_contain_are_refused(tiny: Path, board: Board) -> None:
+    rows = (replace(board.rows[0], dataset="cifar10"),)
+    with pytest.raises(UserError, match="has rows of the dataset 'cifar10', which its suite does not contain: "):
+        trust.refuse_foreign_data(Board(load_suite("tiny.toml"), rows), None)

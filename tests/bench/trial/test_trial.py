@@ -12,6 +12,7 @@ import methods
 from bench.spec.errors import UserError
 from bench.spec.setting import Setting
 from bench.spec.suite import load_suite
+from bench.storage.checkpoints import Networks
 from bench.trial import trial
 from bench.trial.job import Environment, Job, Point
 from bench.trial.network import Network
@@ -162,11 +163,34 @@ def test_a_pruned_network_is_the_one_that_was_measured(tmp_path: Path, monkeypat
 
 def test_there_is_no_pruned_network_of_a_method_that_fails_or_declines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = job_of(tmp_path, points=(Point(0.5, 0, "p"),))
-    with pytest.raises(UserError, match="m · breast_cancer/mlp · seed 0: FileNotFoundError"):
+    networks = Networks(job.environment.cache / "networks")
+    networks.fail(job.network, "the training loss is nan")
+    with pytest.raises(UserError, match="m · breast_cancer/mlp · seed 0: RuntimeError: its dense network failed: the training loss is nan"):
         trial.pruned_network(job)
+    networks.clear()
     monkeypatch.setattr(methods.lookup("criteria", "magnitude"), "unsupported", lambda self, problem: "no thanks")
     with pytest.raises(UserError, match="m · breast_cancer/mlp · seed 0: no thanks"):
         trial.pruned_network(job)
+
+
+@pytest.mark.parametrize("training", ["map", "spam"])
+def test_a_dense_network_that_is_not_stored_is_trained_to_the_same_bit(tmp_path: Path, training: str) -> None:
+    job = dataclasses.replace(job_of(tmp_path), training=training)
+    trial.execute(dense_of(job))
+    networks = Networks(job.environment.cache / "networks")
+    state, posterior, _ = networks.load(job.network)
+
+    def numbers() -> dict[str, dict[str, object]]:
+        found = trial.execute(job)
+        return {key: {n: v for n, v in row.items() if not n.endswith(("seconds", "_ms"))} for key, row in found.items()}
+
+    wanted = numbers()
+    assert all("accuracy" in row for row in wanted.values())
+    networks.clear()
+    assert numbers() == wanted
+    again, other, _ = networks.load(job.network)
+    assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
+    assert all(torch.equal(other.prior[name], tensor) for name, tensor in posterior.prior.items())
 
 
 @pytest.mark.parametrize("schedule", [None, Iterative()])
