@@ -68,7 +68,7 @@ def main() -> None:
     if code == INTERRUPTED:  # newer releases of typer turn Ctrl-C into this code themselves
         code = interruption.exit_code()
     if code in {128 + number for number in interruption.SIGNALS}:
-        print(interruption.MESSAGE, file=sys.stderr)
+        interruption.end(code)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -5,6 +5,7 @@ and a store that is a file. Before the first job one task on each machine looks 
 """
 
 import contextlib
+import logging
 import os
 import secrets
 import socket
@@ -76,6 +77,7 @@ class Ray:
 
     def _connect(self, address: str | None) -> None:
         """Connect to the cluster; in a thread, because Ray may wait for minutes, and takes over SIGTERM in the main thread."""
+        logging.getLogger("ray").setLevel(logging.ERROR)  # it says that it does not handle SIGTERM, which `bench.cli` does
         root, outcome = Path(__file__).resolve().parents[2], list[str]()
         shipped = {
             "py_modules": [str(root / name) for name in ("bench", "methods")],

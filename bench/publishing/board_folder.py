@@ -178,7 +178,9 @@ def _bytes(path: Path) -> bytes | None:
 
 
 def suite_toml(suite: Suite) -> str:
-    """The suite as a TOML file that `load_suite` reads back, without keys that have no value and `timeout`, which decides no row."""
-    values = suite.model_dump(mode="json", exclude_none=True, exclude={"timeout"})
+    """The suite as a TOML file that `load_suite` reads back to an equal one. Left out are keys without a value, and a default `timeout`."""
+    values = suite.model_dump(mode="json", exclude_none=True)
+    if suite.timeout == Suite.model_fields["timeout"].default:  # it decides no row
+        del values["timeout"]
     architectures = values.pop("architecture")
     return tomli_w.dumps(values | ({"architecture": dict(sorted(architectures.items()))} if architectures else {}))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.execution.executors import Local
+from bench.execution.local import Local
 from bench.trial.job import Job
 
 NET = """
@@ -42,7 +42,7 @@ def write(folder: Path) -> None:
         (folder / name).write_text(text)
 
 
-def run_here(self: Local, function: Callable[[Job], Any], queue: Any, *, follow: Any, tick: Any) -> Iterator[tuple[Job, Any]]:
+def run_here(self: Local, function: Callable[[Job], Any], queue: Any, *, follow: Any, **_: Any) -> Iterator[tuple[Job, Any]]:
     """`Local.run` in this process."""
     while (job := queue.take()) is not None:
         result = function(job)

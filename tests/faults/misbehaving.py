@@ -1,4 +1,4 @@
-"""A plug-in for tests: one criterion for each way to misbehave. `MISTAKES`: name -> what the error of its rows says."""
+"""A plug-in for tests: one criterion for each way to misbehave."""
 
 import os
 import signal
@@ -10,31 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from mistakes import MISTAKES, PRINTED
 
 from methods import Criterion, Problem, Scores, register
-
-MISTAKES = {
-    "raises": "ValueError: [/tmp/x] [red]not markup",
-    "exits": "SystemExit: 3",
-    "interrupts": "KeyboardInterrupt",
-    "dies": "died twice on this job (exit code 5)",
-    "killed": "died twice on this job (SIGKILL; perhaps out of memory)",
-    "exhausts": "MemoryError",
-    "not_finite": "not finite",
-    "wrong_shape": "scores of shape (100, 30), not (99, 30)",
-    "wrong_names": "missing or extra: 1.weight",
-    "not_scores": "must return methods.Scores",
-    "trains": "changed '1.weight'",
-    "leaves_hook": "left 1 hooks",
-    "replaces_forward": "changed the modules",
-    "draws_torch": "torch's global random state",
-    "draws_numpy": "numpy's global random state",
-    "draws_python": "random state of the module random",
-    "dtype": "the default dtype",
-    "threads": "the number of threads",
-    "patches": "torch's function 'topk'",
-}
-PRINTED = "noise" * 400_000  # two megabytes
 
 
 def magnitudes(problem: Problem) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.execution.executors import Local
+from bench.execution.local import Local
 from bench.storage import checkpoints
 from bench.storage.checkpoints import Networks
 from methods import Posterior

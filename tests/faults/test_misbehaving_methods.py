@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import bench
-from tests.faults.misbehaving import MISTAKES, PRINTED
+from tests.faults.mistakes import MISTAKES, PRINTED
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = Path(__file__).parent / "misbehaving.py"

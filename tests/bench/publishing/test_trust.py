@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.data import sources
-from bench.execution.executors import Local
+from bench.execution.local import Local
 from bench.publishing import board_folder, merge, trust
 from bench.publishing.board_folder import Board
 from bench.publishing.plots import curves
