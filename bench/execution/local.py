@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -245,8 +246,9 @@ def _prepare() -> None:
     """Let a worker ignore Ctrl-C, print to standard error only, and end when its parent process ends, also after SIGKILL."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AttributeError):
         os.dup2(2, 1)  # what methods print must not get into a table that is written to a file
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_die_with, args=(parent,), daemon=True).start()

@@ -115,13 +115,14 @@ class _Functions:
     def __init__(self, place: Any) -> None:
         found = {name: value for name, value in vars(place).items() if callable(value)}
         self._place, self._names, self._values = place, tuple(found), list(found.values())
+        self._size = len(vars(place))
 
     def replaced(self) -> list[str]:
         """The names of those that were replaced, which get their values back."""
         there = vars(self._place).get
+        found = self._shadowing() if len(vars(self._place)) != self._size else []
         if all(map(is_, map(there, self._names), self._values)):
-            return []
-        found = []
+            return found
         for k, (name, value) in enumerate(zip(self._names, self._values, strict=True)):
             if (now := there(name)) is value:
                 continue
@@ -131,6 +132,15 @@ class _Functions:
                 setattr(self._place, name, value)
                 found.append(name)
         return found
+
+    def _shadowing(self) -> list[str]:
+        """The names of new functions of a class that replace those of its base classes; they are removed."""
+        bases = self._place.__mro__[1:] if isinstance(self._place, type) else ()
+        new = [n for n, v in vars(self._place).items() if n not in self._names and callable(v) and any(n in vars(b) for b in bases)]
+        for name in new:
+            delattr(self._place, name)
+        self._size = len(vars(self._place))
+        return new
 
 
 def _by_torch(new: Any, old: Any) -> bool:

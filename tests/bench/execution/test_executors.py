@@ -2,14 +2,17 @@
 
 import os
 import signal
+import time
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.execution import executors
+from bench.execution import executors, local
 from bench.execution.executors import JobFailure
 from bench.spec.errors import UserError
+from bench.trial import heartbeat
 
 
 def work(job: tuple[str, Any]) -> Any:
@@ -21,17 +24,32 @@ def work(job: tuple[str, Any]) -> Any:
         raise ValueError(value)
     if kind == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "hang":
+        time.sleep(value)
+    if kind == "announce":  # as a search does, which consists of several jobs
+        for _ in range(4):
+            assert heartbeat.announce is not None
+            heartbeat.announce()
+            time.sleep(value)
+    if kind == "print":
+        print("printed by a job")
+    if kind == "exit":
+        raise SystemExit(value)
+    if kind == "interrupt":
+        raise KeyboardInterrupt
+    if kind == "odd":
+        return lambda: None
     if kind == "die once" and not Path(value).exists():
         Path(value).touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return kind
 
 
-def run(jobs: list[Any], follow: Any = lambda job, result: [], workers: int = 2) -> dict[Any, Any]:
+def run(jobs: list[Any], follow: Any = lambda job, result: [], workers: int = 2, limit: float | None = None) -> dict[Any, Any]:
     pool = executors.make("local", workers)
     seen: list[list[Any]] = []
     try:
-        return dict(pool.run(work, executors.Queue(jobs), follow=follow, tick=seen.append))
+        return dict(pool.run(work, executors.Queue(jobs), follow=follow, tick=seen.append, limit=limit))
     finally:
         pool.close()
         assert all(len(running) <= workers for running in seen)
@@ -59,6 +77,45 @@ def test_a_worker_that_dies_takes_nothing_with_it(tmp_path: Path) -> None:
     assert "died" in results[("die", 0)].error
     assert results[jobs[2]] == "die once"
     assert all(results[("double", i)] == 2 * i for i in range(1, 6))
+
+
+def test_exit_and_interrupt_in_a_job_are_its_failure() -> None:
+    """Both are raised by the code of a method: the signal itself does not reach a worker."""
+    jobs = [("exit", 3), ("interrupt", 0), ("odd", 0), ("double", 4)]
+    found = run(jobs)
+    assert [found[job] for job in jobs[:2]] == [JobFailure("SystemExit: 3"), JobFailure("KeyboardInterrupt")]
+    assert "pickle" in found[jobs[2]].error
+    assert found[jobs[3]] == 8
+
+
+def test_a_job_that_takes_too_long_is_stopped_and_the_others_go_on() -> None:
+    """Also while another worker dies; the seconds of a search count for each of its jobs anew."""
+    jobs = [("hang", 1000), ("die", 0), ("announce", 1.2), *(("double", i) for i in range(5))]
+    begin = time.monotonic()
+    found = run(jobs, limit=3)
+    assert found[jobs[0]] == JobFailure("stopped after 3 seconds, the time limit of a job (--timeout)")
+    assert "died twice" in found[jobs[1]].error
+    assert found[jobs[2]] == "announce"
+    assert all(found[job] == 2 * job[1] for job in jobs[3:])
+    assert time.monotonic() - begin < 60
+
+
+def test_what_a_job_prints_goes_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+    run([("print", 0)])
+    out, err = capfd.readouterr()
+    assert ("printed by a job" in out, "printed by a job" in err) == (False, True)
+
+
+@pytest.mark.skipif(not local.FORKING, reason="there is no fork server")
+def test_a_killed_server_of_workers_is_started_again() -> None:
+    def follow(job: Any, _: Any) -> list[Any]:
+        if job == ("double", 1):
+            os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        return [("die", 0), ("double", 2)] if job == ("double", 1) else []
+
+    found = run([("double", 1)], follow)
+    assert found[("double", 2)] == 4
+    assert "died twice" in found[("die", 0)].error
 
 
 def test_an_unknown_executor_is_refused() -> None:
