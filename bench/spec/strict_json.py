@@ -1,0 +1,54 @@
+"""Read JSON that somebody else has written: bounded numbers, bounded depth, no duplicate keys."""
+
+import json
+from typing import Any
+
+DIGITS = 18  # of a whole number: it fits into 64 bits
+
+
+def loads(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: the text.
+
+    Raises:
+        ValueError: it is not JSON, is nested too deeply, contains NaN, an infinite or huge number or an invalid character, or an object
+            has a key twice. The message is one line.
+    """
+    try:
+        value = json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite, object_pairs_hook=_object)
+        json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("JSON is nested too deeply") from None
+    except UnicodeError:
+        raise ValueError("JSON contains an invalid character") from None
+    return value
+
+
+def loads_object(text: str | bytes) -> dict[str, Any]:
+    """The value of a JSON text that must be an object; raises ValueError as `loads` does."""
+    value = loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text.lstrip("-")) > DIGITS:
+        raise ValueError(f"the whole number {text[:DIGITS]}... has more than {DIGITS} digits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value - value != 0.0:  # infinite or NaN
+        raise ValueError(f"the number {text[:DIGITS]} is not finite")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("an object has a key twice")
+    return made
