@@ -5,7 +5,6 @@ method, or occurs twice. Refusals contain the row number as a spreadsheet counts
 must cover all blocks (data set and architecture), sparsities and seeds of the suite. Rows that are already published are not added again.
 """
 
-import csv
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from bench.publishing.board_folder import Board
 from bench.publishing.noise import Noise
 from bench.spec.errors import UserError
 from bench.spec.row import COLUMNS, Row
+from bench.storage import csv_file
 from bench.storage.row_check import row_of
 
 
@@ -92,18 +92,15 @@ def _contradictions(repeated: list[tuple[int, row_comparison.Pair]], board: Boar
 def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(row number, cells) of each line below the header. UserError if the file is not a CSV with the columns of results.csv."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            lines = list(csv.reader(file, strict=True))
-    except OSError as error:
-        raise UserError(f"cannot read '{path}': {error.strerror}") from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"'{path}' is not a CSV file: {error}") from None
-    header = lines[0] if lines else []
+        lines = csv_file.lines(path)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    header = lines[0][1] if lines else []
     if tuple(header) != COLUMNS:
         raise UserError(f"'{path}' does not have the columns of results.csv: {_header_fault(header)}")
     if len(lines) == 1:
         raise UserError(f"'{path}' has no rows")
-    yield from enumerate(lines[1:], 2)
+    yield from enumerate((cells for _, cells in lines[1:]), 2)
 
 
 def _header_fault(header: list[str]) -> str:

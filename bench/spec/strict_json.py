@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-DIGITS = 18  # of a whole number: it fits into 64 bits
+DIGITS = 100  # of a whole number, so that it can be converted to a floating-point number
 
 
 def loads(text: str | bytes) -> Any:
@@ -36,14 +36,14 @@ def loads_object(text: str | bytes) -> dict[str, Any]:
 
 def _whole(text: str) -> int:
     if len(text.lstrip("-")) > DIGITS:
-        raise ValueError(f"the whole number {text[:DIGITS]}... has more than {DIGITS} digits")
+        raise ValueError(f"the whole number {text[:20]}... has more than {DIGITS} digits")
     return int(text)
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if value - value != 0.0:  # infinite or NaN
-        raise ValueError(f"the number {text[:DIGITS]} is not finite")
+        raise ValueError(f"the number {text[:20]}... not finite")
     return value
 
 

@@ -129,7 +129,7 @@ FAULTS: list[tuple[Callable[[list[Row]], list[Row]], str]] = [
     (changed(method="opd@spam", sparsity=0.5), "method 'opd@spam', the method 'opd@spam' has 'spam'"),
     (changed(stage="init"), "stage 'init', the method 'spam' has 'after'"),
     (changed(hyperparameters="{}"), "hyperparameters: not a JSON object with the values"),
-    (changed(hyperparameters="[" * 100_000), "hyperparameters: not a JSON object with the values"),
+    (changed(hyperparameters="[" * 100_000), "hyperparameters: JSON is nested too deeply"),
     (changed(hyperparameters="[1]"), "hyperparameters: not a JSON object"),
     (changed(tuning="tuned"), "tuned row without the entry `tuning`"),
     (lambda rows: [*rows[:2], rows[1], *rows[2:]], "has the same key (method, data set, sparsity, seed, ...) as row 3"),
