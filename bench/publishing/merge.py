@@ -5,7 +5,6 @@ method, or occurs twice. Refusals contain the row number as a spreadsheet counts
 must cover all blocks (data set and architecture), sparsities and seeds of the suite. Rows that are already published are not added again.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from bench.publishing.board_folder import Board
 from bench.publishing.noise import Noise
 from bench.spec.errors import UserError
 from bench.spec.row import COLUMNS, Row
+from bench.spec.setting import decoded
 from bench.storage import csv_file
 from bench.storage.row_check import row_of
 
@@ -121,5 +121,5 @@ def _row(cells: list[str]) -> tuple[Row | None, list[str]]:
 
 def _configuration(there: Row, row: Row) -> list[str]:
     """`hyperparameters` if it differs from the published row, otherwise nothing."""
-    same = json.loads(there.hyperparameters) == json.loads(row.hyperparameters)
+    same = decoded(there.hyperparameters) == decoded(row.hyperparameters)
     return [] if same else ["hyperparameters"]

@@ -44,8 +44,8 @@ class Column:
     """The declaration of one column.
 
     `unit`: empty for texts and dimensionless numbers. `least`, `most`: bounds of a number, both included. `below`: an upper bound that is
-    not included. `values`: the allowed texts. `pattern`: regular expression of a text. `json`: whether a text is a JSON object. `empty`:
-    whether the cell may be empty. `since`: the schema that added the column. `judged`: how `verify` compares it, for measured numbers.
+    not included. `values`: the allowed texts. `pattern`: regular expression of a text. `json`: "object" for a text that is a JSON object,
+    "numbers" for one whose values are finite numbers or null. `empty`: whether the cell may be empty. `since`: the schema that added the column. `judged`: how `verify` compares it, for measured numbers.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Column:
     below: float | None = None
     values: tuple[str, ...] = ()
     pattern: str = ""
-    json: bool = False
+    json: str = ""
     empty: bool = False
     since: int = 1
     judged: Judged | None = None

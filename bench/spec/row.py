@@ -105,7 +105,7 @@ class Row:
     dense_latency_ms: float | None = _cost("time of a forward pass of one batch, dense network", "ms")
     peak_memory_mb: float | None = _cost("largest GPU memory; empty on a CPU", "MB")
     hyperparameters: str = column(
-        "values of training, criterion, schedule, fine-tuning and tuning, as a JSON object", Role.SETTING, default="{}", json=True
+        "values of training, criterion, schedule, fine-tuning and tuning, as a JSON object", Role.SETTING, default="{}", json="object"
     )
     protocol: str = column("version of the protocol", Role.SETTING, default=PROTOCOL_VERSION, values=(PROTOCOL_VERSION,))
     version: str = _origin("version of razorbench")
@@ -114,7 +114,7 @@ class Row:
     device: str = _origin("kind and name of the device", Role.WHERE)
     error: str = _origin("why the row failed or is not supported")
     environment: str = _origin(
-        "number of threads and versions of packages that influence the numbers, as a JSON object", Role.WHERE, "{}", empty=False, json=True,
+        "number of threads and versions of packages that influence the numbers, as a JSON object", Role.WHERE, "{}", empty=False, json="object",
         since=2,
     )  # fmt: skip
     schema: int = column("version of these columns", Role.ORIGIN, default=SCHEMA, least=1, since=2)
@@ -130,10 +130,10 @@ class Row:
     )
     recipe: str = column(
         "settings of training that all methods share, as a JSON object; {} in rows of older releases", Role.SETTING, default="{}",
-        json=True, since=4,
+        json="object", since=4,
     )  # fmt: skip
     match_reached: float | None = column("fraction removed of the quantity `match`", Role.COST, "fraction", default=None, most=1, since=4)
-    plugin_metrics: str = _origin("values of the metrics of plug-ins, as a JSON object", default="{}", empty=False, json=True, since=4)
+    plugin_metrics: str = _origin("values of the metrics of plug-ins, as a JSON object", default="{}", empty=False, json="numbers", since=4)
     training_flops: int | None = column(
         "floating-point operations of all steps of training and fine-tuning, without scoring and curvature", Role.COUNT, "FLOP",
         default=None, least=0, since=5,

@@ -1,6 +1,7 @@
 """Check the cells of a results.csv against the declarations of their columns: type, bounds, allowed values."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -68,8 +69,10 @@ def _text(text: str) -> str:
     return text
 
 
-def _object(text: str) -> str:
-    strict_json.loads_object(text)
+def _object(kind: str, text: str) -> str:
+    values = strict_json.loads_object(text).values()
+    if kind == "numbers" and not all(v is None or (type(v) in (int, float) and math.isfinite(v)) for v in values):
+        raise ValueError("should be a JSON object of finite numbers")
     return text
 
 
@@ -79,7 +82,7 @@ def _annotation(column: Column) -> Any:
         kind = Literal[column.values]
     elif column.type == "string":
         kind = Annotated[str, Field(min_length=1, pattern=f"^(?:{column.pattern})$" if column.pattern else None)]
-        kind = Annotated[kind, AfterValidator(_object if column.json else _text)]
+        kind = Annotated[kind, AfterValidator(partial(_object, column.json) if column.json else _text)]
     else:
         finite = False if column.type == "number" else None
         most = column.most if column.type == "number" or column.most is not None else WHOLE
