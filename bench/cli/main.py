@@ -79,7 +79,8 @@ def _check_own_packages() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    line = " ".join(message.split())
+    print("error: " + "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
     sys.exit(2)
 
 

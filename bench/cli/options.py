@@ -14,6 +14,9 @@ Kind = type[str] | type[int] | type[float]
 LISTED: dict[Any, Kind] = {tuple[str, ...]: str, tuple[float, ...]: float, tuple[int, ...]: int}
 METAVARS: dict[Kind, str] = {str: "NAME,...", int: "INTEGER,...", float: "NUMBER,..."}
 
+# Python also reads 1_0, digits of other scripts, nan and inf.
+NUMBERS = {int: re.compile(r"[+-]?[0-9]{1,100}"), float: re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")}
+
 
 def shared(*groups: tuple[str, type, tuple[str, ...]]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A decorator: the command gets an option for each field of a dataclass, and is called with the dataclass.
@@ -93,10 +96,9 @@ def numbers(option: str, text: str, kind: Kind) -> tuple[Any, ...]:
 
     values = []
     for part in names(text):
-        try:
-            values.append(kind(part))
-        except ValueError:
-            raise UserError(f"{option}: '{part}' is not {'a whole number' if kind is int else 'a number'}") from None
+        if not NUMBERS[kind].fullmatch(part):
+            raise UserError(f"{option}: '{part[:40]}' is not {'a whole number' if kind is int else 'a number'}")
+        values.append(kind(part))
     if not values:
         raise UserError(f"{option}: no value in '{text}'")
     return tuple(values)

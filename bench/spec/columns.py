@@ -45,7 +45,8 @@ class Column:
 
     `unit`: empty for texts and dimensionless numbers. `least`, `most`: bounds of a number, both included. `below`: an upper bound that is
     not included. `values`: the allowed texts. `pattern`: regular expression of a text. `json`: "object" for a text that is a JSON object,
-    "numbers" for one whose values are finite numbers or null. `empty`: whether the cell may be empty. `since`: the schema that added the column. `judged`: how `verify` compares it, for measured numbers.
+    "numbers" for one whose values are finite numbers or null. `empty`: whether the cell may be empty. `since`: the schema that added the
+    column. `judged`: how `verify` compares it, for measured numbers.
     """
 
     name: str

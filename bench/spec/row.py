@@ -114,8 +114,8 @@ class Row:
     device: str = _origin("kind and name of the device", Role.WHERE)
     error: str = _origin("why the row failed or is not supported")
     environment: str = _origin(
-        "number of threads and versions of packages that influence the numbers, as a JSON object", Role.WHERE, "{}", empty=False, json="object",
-        since=2,
+        "number of threads and versions of packages that influence the numbers, as a JSON object", Role.WHERE, "{}", empty=False,
+        json="object", since=2,
     )  # fmt: skip
     schema: int = column("version of these columns", Role.ORIGIN, default=SCHEMA, least=1, since=2)
     recalibration: str = column(
