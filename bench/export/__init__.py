@@ -26,6 +26,8 @@ from torch import Tensor, nn
 
 import methods
 from bench.execution.run import tuned_of
+from bench.export import reading
+from bench.export.reading import FORMAT, Card
 from bench.networks import build
 from bench.planning.plan import Planned, expanded
 from bench.planning.request import Request, make_request
@@ -39,7 +41,6 @@ from bench.trial.job import Environment, Job
 from bench.trial.loading import load_data
 from methods import Mask
 
-FORMAT = "razorbench.network.v1"
 FILES = ("model.safetensors", "mask.safetensors", "card.json")
 
 
@@ -139,28 +140,52 @@ def load(folder: str | Path, network: Callable[..., nn.Module] | nn.Module | Non
     Raises:
         ValueError: the folder does not contain an exported network, the weights are not those of the card, or `network` is needed.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = Path(folder)
     try:
-        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-        if card["format"] != FORMAT:
-            raise ValueError(f"its format is {card['format']!r}, not {FORMAT!r}")
-        if hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() != card["sha256"]:
-            raise ValueError("model.safetensors is not the file that the card is for")
-        state, kept = load_file(folder / "model.safetensors"), load_file(folder / "mask.safetensors")
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"'{folder}' holds no exported network: {error}") from None
-    shape, classes = tuple(card["architecture"]["input_shape"]), card["architecture"]["classes"]
-    model = _dense(card["architecture"]["name"], shape, classes, network)
-    if card["compact"]:
-        mask = {name.removeprefix("rows."): _outer(kept, name.removeprefix("rows."), model) for name in kept if name.startswith("rows.")}
-        model = methods.compact(model, mask, input_shape=shape, granularity=card["granularity"])
+        said, content = reading.read(folder)
+        given = reading.shapes(folder / "model.safetensors")
+        kept = load_file(folder / "mask.safetensors")
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ValueError(f"'{folder}' holds no exported network: {' '.join(str(error).split())}") from None
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
+        model = _pruned(said, given, kept, network)
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (UserError, RuntimeError, ValueError) as error:
         raise ValueError(f"'{folder}' holds the weights of another network: {' '.join(str(error).split())}") from None
-    return model.eval(), card
+    return model.eval(), content
+
+
+def _pruned(said: Card, given: reading.Shapes, kept: dict[str, Tensor], network: Callable[..., nn.Module] | nn.Module | None) -> nn.Module:
+    """The pruned network of a card with any weights. Nothing is allocated before all shapes are checked.
+
+    Args:
+        said: the card.
+        given: name -> shape of each tensor of the weights.
+        kept: the content of mask.safetensors.
+        network: the caller's network, see `load`.
+    """
+    name, shape, classes = said.architecture.name, tuple(said.architecture.input_shape), said.architecture.classes
+    if network is None:
+        with torch.device("meta"):  # it uses no memory: the card may name a network of any size
+            _check(said, given, kept, _dense(name, shape, classes, None))
+    model = _dense(name, shape, classes, network)
+    _check(said, given, kept, model)
+    if not said.compact:
+        return model
+    mask = {key.removeprefix("rows."): _outer(kept, key.removeprefix("rows."), model) for key in kept if key.startswith("rows.")}
+    try:
+        return methods.compact(model, mask, input_shape=shape, granularity=said.granularity)
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:  # a mask that removes what the network needs
+        raise ValueError(f"its mask does not fit to the network: {type(error).__name__}: {error}") from None
+
+
+def _check(said: Card, given: reading.Shapes, kept: dict[str, Tensor], model: nn.Module) -> None:
+    reading.check_weights(given, model, said.compact)
+    if said.compact:
+        reading.check_mask(kept, model)
 
 
 def _dense(name: str, shape: tuple[int, ...], classes: int, network: Callable[..., nn.Module] | nn.Module | None) -> nn.Module:
