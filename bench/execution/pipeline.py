@@ -21,6 +21,7 @@ from bench.storage.checkpoints import Networks
 from bench.storage.rows import Leases, Store
 from bench.trial import heartbeat, trial
 from bench.trial.job import Job
+from bench.trial.results import shortened
 from bench.tuning import tune
 from bench.tuning.study import Study
 
@@ -194,7 +195,7 @@ def _shown(work: Any, folder: Path) -> Any:
 def _rows(made: Plan, job: Job, result: Any) -> dict[str, Row]:
     """The rows of a job by key; if it failed, all its rows failed."""
     if isinstance(result, executors.JobFailure):
-        result = {point.key: {"status": "failed", "error": result.error} for point in job.points}
+        result = {point.key: {"status": "failed", "error": shortened(result.error)} for point in job.points}
     return {key: dataclasses.replace(made.expected[key], **measurement) for key, measurement in result.items()}
 
 

@@ -19,6 +19,8 @@ from bench.spec.setting import decoded
 from bench.storage import csv_file
 from bench.storage.row_check import row_of
 
+MOST = 5  # names in a message
+
 
 @dataclass
 class Checked:
@@ -104,12 +106,17 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _header_fault(header: list[str]) -> str:
-    missing, unknown = [c for c in COLUMNS if c not in header], [c for c in header if c not in COLUMNS]
+    missing, unknown = [c for c in COLUMNS if c not in header], [c[:40] for c in header if c not in COLUMNS]
     if missing or unknown:
-        parts = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(map(repr, unknown))}"] * bool(unknown)
+        parts = [f"missing {_few(missing)}"] * bool(missing) + [f"unknown {_few(list(map(repr, unknown)))}"] * bool(unknown)
         return "; ".join(parts)
     place, name = next((k, c) for k, c in enumerate(header) if k >= len(COLUMNS) or c != COLUMNS[k])
-    return f"column {place + 1} is '{name}'" + (f", expected '{COLUMNS[place]}'" if place < len(COLUMNS) else "")
+    return f"column {place + 1} is '{name[:40]}'" + (f", expected '{COLUMNS[place]}'" if place < len(COLUMNS) else "")
+
+
+def _few(names: list[str]) -> str:
+    """The first names of a list."""
+    return ", ".join(names[:MOST]) + f" and {len(names) - MOST} more" * (len(names) > MOST)
 
 
 def _row(cells: list[str]) -> tuple[Row | None, list[str]]:

@@ -4,7 +4,14 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """An error in the user's input. The message is one line with the value, the allowed values and the nearest match. Exit code 2."""
+    """An error in the user's input. The message is one line with the value, the allowed values and the nearest match. Exit code 2.
+
+    Args:
+        message: the message. Line breaks become spaces, and other control characters, which a terminal would act on, question marks.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else "?" for c in " ".join(str(message).split())))
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

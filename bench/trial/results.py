@@ -6,6 +6,8 @@ from typing import NamedTuple
 from bench.trial.job import Point
 from bench.trial.network import Measurement, Network
 
+LONGEST = 2000  # characters of the column `error`
+
 
 class Result(NamedTuple):
     """A point, its measurement, and the measured network; None if there is no network because the method failed or is not supported."""
@@ -38,5 +40,14 @@ def isolated(points: Iterable[Point], work: Callable[[], Results]) -> Results:
 
 
 def one_line(error: Exception) -> str:
-    """The type and the message of an exception on one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    """The type and the message of an exception on one line, shortened."""
+    return shortened(f"{type(error).__name__}: {error}")
+
+
+def shortened(text: str) -> str:
+    """A text for the column `error`: one line of at most `LONGEST` characters, without control characters.
+
+    The message of an error may be of any length, and the csv module reads no cell of more than 131072 characters.
+    """
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(text[: 10 * LONGEST].split()))
+    return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
