@@ -61,6 +61,8 @@ def main() -> None:
     except Exception as error:
         from bench.spec.errors import UserError
 
+        if isinstance(error, OSError) and isinstance(error.filename, str):  # a path of the user's that no command has tried before
+            _fail(f"'{error.filename[:200]}': {error.strerror}")
         if not isinstance(error, UserError):
             raise
         _fail(str(error))

@@ -81,13 +81,23 @@ def _values(cls: type, given: dict[str, Any]) -> dict[str, Any]:
                 values[field.name] = tuple(text or ())
             elif listed is not None and text is not None:
                 flag = f"--{field.name.replace('_', '-')}"
-                values[field.name] = names(text) if listed is str else numbers(flag, text, listed)
+                values[field.name] = _some_names(flag, text) if listed is str else numbers(flag, text, listed)
     return values
 
 
 def names(text: str | None) -> tuple[str, ...]:
     """What stands between the commas; those in brackets divide options and stay."""
     return tuple(part.strip() for part in re.split(r",(?![^()]*\))", text or "") if part.strip())
+
+
+def _some_names(option: str, text: str) -> tuple[str, ...]:
+    """A list of names with commas between. Raises UserError if it is empty."""
+    from bench.spec.errors import UserError
+
+    found = names(text)
+    if not found:
+        raise UserError(f"{option}: no value in '{text}'")
+    return found
 
 
 def numbers(option: str, text: str, kind: Kind) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from bench.spec.errors import UserError
 
 LARGEST = 1_000_000  # bytes of a file
 LONGEST = 10_000  # characters of a text
+DOTS = 1000  # in a line: tomllib needs memory in proportion to the square of the parts of a key a.b.c
 DEEPEST = 20  # nested tables and arrays
 WHOLE = 2**63 - 1  # TOML's own limit of a whole number
 HIDDEN = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, separators of lines and paragraphs
@@ -33,6 +34,9 @@ def read(path: Path, title: str) -> dict[str, Any]:
         raise UserError(f"cannot read {title}: {getattr(error, 'strerror', None) or error}") from None
     if len(content) > LARGEST:
         raise UserError(f"{title} is not TOML of this kind: it has more than {LARGEST} bytes")
+    dotted = next((k for k, line in enumerate(content.split(b"\n"), 1) if line.count(b".") > DOTS), None)
+    if dotted is not None:
+        raise UserError(f"{title} is not TOML of this kind: line {dotted} has more than {DOTS} dots")
     try:
         made = tomllib.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

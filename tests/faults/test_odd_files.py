@@ -326,7 +326,8 @@ def test_much_odd_input_is_a_result_or_one_line(name: str) -> None:
     [
         (b"name = \"\xff\"", "line 1 is not UTF-8"),
         (b"a = " + b"[" * 100_000, "nested too deeply"),
-        (b"a" + b".a" * 100_000 + b" = 1", "is not TOML"),
+        (b"a" + b".a" * 100_000 + b" = 1", "line 1 has more than 1000 dots"),
+        (b"a" + b".a" * 900 + b" = 1", "nested more than 20 deep"),
         (SUITE.replace("lr_scale = 0.5", "lr_scale = inf").encode(), "lr_scale: must be a finite number, got inf"),
         (SUITE.replace("lr_scale = 0.5", "lr_scale = nan").encode(), "lr_scale: must be a finite number, got nan"),
         (SUITE.replace("epochs = 3", "epochs = " + "9" * 5000, 1).encode(), "is not TOML"),
@@ -434,11 +435,9 @@ def test_an_odd_name_of_a_method_is_one_line(tiny: Path, bench: Bench, name: str
 @pytest.mark.parametrize("value", ["nan", "inf", "-1", "1_0", "\u0663", "9" * 5000, "[1]", ",", "x y", "1;2", "\x1b[2J"])
 def test_an_odd_value_of_an_option_is_one_line(tiny: Path, bench: Bench, option: str, value: str) -> None:
     code, out, err = bench("status", "--suite", "tiny.toml", option, value)
-    if (option, value) != ("--datasets", ",") and (option, value) != ("--architectures", ","):
-        assert (code, out) == (2, "")
-        assert err.startswith("error: ")
-    assert "Traceback" not in err
-    assert err.count("\n") <= 1
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
 
 
 def test_a_giant_network_in_a_card_is_refused_before_it_is_built(tmp_path: Path) -> None:
