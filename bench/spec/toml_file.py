@@ -9,6 +9,7 @@ from bench.spec.errors import UserError
 
 LARGEST = 1_000_000  # bytes of a file
 LONGEST = 10_000  # characters of a text
+LONGEST_KEY = 1000  # characters of a key
 DOTS = 1000  # in a line: tomllib needs memory in proportion to the square of the parts of a key a.b.c
 DEEPEST = 20  # nested tables and arrays
 WHOLE = 2**63 - 1  # TOML's own limit of a whole number
@@ -57,6 +58,8 @@ def _check(value: Any, title: str, place: tuple[str, ...]) -> None:
         raise UserError(f"{title}: {where[:100]}: {fault}")
     if isinstance(value, dict):
         for key, inner in value.items():
+            if len(key) > LONGEST_KEY:
+                raise UserError(f"{title}: a key has more than {LONGEST_KEY} characters: {key[:40]}...")
             _check(key, title, (*place, ascii(key)[1:-1]))
             _check(inner, title, (*place, key))
     elif isinstance(value, list):
