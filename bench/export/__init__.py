@@ -8,7 +8,6 @@ columns of the whole network are left of a smaller one) and `card.json`: how to 
 """
 
 import contextlib
-import copy
 import dataclasses
 import hashlib
 import importlib
@@ -17,21 +16,17 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import methods
 from bench.execution.run import tuned_of
 from bench.export.loading import load
 from bench.export.reading import FORMAT
-from bench.networks import build
 from bench.planning.plan import Planned, expanded
 from bench.planning.request import Request, make_request
-from bench.spec import own_file
 from bench.spec.choices import Narrowing
 from bench.spec.errors import UserError
 from bench.spec.suite import load_suite
