@@ -53,7 +53,7 @@ def row_of(cells: Mapping[str, str], *, any_protocol: bool = False) -> tuple[Row
 
 def _fault(fault: dict[str, Any]) -> str:
     text, said = str(fault["input"]), fault["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    shown = " ".join(CONTROL.sub("?", text if len(text) <= SHOWN else text[:SHOWN] + "...").split()) or " "
+    shown = re.sub(r"\s", " ", CONTROL.sub("?", text if len(text) <= SHOWN else text[:SHOWN] + "..."))
     return f"{fault['loc'][0]}: " + (f"{said}, got '{shown}'" if text else "is empty")
 
 
