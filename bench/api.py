@@ -19,7 +19,7 @@ from bench.ranking import tradeoff as costs
 from bench.spec.choices import Narrowing, Resources
 from bench.spec.errors import UserError, nearest
 from bench.spec.row import COLUMNS, DECLARED, Row
-from bench.storage import results_csv
+from bench.storage import csv_file, results_csv
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -184,7 +184,7 @@ def _row(line: Mapping[Any, Any]) -> Row:
     for name, value in line.items():
         kind, empty = DECLARED[name].type, pd.isna(value)
         if kind == "string":
-            values[name] = "" if empty else results_csv.restored(str(value))
+            values[name] = "" if empty else csv_file.restored(str(value))
         else:
             values[name] = None if empty else float(value) if kind == "number" else int(value)
     return Row(**values)

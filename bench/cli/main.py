@@ -62,6 +62,8 @@ def main() -> None:
     except Exception as error:
         from bench.spec.errors import UserError
 
+        if isinstance(error, OSError) and isinstance(error.filename, str):  # a path of the user's that no command has tried before
+            _fail(f"'{error.filename[:200]}': {error.strerror}")
         if not isinstance(error, UserError):
             raise
         _fail(str(error))
@@ -82,7 +84,8 @@ def _check_own_packages() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    line = " ".join(message.split())
+    print("error: " + "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
     sys.exit(2)
 
 

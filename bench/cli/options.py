@@ -14,6 +14,9 @@ Kind = type[str] | type[int] | type[float]
 LISTED: dict[Any, Kind] = {tuple[str, ...]: str, tuple[float, ...]: float, tuple[int, ...]: int}
 METAVARS: dict[Kind, str] = {str: "NAME,...", int: "INTEGER,...", float: "NUMBER,..."}
 
+# Python also reads 1_0, digits of other scripts, nan and inf.
+NUMBERS = {int: re.compile(r"[+-]?[0-9]{1,100}"), float: re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")}
+
 
 def shared(*groups: tuple[str, type, tuple[str, ...]]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A decorator: the command gets an option for each field of a dataclass, and is called with the dataclass.
@@ -78,7 +81,7 @@ def _values(cls: type, given: dict[str, Any]) -> dict[str, Any]:
                 values[field.name] = tuple(text or ())
             elif listed is not None and text is not None:
                 flag = f"--{field.name.replace('_', '-')}"
-                values[field.name] = names(text) if listed is str else numbers(flag, text, listed)
+                values[field.name] = _some_names(flag, text) if listed is str else numbers(flag, text, listed)
     return values
 
 
@@ -87,16 +90,25 @@ def names(text: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in re.split(r",(?![^()]*\))", text or "") if part.strip())
 
 
+def _some_names(option: str, text: str) -> tuple[str, ...]:
+    """A list of names with commas between. Raises UserError if it is empty."""
+    from bench.spec.errors import UserError
+
+    found = names(text)
+    if not found:
+        raise UserError(f"{option}: no value in '{text}'")
+    return found
+
+
 def numbers(option: str, text: str, kind: Kind) -> tuple[Any, ...]:
     """A list of numbers with commas between. Raises UserError naming one that is none."""
     from bench.spec.errors import UserError
 
     values = []
     for part in names(text):
-        try:
-            values.append(kind(part))
-        except ValueError:
-            raise UserError(f"{option}: '{part}' is not {'a whole number' if kind is int else 'a number'}") from None
+        if not NUMBERS[kind].fullmatch(part):
+            raise UserError(f"{option}: '{part[:40]}' is not {'a whole number' if kind is int else 'a number'}")
+        values.append(kind(part))
     if not values:
         raise UserError(f"{option}: no value in '{text}'")
     return tuple(values)

@@ -13,6 +13,8 @@ from bench.publishing.verify import SAMPLE, Verification
 from bench.spec.choices import Resources
 from bench.spec.row import Row
 
+MOST = 40  # lines of faults
+
 
 def run(
     folder: Path, resources: Resources, *, sample: int | None, methods: str | None, seed: int, tolerance: float | None
@@ -22,6 +24,10 @@ def run(
     drawn = verify.draw(folder, resources, methods=methods, size=SAMPLE if sample is None else sample, seed=seed)
     how = f"{len(drawn.rows)} of {len(drawn.board.rows)} rows, drawn with seed {seed}"
     say(console, f"{folder}: computing {how}" + (f" (--sample {SAMPLE} by default)" if sample is None else ""))
+    for fault in drawn.faults[:MOST]:
+        say(console, f"FAULT    {fault}")
+    if len(drawn.faults) > MOST:
+        say(console, f"FAULT    and {len(drawn.faults) - MOST} more of this kind")
     for note in drawn.notes:
         say(console, f"note: {note}")
     pool = environment.open_executor(resources, drawn.environment)
@@ -35,7 +41,7 @@ def run(
 
 
 def _print(console: Console, folder: Path, found: Verification) -> None:
-    """A line for each row, for what differs in it, for the sample as a whole, and for each stale file."""
+    """A line for each row, for what differs in it, for the sample as a whole, for each broken rule, and for each stale file."""
     for (row, got), verdict in zip(found.pairs, found.verdicts, strict=True):
         _print_verdict(console, row, got, verdict)
     for shift in found.shifts:
@@ -45,11 +51,17 @@ def _print(console: Console, folder: Path, found: Verification) -> None:
         say(console, f"{found.near} of them {hint}")
     rows = len(found.pairs)
     end = f"{found.differing} of {rows} rows differ" if found.differing else f"all {rows} rows are as published"
-    say(console, end + ("; all rows together are shifted" if any(shift.significant for shift in found.shifts) else ""))
-    for name, reason in (found.stale or {}).items():
-        say(console, f"STALE    {folder / name} {reason}")
-    if found.stale is not None:
-        say(console, f"{len(found.stale)} derived files are stale" if found.stale else "the derived files follow from the rows")
+    if rows:
+        say(console, end + ("; all rows together are shifted" if any(shift.significant for shift in found.shifts) else ""))
+    for name, reason in found.stale.items():
+        say(console, f"STALE    {folder / (name if name.isprintable() else ascii(name))} {reason}")
+    files = len(found.stale)
+    say(
+        console,
+        f"{files} file{'s differ' if files > 1 else ' differs'} from what `publish` writes"
+        if files
+        else "the derived files follow from the rows",
+    )
 
 
 def _print_verdict(console: Console, row: Row, got: Row, verdict: Verdict) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.execution.executors import TICK, Follow, Function, Job, JobFailure, Queue, Tick, attempt, too_long
-from bench.spec.errors import UserError
+from bench.spec.errors import UserError, shortened
 from bench.trial import heartbeat, provenance
 
 PATIENCE = 60.0  # seconds to connect, and for the first task on each machine
@@ -178,7 +178,7 @@ class Ray:
 
 def _last_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[-1].strip()}"
+    return shortened(f"{type(error).__name__}: {lines[-1]}")
 
 
 def _check_reachable(address: str | None) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from bench.spec.errors import unknown
+from bench.spec.errors import described, unknown
 
 EXECUTORS = ("local", "ray")
 TICK = 0.5  # seconds between two updates of the progress
@@ -115,7 +115,7 @@ def attempt(function: Function, job: Job) -> Any:
     try:
         return function(job)
     except BaseException as error:
-        return JobFailure(" ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":"))
+        return JobFailure(described(error))
 
 
 class Inline:

@@ -18,9 +18,11 @@ from multiprocessing import connection, forkserver, resource_tracker
 from typing import Any
 
 from bench.execution.executors import TICK, Follow, Function, Job, JobFailure, Queue, Tick, attempt, too_long
+from bench.spec.errors import described
 from bench.trial import heartbeat
 
 FORKING = "forkserver" in multiprocessing.get_all_start_methods()
+TRIES = 5  # to start a worker
 CLOSING = 2.0  # largest number of seconds to wait for the end of killed workers
 STEP = 10 * TICK  # most seconds of one wait that count for the limit: the machine may sleep, or the run be suspended by Ctrl-Z
 _BEGUN = "begun"  # message of a worker: a piece of its work begins, and the limit counts from here
@@ -96,10 +98,22 @@ class Local:
             if worker.begin(function, job):
                 return
             self._drop(worker)  # it died since its last job
-        if FORKING:
-            _ensure_server()
-        self._all.append(_Worker(self._context))
+        self._all.append(self._new())
         self._all[-1].begin(function, job)
+
+    def _new(self) -> "_Worker":
+        """A new worker. The server may just have been killed: it is started again, and asked again."""
+        left = TRIES
+        while True:
+            if FORKING:
+                _ensure_server()
+            try:
+                return _Worker(self._context)
+            except (EOFError, OSError):
+                left -= 1
+                if not left:
+                    raise
+            time.sleep(TICK)
 
     def _ended(self, limit: float | None) -> "list[tuple[_Worker, Job, Any]]":
         """Wait a moment, and return the jobs that have ended meanwhile, with their workers and results."""
@@ -239,7 +253,7 @@ def _serve(pipe: connection.Connection) -> None:
             try:
                 pipe.send((result,))
             except Exception as error:  # a result that cannot be pickled
-                pipe.send((JobFailure(f"{type(error).__name__}: {error}"),))
+                pipe.send((JobFailure(described(error)),))
 
 
 def _prepare() -> None:

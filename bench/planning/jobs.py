@@ -1,8 +1,10 @@
 """The job that measures a row. `run`, `verify`, `export` and tuning all use it."""
 
 import json
+from pathlib import Path
 
 from bench.planning.cells import hyperparameters_of
+from bench.spec import strict_json
 from bench.spec.row import DENSE, Row
 from bench.spec.setting import decoded
 from bench.spec.suite import Protocol, Suite
@@ -34,6 +36,20 @@ def job_of(
         split=split, sources=architecture.sources(row.dataset, row.architecture, environment.plugins),
         initial_weights=row.initial_weights,
     )  # fmt: skip
+
+
+def planned_epochs(row: Row, protocol: Protocol) -> int:
+    """The column `epochs` of a row: all training epochs of its job at its sparsity, without fine-tuning.
+
+    Args:
+        row: the row; its measurements and its column `epochs` are ignored.
+        protocol: the protocol for its architecture.
+
+    Raises:
+        ValueError: the row does not contain its hyperparameters, or its schedule does not fit to the epochs of the protocol.
+    """
+    nowhere = Environment("cpu", None, Path())
+    return job_of(row, protocol, nowhere, network="", points=()).training_epochs(row.sparsity)
 
 
 def dense_name(training: str, hyperparameters: dict[str, object]) -> str:
@@ -75,10 +91,8 @@ def recipe_faults(row: Row, suite: Suite) -> list[str]:
     if row.recipe == "{}":
         return []
     try:
-        said = json.loads(row.recipe)
+        said = strict_json.loads_object(row.recipe)
     except ValueError:
-        said = None
-    if not isinstance(said, dict):
         return [f"recipe: {row.recipe!r} is not a JSON object"]
     if row.training not in names("trainings"):
         return []  # reported with the name of the method

@@ -9,10 +9,12 @@ Numbers in derived tables have ten significant digits. Differences between proce
 
 import dataclasses
 import hashlib
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, unquote_to_bytes
 
 import pandas as pd
 import tomli_w
@@ -20,6 +22,7 @@ import tomli_w
 from bench.publishing import datapackage
 from bench.publishing.page import page
 from bench.publishing.plots import curves
+from bench.publishing.plots.plain import is_plain
 from bench.ranking import leaderboard, tuning_gain
 from bench.spec.errors import UserError
 from bench.spec.row import COLUMNS, Row
@@ -28,9 +31,11 @@ from bench.storage import results_csv
 
 SUITE = "suite.toml"
 DERIVED = ("index.html", "leaderboard.csv", "tuned.csv", "datapackage.json", "schemas/*.json", "plots/*.svg", "plots/*.png")
+README = "README.md"  # about the leaderboard, for readers; nothing follows from it
 DIGITS = "%.10g"
 LONGEST = 80  # characters of a file's name without .csv
 _CUT = re.compile("~[0-9a-f]{12}$")
+SPARE = 1_000_000  # bytes that a plot of another release of matplotlib may be larger than twice this one's
 SHOWN = {  # plots on the page, with their titles; the other plots are files only
     "accuracy": "Accuracy against sparsity", "ranks": "Ranks and intervals", "flops": "Accuracy against FLOPs",
     "latency": "Accuracy against latency",
@@ -151,9 +156,9 @@ def changes(folder: Path, files: dict[str, bytes]) -> dict[str, bytes | None]:
 
 
 def stale(folder: Path, board: Board) -> dict[str, str]:
-    """The files of a folder that differ from those derived from the evidence.
+    """The files of a folder that are not what `publish` writes for the evidence, and files that it does not write.
 
-    Plots are compared only if they were drawn with the installed release of matplotlib, because other releases place text differently.
+    Plots of another release of matplotlib place text differently. They are not compared; then they must contain nothing but a plot.
 
     Args:
         folder: folder of a leaderboard.
@@ -162,15 +167,56 @@ def stale(folder: Path, board: Board) -> dict[str, str]:
     Returns:
         Path relative to the folder -> reason.
     """
-    wanted, found = derived(board), {}
-    for name, content in changes(folder, {**evidence(board), **wanted}).items():
-        if content is None:
-            found[name] = "does not belong here"
-        elif not (folder / name).is_file():
+    found: dict[str, str] = {}
+    wanted = evidence(board) | derived(board)
+    there = {path.relative_to(folder).as_posix(): path for path in _inside(folder)}
+    for name in sorted(wanted.keys() | there.keys()):
+        if name not in there:
             found[name] = "is missing"
-        elif name in wanted and not (name.startswith("plots/") and curves.drawn_by((folder / name).read_bytes()) != curves.RELEASE):
-            found[name] = "does not follow from results/"
+        elif name not in wanted and name != README:
+            found[name] = "does not belong here"
+        elif there[name].is_symlink() or not there[name].is_file():
+            found[name] = "is not a plain file"
+        elif name in wanted and not _same(name, there[name], wanted[name]):
+            derives = name not in (SUITE,) and not name.startswith("results/")
+            found[name] = "does not follow from results/" if derives else "is not as `publish` writes it"
     return found
+
+
+def uncompared(folder: Path) -> list[str]:
+    """The releases of matplotlib, other than the installed one, that drew plots of a folder. `stale` does not compare these plots."""
+    drawn = {curves.drawn_by(_start(path)) for path in (folder / "plots").glob("*.*g") if path.is_file()}
+    return sorted(drawn - {"", curves.RELEASE})
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """Everything in a folder except folders that contain something. Symbolic links are not followed."""
+    for root, folders, names in os.walk(folder):
+        linked = [name for name in folders if (Path(root) / name).is_symlink()]
+        yield from (Path(root) / name for name in [*names, *linked])
+        if not folders and not names:
+            yield Path(root)
+
+
+def _same(name: str, path: Path, content: bytes) -> bool:
+    """Whether a file has this content, except for plots of another release of matplotlib."""
+    if path.stat().st_size > SPARE + 2 * len(content):
+        return False
+    there = path.read_bytes()
+    if there == content:
+        return True
+    if name.startswith("plots/"):
+        return curves.drawn_by(there) not in ("", curves.RELEASE) and is_plain(there)
+    if name != "index.html":
+        return False
+    pictures = [unquote_to_bytes(found) for found in page.PICTURE.findall(there)]
+    elsewhere = bool(pictures) and all(curves.drawn_by(each) not in ("", curves.RELEASE) and is_plain(each) for each in pictures)
+    return elsewhere and page.PICTURE.sub(b"", there) == page.PICTURE.sub(b"", content)
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4000)
 
 
 def _bytes(path: Path) -> bytes | None:

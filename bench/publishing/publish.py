@@ -14,7 +14,7 @@ from bench.execution import pipeline
 from bench.execution.environment import open_request, open_store
 from bench.planning.plan import Plan, plan
 from bench.planning.request import Request
-from bench.publishing import board_folder, merge, readme, trust
+from bench.publishing import board_folder, board_rules, merge, readme, trust
 from bench.publishing.board_folder import Board
 from bench.spec.choices import Narrowing, Resources
 from bench.spec.errors import UserError
@@ -22,15 +22,12 @@ from bench.spec.row import ABLATIONS, Row
 from bench.spec.suite import Suite
 from bench.storage import files, results_csv
 from bench.storage.rows import Store
-from methods import Stage
 
-CONTROLS = ("random", "magnitude", "magnitude_layer")  # protocol, rule 8
-CONTROLS_AT_INIT = ("random_init",)
-LEAST_SEEDS, ENOUGH_SEEDS = 3, 5  # protocol, rule 9
+ENOUGH_SEEDS = 5  # protocol, rule 9
 SHOWN = "digits"  # the suite whose tables are in the README
 RUN = ["python", "-m", "bench", "run"]
 # Keys of a suite that may change while the published rows remain comparable.
-EXTENT = {"description", "blocks", "sparsities", "seeds", "methods", "finetune_epochs", "trials"}
+EXTENT = {"description", "blocks", "sparsities", "seeds", "methods", "finetune_epochs"}
 
 
 @dataclass(frozen=True)
@@ -82,16 +79,23 @@ def publish(suite: str, narrowing: Narrowing, resources: Resources, to: Path, op
     request = open_request(suite, narrowing, resources)
     folder = to / request.suite.name
     there = board_folder.read(folder) if (folder / "results").is_dir() else None
-    stages = {m.stage for m in request.methods} | {row.stage for row in (there.rows if there else ())}
-    names = {m.name for m in request.methods} | {row.method for row in (there.rows if there else ())}
-    _check_controls(request.suite, names, stages, options)
+    names = [*((m.name, str(m.stage)) for m in request.methods), *((row.method, row.stage) for row in (there.rows if there else ()))]
+    _check_controls(request.suite, names, options)
     notes: list[str] = []
     rows = _collect(request, open_store(resources), options, notes)
-    board = Board(request.suite, tuple(results_csv.ordered([*_kept(there, request.suite, rows), *rows])))
-    gap = next(merge.incomplete(board.rows, request.suite), None)
+    board = Board(_named(request.suite, there, narrowing.methods), tuple(results_csv.ordered([*_kept(there, request.suite, rows), *rows])))
+    gap = next(board_rules.incomplete(board.rows, request.suite), None)
     if gap is not None:
         raise UserError(f"{gap[1]}; compute these rows, or remove the file from '{folder / 'results'}'")
     return _publication(board, folder, notes)
+
+
+def _named(suite: Suite, there: Board | None, methods: tuple[str, ...] | None) -> Suite:
+    """The suite with the methods that are published: those of the published suite, and those that the user has named instead of its own."""
+    if methods is None:
+        return suite
+    before = there.suite.methods if there is not None else ()
+    return suite.model_copy(update={"methods": tuple(dict.fromkeys((*before, *methods)))})
 
 
 def _rows_in_words(count: int) -> str:
@@ -131,27 +135,24 @@ def merge_file(file: Path, suite: str, to: Path, plugins: Iterable[str] = ()) ->
     names = ", ".join(dict.fromkeys(row.method for row in checked.new)) or "nothing new"
     repeated = f"; {_rows_in_words(checked.repeated)} already published" if checked.repeated else ""
     merged = Board(board.suite, tuple(results_csv.ordered([*board.rows, *checked.new])))
-    _check_controls(merged.suite, {r.method for r in merged.rows}, {r.stage for r in merged.rows}, ["--suite", suite])
+    _check_controls(merged.suite, ((row.method, row.stage) for row in merged.rows), ["--suite", suite])
     return _publication(merged, folder, [f"{file}: {_rows_in_words(len(checked.new))} to merge ({names}){repeated}"])
 
 
-def _check_controls(suite: Suite, methods: set[str], stages: Iterable[str], options: list[str]) -> None:
-    """UserError if methods or seeds that the protocol requires are missing."""
-    architectures = {name for block in suite.blocks for name in block.architectures}
-    # adamw refuses the training of the plain controls, which has weight decay in the loss.
-    training = "@decoupled" if any(suite.protocol(name).optimizer == "adamw" for name in architectures) else ""
-    wanted = [name + training for name in CONTROLS + (CONTROLS_AT_INIT if Stage.INIT in stages else ())]
-    missing = [name for name in wanted if name not in methods]
+def _check_controls(suite: Suite, rows: Iterable[tuple[str, str]], options: list[str]) -> None:
+    """UserError if methods or seeds that the protocol requires are missing. `rows`: (method, stage)."""
+    missing = board_rules.missing_controls(suite, rows)
     if missing:
         command = shlex.join([*RUN, *_without(options, "--methods"), "--methods", ",".join(missing)])
         raise UserError(
             f"the controls {', '.join(missing)} are missing (protocol, rule 8). Add them to --methods. Run this to compute them: {command}"
         )
-    if len(suite.seeds) < LEAST_SEEDS:
-        seeds = [*suite.seeds, *(k for k in range(suite.tuning_seed) if k not in suite.seeds)][:LEAST_SEEDS]
+    least = board_rules.LEAST_SEEDS
+    if len(suite.seeds) < least:
+        seeds = [*suite.seeds, *(k for k in range(suite.tuning_seed) if k not in suite.seeds)][:least]
         command = shlex.join([*RUN, *_without(options, "--seeds"), "--seeds", ",".join(map(str, sorted(seeds)))])
         raise UserError(
-            f"{len(suite.seeds)} seeds; a published suite needs {LEAST_SEEDS} (protocol, rule 9). Run this to compute them: {command}"
+            f"{len(suite.seeds)} seeds; a published suite needs {least} (protocol, rule 9). Run this to compute them: {command}"
         )
 
 
@@ -199,6 +200,8 @@ def _kept(there: Board | None, suite: Suite, rows: list[Row]) -> list[Row]:
     now = {(row.method, row.tuning, row.ablation) for row in rows}
     kept = [row for row in there.rows if row.identity not in new and (row.method, row.tuning, row.ablation) not in now]
     settings = {key for key, value in suite.model_dump(exclude=EXTENT).items() if value != there.suite.model_dump()[key]}
+    if all(row.tuning == "default" for row in kept):
+        settings.discard("trials")
     if kept and settings:
         names = ", ".join(dict.fromkeys(row.method for row in kept))
         changed = ", ".join(f"`{key}`" for key in sorted(settings))

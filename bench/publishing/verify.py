@@ -21,9 +21,10 @@ from bench.planning import catalogue
 from bench.planning.jobs import job_of, recipe_faults
 from bench.planning.plan import Plan
 from bench.planning.trained import protocol_of
-from bench.publishing import board_folder, row_comparison
+from bench.publishing import board_check, board_folder, row_comparison
 from bench.publishing.board_folder import Board
 from bench.publishing.noise import Noise
+from bench.publishing.plots import curves
 from bench.publishing.row_comparison import Shift, Verdict
 from bench.publishing.trust import refuse_foreign_code, refuse_foreign_data
 from bench.spec.choices import Resources
@@ -42,15 +43,16 @@ SAMPLE = 3
 
 @dataclass(frozen=True)
 class Sample:
-    """Published rows drawn for a comparison.
+    """Published rows drawn for a comparison; without those that break a rule.
 
-    `folder`, `board`: the leaderboard. `notes`: why some rows cannot be bit-identical on this machine. `environment`: device, folders and
-    plug-ins for computing them again.
+    `folder`, `board`: the leaderboard. `faults`: rules that it breaks, see `bench.publishing.board_check`. `notes`: why some rows cannot be
+    bit-identical on this machine, and some plots not be compared. `environment`: device, folders and plug-ins for computing them again.
     """
 
     folder: Path
     board: Board
     rows: tuple[Row, ...]
+    faults: tuple[str, ...]
     notes: tuple[str, ...]
     environment: Environment
 
@@ -60,14 +62,16 @@ class Verification:
     """The result of a comparison.
 
     `pairs`: (published row, computed row). `verdicts`: one per pair. `shifts`: tests of all rows together. `near`: number of differing
-    rows that differ less than another seed would. `stale`: outdated file -> reason; None if the folder has no derived files.
+    rows that differ less than another seed would. `faults`: rules that the leaderboard breaks, see `bench.publishing.board_check`.
+    `stale`: file that differs from what `publish` writes -> reason.
     """
 
     pairs: list[row_comparison.Pair]
     verdicts: list[Verdict]
     shifts: list[Shift]
     near: int
-    stale: dict[str, str] | None
+    faults: tuple[str, ...]
+    stale: dict[str, str]
 
     @property
     def differing(self) -> int:
@@ -76,8 +80,8 @@ class Verification:
 
     @property
     def agrees(self) -> bool:
-        """Whether rows and derived files agree with what is published."""
-        return not (self.differing or self.stale or any(shift.significant for shift in self.shifts))
+        """Whether the leaderboard breaks no rule, and rows and derived files agree with what is published."""
+        return not (self.differing or self.faults or self.stale or any(shift.significant for shift in self.shifts))
 
 
 def draw(folder: Path, resources: Resources, *, methods: str | None = None, size: int = SAMPLE, seed: int = 0) -> Sample:
@@ -99,9 +103,14 @@ def draw(folder: Path, resources: Resources, *, methods: str | None = None, size
     board = board_folder.read(folder)
     refuse_foreign_code(board, environment.plugins)
     refuse_foreign_data(board, environment.data_root)
-    rows = _drawn(board, methods, size, seed)
+    named = None if methods is None else _named(board, methods)
+    rows = _drawn(board, named, size, seed)
+    faults = board_check.faults(board, environment, named)
+    rows = [row for row in rows if row not in faults.rows]
     notes = tuple(dict.fromkeys(filter(None, (_caveat(row, environment) for row in rows))))
-    return Sample(folder, board, tuple(rows), notes, environment)
+    drawn = board_folder.uncompared(folder)
+    notes += (f"plots were drawn by {', '.join(drawn)}, here is {curves.RELEASE}: they are not compared",) * bool(drawn)
+    return Sample(folder, board, tuple(rows), faults.lines, notes, environment)
 
 
 def recompute(sample: Sample, pool: pipeline.Pool, show: Show, tolerance: float | None = None) -> Verification:
@@ -125,8 +134,19 @@ def recompute(sample: Sample, pool: pipeline.Pool, show: Show, tolerance: float 
         pairs, verdicts,
         shifts=row_comparison.shifts(pairs, noise) if tolerance is None else [],
         near=sum(not row_comparison.judge(*pair, noise).differences for pair in here),
-        stale=board_folder.stale(sample.folder, board) if (sample.folder / "datapackage.json").is_file() else None,
+        faults=sample.faults,
+        stale=_stale(sample),
     )  # fmt: skip
+
+
+def _stale(sample: Sample) -> dict[str, str]:
+    """The files that are not as `publish` writes them. Rows that break rules may have no derived files."""
+    try:
+        return board_folder.stale(sample.folder, sample.board)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        if not sample.faults:
+            raise
+        return {"index.html": f"cannot be derived from these rows: {' '.join(str(error).split())}"}
 
 
 def _with_more(row: Row, got: Row, verdict: Verdict, board: Board, environment: Environment) -> Verdict:
@@ -143,13 +163,15 @@ def _with_more(row: Row, got: Row, verdict: Verdict, board: Board, environment: 
     return dataclasses.replace(verdict, differences=[*verdict.differences, *broken])
 
 
-def _drawn(board: Board, methods: str | None, size: int, seed: int) -> list[Row]:
-    """Rows drawn without replacement, in the order of the files. UserError for an unknown method."""
-    rows = list(board.rows)
-    if methods is not None:
-        there = {row.method for row in rows}
-        names = [_spelled(name.strip(), there) for name in re.split(r",(?![^()]*\))", methods) if name.strip()]
-        rows = [row for row in rows if row.method in names]
+def _named(board: Board, methods: str) -> frozenset[str]:
+    """The names in a comma-separated list, as the leaderboard writes them. UserError for an unknown method."""
+    there = {row.method for row in board.rows}
+    return frozenset(_spelled(name.strip(), there) for name in re.split(r",(?![^()]*\))", methods) if name.strip())
+
+
+def _drawn(board: Board, methods: frozenset[str] | None, size: int, seed: int) -> list[Row]:
+    """Rows drawn without replacement, in the order of the files."""
+    rows = [row for row in board.rows if methods is None or row.method in methods]
     if not rows:
         raise UserError("there are no rows to verify")
     others = {row.protocol for row in rows} - {PROTOCOL_VERSION}

@@ -43,9 +43,10 @@ class Judged:
 class Column:
     """The declaration of one column.
 
-    `unit`: empty for texts and dimensionless numbers. `least`, `most`: bounds of a number, both included. `values`: the allowed texts.
-    `pattern`: regular expression of a text. `empty`: whether the cell may be empty. `since`: the schema that added the column. `judged`:
-    how `verify` compares it, for measured numbers.
+    `unit`: empty for texts and dimensionless numbers. `least`, `most`: bounds of a number, both included. `below`: an upper bound that is
+    not included. `values`: the allowed texts. `pattern`: regular expression of a text. `json`: "object" for a text that is a JSON object,
+    "numbers" for one whose values are finite numbers or null. `empty`: whether the cell may be empty. `since`: the schema that added the
+    column. `judged`: how `verify` compares it, for measured numbers.
     """
 
     name: str
@@ -55,8 +56,10 @@ class Column:
     unit: str = ""
     least: float | None = None
     most: float | None = None
+    below: float | None = None
     values: tuple[str, ...] = ()
     pattern: str = ""
+    json: str = ""
     empty: bool = False
     since: int = 1
     judged: Judged | None = None

@@ -2,9 +2,34 @@
 
 from collections.abc import Iterable
 
+LONGEST = 2000  # characters of the column `error`: the csv module reads no cell of more than 131072
+
+
+def printable(text: str) -> str:
+    """A text on one line: line breaks become spaces, and other control characters, which a terminal would act on, question marks."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+def shortened(text: str) -> str:
+    """A text for the column `error`: one line of at most `LONGEST` characters. The message of an exception may be of any length."""
+    line = printable(text[: 10 * LONGEST])
+    return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
+
+
+def described(error: BaseException) -> str:
+    """The type and the message of an exception, for the column `error`."""
+    return shortened(f"{type(error).__name__}: {error}").removesuffix(":")
+
 
 class UserError(Exception):
-    """An error in the user's input. The message is one line with the value, the allowed values and the nearest match. Exit code 2."""
+    """An error in the user's input. The message is one line with the value, the allowed values and the nearest match. Exit code 2.
+
+    Args:
+        message: the message; what is not printable in it is replaced.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(str(message)))
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

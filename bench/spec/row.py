@@ -55,7 +55,7 @@ class Row:
     )
     tuning: str = column("hyperparameters: default, or tuned on validation data", Role.KEY, values=("default", "tuned"))
     ablation: str = column("control instead of the method's own network", Role.KEY, values=("none", *ABLATIONS))
-    sparsity: float = column("requested fraction to remove", Role.KEY, "fraction", **SHARE)
+    sparsity: float = column("requested fraction to remove", Role.KEY, "fraction", below=1, **SHARE)
     seed: int = column("seed of initial weights, batches and scoring", Role.KEY, least=0)
     epochs: int = column("training epochs of the network, without fine-tuning", Role.KEY, "epochs", least=0)
     finetune_epochs: int = column("fine-tuning epochs after pruning; 0: no fine-tuning (one-shot)", Role.KEY, "epochs", least=0)
@@ -105,7 +105,7 @@ class Row:
     dense_latency_ms: float | None = _cost("time of a forward pass of one batch, dense network", "ms")
     peak_memory_mb: float | None = _cost("largest GPU memory; empty on a CPU", "MB")
     hyperparameters: str = column(
-        "values of training, criterion, schedule, fine-tuning and tuning, as a JSON object", Role.SETTING, default="{}"
+        "values of training, criterion, schedule, fine-tuning and tuning, as a JSON object", Role.SETTING, default="{}", json="object"
     )
     protocol: str = column("version of the protocol", Role.SETTING, default=PROTOCOL_VERSION, values=(PROTOCOL_VERSION,))
     version: str = _origin("version of razorbench")
@@ -114,8 +114,9 @@ class Row:
     device: str = _origin("kind and name of the device", Role.WHERE)
     error: str = _origin("why the row failed or is not supported")
     environment: str = _origin(
-        "number of threads and versions of packages that influence the numbers, as a JSON object", Role.WHERE, "{}", empty=False, since=2
-    )
+        "number of threads and versions of packages that influence the numbers, as a JSON object", Role.WHERE, "{}", empty=False,
+        json="object", since=2,
+    )  # fmt: skip
     schema: int = column("version of these columns", Role.ORIGIN, default=SCHEMA, least=1, since=2)
     recalibration: str = column(
         "statistics that were estimated again after pruning: none, or batchnorm", Role.KEY, default="none", values=RECALIBRATIONS, since=4
@@ -128,10 +129,11 @@ class Row:
         "number of training samples that scoring may read; empty: all", Role.SETTING, "samples", default=None, least=1, since=4
     )
     recipe: str = column(
-        "settings of training that all methods share, as a JSON object; {} in rows of older releases", Role.SETTING, default="{}", since=4
-    )
+        "settings of training that all methods share, as a JSON object; {} in rows of older releases", Role.SETTING, default="{}",
+        json="object", since=4,
+    )  # fmt: skip
     match_reached: float | None = column("fraction removed of the quantity `match`", Role.COST, "fraction", default=None, most=1, since=4)
-    plugin_metrics: str = _origin("values of the metrics of plug-ins, as a JSON object", default="{}", empty=False, since=4)
+    plugin_metrics: str = _origin("values of the metrics of plug-ins, as a JSON object", default="{}", empty=False, json="numbers", since=4)
     training_flops: int | None = column(
         "floating-point operations of all steps of training and fine-tuning, without scoring and curvature", Role.COUNT, "FLOP",
         default=None, least=0, since=5,

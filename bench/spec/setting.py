@@ -4,8 +4,11 @@
 """
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
+
+from bench.spec import strict_json
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,11 @@ def decoded(text: str) -> Setting:
         ValueError: the cell is invalid.
     """
     try:
-        said = json.loads(text)
+        said = strict_json.loads_object(text)
         parts = {name: said[name] for name in ("training", "criterion", "schedule") if name in said}
         if "training" not in parts or not all(isinstance(part, dict) for part in parts.values()):
             raise TypeError
-        scale = said["finetuning"]["lr_scale"] if "finetuning" in said else None
+        scale = _number(said["finetuning"]["lr_scale"]) if "finetuning" in said else None
         return Setting(**parts, finetune_lr_scale=scale, search=_search(said["tuning"]) if "tuning" in said else None)
     except (ValueError, KeyError, TypeError):
         raise ValueError("not a JSON object with the values of training, criterion, schedule, fine-tuning and tuning") from None
@@ -71,4 +74,16 @@ def decoded(text: str) -> Setting:
 
 def _search(said: dict[str, Any]) -> Search:
     validation = said["validation"]
-    return Search(int(said["trials"]), int(said["epochs"]), float(validation["default"]), float(validation["tuned"]))
+    return Search(_count(said["trials"]), _count(said["epochs"]), _number(validation["default"]), _number(validation["tuned"]))
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise TypeError
+    return value
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise TypeError
+    return float(value)

@@ -1,7 +1,7 @@
 """Suites and the protocol of a block, with checked values."""
 
 import re
-import tomllib
+import reprlib
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from bench.spec import toml_file
 from bench.spec.errors import UserError, nearest, unknown
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 OPTIMIZERS = "^(sgd|adam|adamw)$"
@@ -33,13 +34,14 @@ SMOOTHING = "Label smoothing ε of the training steps, in [0, 1): targets are (1
 MIXUP = "Mixup of the training steps: each batch is mixed with its neighbours with a weight λ ~ Beta(α, α); the value is α, 0: off."
 
 
+LARGEST = 2**53  # of a count or a seed: JSON and floating-point numbers hold it exactly
 Moments = Annotated[tuple[float, ...], Field(min_length=1)]
 
 
 class Settings(_Strict):
     """The values of a suite that one architecture may replace."""
 
-    batch_size: int | None = Field(None, ge=2, description="Number of training examples per batch.")
+    batch_size: int | None = Field(None, ge=2, le=LARGEST, description="Number of training examples per batch.")
     optimizer: str | None = Field(None, pattern=OPTIMIZERS, description=OPTIMIZER)
     lr_schedule: str | None = Field(None, pattern=LR_SCHEDULES, description=LR_SCHEDULE)
     lr_scale: float | None = Field(None, gt=0, description="Factor of the learning rate of every training.")
@@ -63,13 +65,13 @@ class Block(_Strict):
 
 
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
 
 
 class Suite(_Strict):
     """A named comparison, as written in its TOML file."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Name of the suite and of its leaderboard folder.")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=100, description="Name of the suite and of its leaderboard folder.")
     description: str = Field(description="What the suite compares, in one line.")
     blocks: tuple[Block, ...] = Field(min_length=1, description="Data sets, each with the architectures to run on it.")
     granularity: str = Field("weight", description="What is removed: weight, channel, or a pattern n:m.")
@@ -80,19 +82,21 @@ class Suite(_Strict):
     sparsities: tuple[Sparsity, ...] = Field(min_length=1, description="Fractions to remove. Each one is a row of the results.")
     seeds: tuple[Count, ...] = Field(min_length=1, description="Seeds of initial weights, batches and scoring. Published: at least three.")
     methods: tuple[str, ...] = Field(("all",), description="Names of methods; all means every registered method that is not costly.")
-    epochs: int = Field(
-        ge=0, description="Training epochs of every dense network; 0: the given weights are pruned as they are (pretrained networks)."
+    epochs: Count = Field(
+        description="Training epochs of every dense network; 0: the given weights are pruned as they are (pretrained networks)."
     )
     finetune_epochs: tuple[Count, ...] = Field((0,), description="Numbers of fine-tuning epochs after pruning; 0 is one-shot.")
     finetune_lr_scale: float = Field(0.1, gt=0, le=1, description="Learning rate of fine-tuning, as a fraction of the training's.")
-    trials: int = Field(0, ge=0, description="Number of tuning trials per method and block; 0: no tuning.")
-    pool: int = Field(4, ge=1, description="Number of training configurations that tuning chooses from, the same for all methods.")
-    tuning_seed: int = Field(1000, ge=0, description="First seed of tuning. Seeds of tuning are not in `seeds`.")
-    tuning_seeds: int = Field(3, ge=1, description="Number of tuning seeds: tuning_seed, tuning_seed + 1, and so on.")
+    trials: Count = Field(0, description="Number of tuning trials per method and block; 0: no tuning.")
+    pool: int = Field(
+        4, ge=1, le=LARGEST, description="Number of training configurations that tuning chooses from, the same for all methods."
+    )
+    tuning_seed: Count = Field(1000, description="First seed of tuning. Seeds of tuning are not in `seeds`.")
+    tuning_seeds: int = Field(3, ge=1, le=1000, description="Number of tuning seeds: tuning_seed, tuning_seed + 1, and so on.")
     timeout: float = Field(
         86400, gt=0, allow_inf_nan=False, description="Largest number of seconds of one job, which is then stopped; its rows have failed."
     )
-    batch_size: int = Field(128, ge=2, description="Number of training examples per batch.")
+    batch_size: int = Field(128, ge=2, le=LARGEST, description="Number of training examples per batch.")
     optimizer: str = Field("sgd", pattern=OPTIMIZERS, description=OPTIMIZER)
     lr_schedule: str = Field("cosine", pattern=LR_SCHEDULES, description=LR_SCHEDULE)
     lr_scale: float = Field(1.0, gt=0, description="Factor of the learning rate of every training.")
@@ -107,7 +111,7 @@ class Suite(_Strict):
     )
     exclude: tuple[str, ...] = Field((), description="Patterns of names of weights to leave out. Sparsities do not count them.")
     calibration: int | None = Field(
-        None, ge=1, description="Number of training samples that scoring may read, the same for all methods; needs epochs = 0."
+        None, ge=1, le=LARGEST, description="Number of training samples that scoring may read, the same for all methods; needs epochs = 0."
     )
     recalibrate_batchnorm: bool = Field(
         False, description="Whether every network gets new statistics of batch norm after pruning and after fine-tuning."
@@ -119,8 +123,8 @@ class Suite(_Strict):
     validation: float = Field(
         0.15, ge=0, lt=1, description="Fraction of the training data that is held out for tuning; 0: none, without tuning."
     )
-    split_seed: int = Field(0, ge=0, description="Seed that splits training and validation data.")
-    train_limit: int | None = Field(None, ge=10, description="Largest number of training examples; without it, all.")
+    split_seed: Count = Field(0, description="Seed that splits training and validation data.")
+    train_limit: int | None = Field(None, ge=10, le=LARGEST, description="Largest number of training examples; without it, all.")
     pretrained: bool = Field(False, description="Whether training starts from timm's pretrained weights instead of random ones.")
     weights: str | None = Field(None, description="Checkpoint that training starts from, a .safetensors file; for one architecture.")
     architecture: dict[str, Settings] = Field({}, description="Values for single architectures, instead of those above.")
@@ -213,12 +217,9 @@ def load_suite(name: str) -> Suite:
     path = Path(name) if name.endswith(".toml") else known.get(name)
     if path is None:
         raise unknown("suite", name, known)
+    content = toml_file.read(path, f"suite file '{path}'")
     try:
-        return Suite.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UserError(f"cannot read suite file '{path}': {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"suite file '{path}' is not TOML: {error}") from None
+        return Suite.model_validate(content)
     except ValidationError as error:
         raise UserError(f"suite '{path}': {first_fault(error)}") from None
 
@@ -238,7 +239,7 @@ def first_fault(error: ValidationError) -> str:
     said = re.sub(r"^\w+ should ", "must ", fault["msg"].removeprefix("Value error, "))
     names = re.fullmatch(r"must match pattern '\^\(([a-z0-9|]+)\)\$'", said)
     said = f"must be {' or '.join(names[1].replace('|', ', ').rsplit(', ', 1))}" if names else said
-    return f"{where}: {said}, got {fault['input']!r}"
+    return f"{where}: {said}, got {reprlib.repr(fault['input'])}"
 
 
 def _model_of(path: list[int | str]) -> type[BaseModel]:

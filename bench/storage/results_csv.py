@@ -5,7 +5,6 @@ apostrophe in front, and reading removes it. Numbers are not texts: negative num
 """
 
 import csv
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-from bench.spec.columns import Column
-from bench.spec.row import COLUMNS, DECLARED, Row
-from bench.storage import files
-from bench.storage.migration import migrated, schema_of
-
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # also with apostrophes in front, so that removing one restores the text exactly
+from bench.spec.row import COLUMNS, Row
+from bench.storage import csv_file, files, row_check
+from bench.storage.csv_file import neutralised
+from bench.storage.migration import schema_of
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:
@@ -48,22 +45,24 @@ def ordered(rows: Iterable[Row]) -> list[Row]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read a results.csv of this release or an older one.
+    """Read a results.csv of this release or an older one. Every cell is checked against the declaration of its column.
 
     Raises:
-        ValueError: it is not a results.csv. The message names the file and the line.
+        ValueError: it cannot be read or is not a results.csv. The message is one line with the file, the line and the first fault.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if schema_of(reader.fieldnames or ()) is None:
-            raise ValueError(f"{path}: this is not the header of results.csv")
-        rows = []
-        for record in reader:
-            try:
-                rows.append(migrated({name: value_of(text, DECLARED[name]) for name, text in record.items() if name in DECLARED}))
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
-        return rows
+    (_, header), *others = csv_file.lines(path) or [(1, [])]
+    if schema_of(header) is None:
+        hint = " (columns must be separated by commas)" if len(header) == 1 and ";" in header[0] else ""
+        raise ValueError(f"{path}: this is not the header of results.csv{hint}")
+    rows = []
+    for number, cells in others:
+        if len(cells) != len(header):
+            raise ValueError(f"{path}, line {number}: {len(cells)} cells, expected {len(header)}")
+        row, faults = row_check.row_of(dict(zip(header, cells, strict=True)), any_protocol=True)
+        if row is None:
+            raise ValueError(f"{path}, line {number}: {faults[0]}")
+        rows.append(row)
+    return rows
 
 
 def write_table(table: "pd.DataFrame", path: Path) -> None:
@@ -88,16 +87,6 @@ def table_text(table: "pd.DataFrame", float_format: str | None = None) -> str:
     return str(safe.to_csv(index=False, lineterminator="\n", float_format=float_format))
 
 
-def neutralised(text: str) -> str:
-    """The text, with an apostrophe in front if a spreadsheet would run it as a formula."""
-    return "'" + text if _FORMULA.match(text) else text
-
-
-def restored(text: str) -> str:
-    """The text from which `neutralised` made this one."""
-    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
-
-
 def _sortable(value: Any) -> tuple[int, Any]:
     return (0, value) if isinstance(value, (int, float)) else (1, str(value))
 
@@ -106,23 +95,3 @@ def _text(value: Any) -> str:
     if value is None:
         return ""
     return neutralised(value) if isinstance(value, str) else repr(value) if isinstance(value, float) else str(value)
-
-
-def value_of(text: str, column: Column) -> Any:
-    """The value of a cell.
-
-    Args:
-        text: the cell.
-        column: its column.
-
-    Returns:
-        A text, a number, or None for an empty cell.
-
-    Raises:
-        ValueError: the cell is not of the type of the column.
-    """
-    if column.type == "string":
-        return restored(text)
-    if text == "" and column.empty:
-        return None
-    return float(text) if column.type == "number" else int(text)

@@ -68,7 +68,7 @@ class Store:
             self.url = parsed.render_as_string(hide_password=False)
             self._engine = create_engine(parsed, **options)
             insistent(lambda: _metadata.create_all(self._engine))  # another run may create them at the same time
-        except (ArgumentError, NoSuchModuleError, ImportError, SQLAlchemyError, OSError) as error:
+        except (ArgumentError, NoSuchModuleError, ImportError, SQLAlchemyError, OSError, ValueError) as error:  # ValueError: a bad port
             reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
             raise UserError(f"cannot open the store '{url}': {reason} (expected a database URL such as {DEFAULT_URL})") from None
 

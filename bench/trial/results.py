@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from bench.spec.errors import described
 from bench.trial.job import Point
 from bench.trial.network import Measurement, Network
 
@@ -34,9 +35,4 @@ def isolated(points: Iterable[Point], work: Callable[[], Results]) -> Results:
             left.pop(result.point, None)
             yield result
     except (Exception, SystemExit) as error:  # a user's method may raise anything; the other points go on
-        yield from (Result(point, {"status": "failed", "error": one_line(error)}) for point in left)
-
-
-def one_line(error: BaseException) -> str:
-    """The type and the message of an exception on one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+        yield from (Result(point, {"status": "failed", "error": described(error)}) for point in left)

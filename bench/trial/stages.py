@@ -12,6 +12,7 @@ from functools import partial
 from torch import nn
 
 import methods
+from bench.spec.errors import shortened
 from bench.trial.job import Point
 from bench.trial.network import Measurement, Network
 from bench.trial.results import Result, Results, isolated
@@ -48,7 +49,7 @@ def _of_stage(bench: Workbench) -> Results:
     problem = bench.untrained().problem
     reason = criterion.unsupported(problem) or bench.granularity.unsupported(problem)
     if reason is not None:
-        yield from (Result(point, {"status": "unsupported", "error": reason}) for point in job.points)
+        yield from (Result(point, {"status": "unsupported", "error": shortened(reason)}) for point in job.points)
     elif job.stage is Stage.INIT:
         yield from _cut_then_train(bench, criterion)
     elif job.schedule is None:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from bench.spec.errors import UserError
+from bench.spec.errors import UserError, described
 from bench.storage.checkpoints import Networks
 from bench.trial import heartbeat, stages
 from bench.trial.job import Job, Point
 from bench.trial.network import Measurement
 from bench.trial.provenance import provenance
-from bench.trial.results import Results, isolated, one_line
+from bench.trial.results import Results, isolated
 from bench.trial.workbench import Workbench
 from methods import Mask
 
@@ -105,7 +105,7 @@ def _results(job: Job, bench: Workbench | None) -> Results:
         except (Exception, SystemExit) as error:
             networks = Networks(job.environment.cache / "networks")
             if not job.criterion and not networks.has(job.network):
-                networks.fail(job.network, one_line(error))
+                networks.fail(job.network, described(error))
             raise
 
     with threads(job.environment.threads):

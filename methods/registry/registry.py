@@ -260,7 +260,7 @@ def get_granularity(name: str) -> Granularity:
     """
     plain, options = spelling.parsed(name)
     n, colon, m = plain.partition(":")
-    if colon and n.isdecimal() and m.isdecimal():
+    if colon and spelling.INTEGER.fullmatch(n) and spelling.INTEGER.fullmatch(m):
         plain, options = "2:4", {"n": int(n), "m": int(m), **options}
     made: Granularity = make("granularities", plain, options)
     return made

@@ -1,6 +1,6 @@
 """How methods are written: `name(key=value,...)@training(key=value,...)`. Every spelling of a method leads to the same name."""
 
-import ast
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,17 +11,25 @@ from methods.core.hyperparameters import ranges
 if TYPE_CHECKING:
     from methods.registry.registry import Method
 
+LONGEST = 1000  # characters of a name
+CONSTANTS = {"True": True, "False": False, "None": None}
+INTEGER = re.compile(r"[+-]?[0-9]+")  # a name is shorter than the longest number that Python reads
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+QUOTED = re.compile(r"(['\"])(.*)\1")
+
 
 def parsed(text: str) -> tuple[str, dict[str, Any]]:
     """Read `name(key=value,...)`.
 
     Returns:
-        (name, options); values are Python literals, or strings.
+        (name, options); a value is a number, True, False or None, or a text, which may be quoted.
 
     Raises:
-        ValueError: if the text cannot be read, or a key appears twice.
+        ValueError: if the text cannot be read or is too long, or a key appears twice.
     """
     require_names(name=text)
+    if len(text) > LONGEST:
+        raise ValueError(f"the name '{text[:40]}...' has {len(text)} characters, more than {LONGEST}")
     name, bracket, rest = text.partition("(")
     if not bracket:
         return name.strip(), {}
@@ -32,11 +40,20 @@ def parsed(text: str) -> tuple[str, dict[str, Any]]:
             raise ValueError(f"cannot read '{text}': options are written name(key=value,key=value)")
         if key in options:
             raise ValueError(f"cannot read '{text}': {key} is given twice")
-        try:
-            options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[key] = value
+        options[key] = _value(value)
     return name.strip(), options
+
+
+def _value(text: str) -> Any:
+    """The value that a text stands for. Only these forms are read; Python's own parser is not used on a user's text."""
+    if text in CONSTANTS:
+        return CONSTANTS[text]
+    if INTEGER.fullmatch(text):
+        return int(text)
+    if NUMBER.fullmatch(text):
+        return float(text)
+    quoted = QUOTED.fullmatch(text)
+    return text if quoted is None else quoted[2]
 
 
 def named(made: "Method", typed: "Method", planned: Mapping[str, str], registered: Iterable["Method"]) -> "Method":

@@ -28,6 +28,7 @@ TEXTS = (
     "dataset", "architecture", "granularity", "match", "method", "criterion", "training", "stage", "tuning", "ablation", "status", "error",
 )  # fmt: skip
 STAGES = {stage: track.removeprefix("one-shot ") for stage, track in tracks.ONE_SHOT.items()}
+PICTURE = re.compile(rb"data:image/svg\+xml,([^\"]*)")  # an embedded plot
 POLICY = "default-src 'none'; style-src '{style}'; script-src '{script}'; img-src data:; base-uri 'none'; form-action 'none'"
 
 

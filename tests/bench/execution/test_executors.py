@@ -31,8 +31,6 @@ def work(job: tuple[str, Any]) -> Any:
             assert heartbeat.announce is not None
             heartbeat.announce()
             time.sleep(value)
-    if kind == "print":
-        print("printed by a job")
     if kind == "exit":
         raise SystemExit(value)
     if kind == "interrupt":
@@ -98,12 +96,6 @@ def test_a_job_that_takes_too_long_is_stopped_and_the_others_go_on() -> None:
     assert found[jobs[2]] == "announce"
     assert all(found[job] == 2 * job[1] for job in jobs[3:])
     assert time.monotonic() - begin < 60
-
-
-def test_what_a_job_prints_goes_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
-    run([("print", 0)])
-    out, err = capfd.readouterr()
-    assert ("printed by a job" in out, "printed by a job" in err) == (False, True)
 
 
 @pytest.mark.skipif(not local.FORKING, reason="there is no fork server")

@@ -10,7 +10,7 @@ import pytest
 
 import methods
 from bench.planning.cells import hyperparameters_of
-from bench.publishing import board_folder, merge, publish
+from bench.publishing import board_folder, board_rules, merge, publish
 from bench.publishing.board_folder import Board
 from bench.publishing.plots import curves
 from bench.spec.errors import UserError
@@ -25,8 +25,8 @@ SHAPE = {"prunable_weights": 1000, "parameters": 1010, "flops": 2000}
 
 def row(method: str, sparsity: float, seed: int, accuracy: float = 0.9, **more: object) -> Row:
     """A row of the tiny suite as `run` would write it."""
-    dense = method == "dense"
-    m = methods.get("magnitude" if dense else method)
+    dense = method in ("dense", "dense@spam")
+    m = methods.get({"dense": "magnitude", "dense@spam": "spam"}.get(method, method))
     said = {"training": hyperparameters_of(m.make_training())} | ({} if dense else {"criterion": hyperparameters_of(m.make_criterion())})
     kept = 1000 - round(sparsity * 1000)
     values = {
@@ -34,7 +34,8 @@ def row(method: str, sparsity: float, seed: int, accuracy: float = 0.9, **more: 
         "criterion": "" if dense else m.criterion, "training": m.training, "stage": "" if dense else str(m.stage), "tuning": "default",
         "ablation": "none", "sparsity": sparsity, "seed": seed, "epochs": 3, "finetune_epochs": 0, "status": "ok", **SHAPE,
         "sparsity_reached": 1 - kept / 1000, "kept_weights": kept, "parameters_kept": kept + 10, "flops_kept": 2 * kept,
-        "accuracy": accuracy - 0.01 * seed, "nll": 0.3 + 0.01 * seed, "brier": 0.1, "ece": 0.05, "dense_accuracy": 0.95, "dense_nll": 0.2,
+        "accuracy": accuracy - 0.01 * seed, "nll": 0.3 + 0.01 * seed, "brier": 0.1, "ece": 0.05, "dense_accuracy": 0.9 - 0.01 * seed,
+        "dense_nll": 0.3 + 0.01 * seed,
         "layers_collapsed": 0, "score_seconds": 0.1, "train_seconds": 1.0, "hyperparameters": json.dumps(said, sort_keys=True),
         "version": "0.1.0", "torch": "2.15.0", "device": "cpu",
     }  # fmt: skip
@@ -42,14 +43,16 @@ def row(method: str, sparsity: float, seed: int, accuracy: float = 0.9, **more: 
 
 
 def cells(method: str, accuracy: float = 0.9, **more: object) -> list[Row]:
-    return [row(method, s, seed, accuracy, **more) for s in ((0.0,) if method == "dense" else (0.5, 0.9)) for seed in (0, 1, 2)]
+    return [
+        row(method, s, seed, accuracy, **more) for s in ((0.0,) if method in ("dense", "dense@spam") else (0.5, 0.9)) for seed in (0, 1, 2)
+    ]
 
 
 @pytest.fixture
 def board(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
     monkeypatch.setattr(curves, "draw", lambda rows, board: {})  # they take seconds, and have tests of their own
     suite = load_suite("tiny.toml").model_copy(update={"seeds": (0, 1, 2), "finetune_epochs": (0,)})
-    controls = ("dense", "random", "magnitude", "magnitude_layer")
+    controls = ("dense", "dense@spam", "random", "magnitude", "magnitude_layer")
     made = Board(suite, tuple(r for method in controls for r in cells(method)))
     files.write_files(Path("leaderboards/tiny"), board_folder.evidence(made))
     return made
@@ -104,7 +107,7 @@ FAULTS: list[tuple[Callable[[list[Row]], list[Row]], str]] = [
     (changed(dataset="digits"), "the suite does not contain digits/mlp"),
     (changed(seed=7), "seed 7 is not one of 0, 1, 2"),
     (changed(sparsity=0.7), "sparsity 0.7 is not one of 0.5, 0.9"),
-    (changed(epochs=30), "epochs 30, but the suite has 3"),
+    (changed(epochs=30), "epochs 30, but 'spam' trains 3 in this suite, which has 3"),
     (changed(finetune_epochs=2), "finetune_epochs 2 is not one of 0"),
     (changed(granularity="channel"), "granularity 'channel', this leaderboard has 'weight'"),
     (changed(accuracy=1.5), "accuracy: should be less than or equal to 1, got '1.5'"),
@@ -121,10 +124,12 @@ FAULTS: list[tuple[Callable[[list[Row]], list[Row]], str]] = [
     (changed(training="map"), "training 'map', the method 'spam' has 'spam'"),
     (changed(criterion="magnitude"), "criterion 'magnitude', the method 'spam' has 'opd'"),
     (changed(method="dense@spam(lr=0.2)", criterion="", stage="", sparsity=0.0, kept_weights=1000, sparsity_reached=0.0,
-             parameters_kept=1010, flops_kept=2000), "the dense network of this training must be called 'dense@spam'"),
+             parameters_kept=1010, flops_kept=2000, hyperparameters=row("dense@spam", 0.0, 0).hyperparameters),
+     "the dense network of this training must be called 'dense@spam'"),
     (changed(method="opd@spam", sparsity=0.5), "method 'opd@spam', the method 'opd@spam' has 'spam'"),
     (changed(stage="init"), "stage 'init', the method 'spam' has 'after'"),
-    (changed(hyperparameters="{}"), "hyperparameters: not a JSON object"),
+    (changed(hyperparameters="{}"), "hyperparameters: not a JSON object with the values"),
+    (changed(hyperparameters="[" * 100_000), "hyperparameters: JSON is nested too deeply"),
     (changed(hyperparameters="[1]"), "hyperparameters: not a JSON object"),
     (changed(tuning="tuned"), "tuned row without the entry `tuning`"),
     (lambda rows: [*rows[:2], rows[1], *rows[2:]], "has the same key (method, data set, sparsity, seed, ...) as row 3"),
@@ -173,10 +178,10 @@ def test_names_stand_for_hyperparameters_schedules_and_the_suites_fine_tuning(bo
         plain = row(method, 0.5, 0)
         told = json.loads(plain.hyperparameters)
         told = {k: {**told.get(k, {}), **changes.get(k, {})} for k in {**told, **changes}}
-        results_csv.write_rows(
-            [replace(plain, hyperparameters=json.dumps(told), finetune_epochs=finetune_epochs, tuning=tuning)], Path("theirs.csv")
-        )
-        return [reason for _, reason in merge.check(Path("theirs.csv"), board).refused if "has no row for" not in reason]
+        more = {"finetune_epochs": finetune_epochs, "tuning": tuning, "accuracy_before_finetune": 0.5 if finetune_epochs else None}
+        results_csv.write_rows([replace(plain, hyperparameters=json.dumps(told), **more)], Path("theirs.csv"))  # type: ignore[arg-type]
+        found = [reason for _, reason in merge.check(Path("theirs.csv"), board).refused]
+        return [reason for reason in found if "has no row for" not in reason and "dense network is missing" not in reason]
 
     schedule = methods.get("magnitude_gradual").schedule
     assert schedule is not None
@@ -228,7 +233,7 @@ def test_a_method_is_pruned_whatever_its_name_begins_with(board: Board, bench: B
     code, out, _ = bench("publish", "--suite", "tiny", "--merge", "theirs.csv", "--plugin", "mine.py")
     assert code == 0
     assert "theirs.csv: 6 rows to merge (dense_mine)" in out
-    assert "27 rows of 4 methods" in out
+    assert "30 rows of 4 methods" in out
     assert DENSE in registry.RESERVED, "no method of that name, so that no dense row is taken for one"
 
 
@@ -236,13 +241,15 @@ def test_publishing_keeps_what_others_have_contributed_but_not_of_other_settings
     there = Board(board.suite, (*board.rows, *cells("spam")))
     again = [replace(r, accuracy=0.5) for r in cells("magnitude")]
     kept = publish._kept(there, board.suite, again)
-    assert {r.method for r in kept} == {"dense", "random", "magnitude_layer", "spam"}
+    assert {r.method for r in kept} == {"dense", "dense@spam", "random", "magnitude_layer", "spam"}
     wider = board.suite.model_copy(update={"seeds": (0, 1, 2, 3)})
     assert len(publish._kept(there, wider, again)) == len(kept)
-    (key, reason), *_ = merge.incomplete([*kept, *again], wider)
+    (key, reason), *_ = board_rules.incomplete([*kept, *again], wider)
     assert key[0] == "dense"
     assert reason.endswith("seeds 3")
-    with pytest.raises(UserError, match="`epochs` of the suite differs from the published rows of dense, random, magnitude_layer, spam"):
+    with pytest.raises(
+        UserError, match="`epochs` of the suite differs from the published rows of dense, dense@spam, random, magnitude_layer, spam"
+    ):
         publish._kept(there, board.suite.model_copy(update={"epochs": 4}), again)
     assert publish._kept(there, board.suite.model_copy(update={"epochs": 4}), list(there.rows)) == []
 

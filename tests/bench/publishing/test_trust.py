@@ -10,7 +10,7 @@ import torch
 
 from bench.data import sources
 from bench.execution.local import Local
-from bench.publishing import board_folder, merge, trust
+from bench.publishing import board_folder, row_rules, trust
 from bench.publishing.board_folder import Board
 from bench.publishing.plots import curves
 from bench.spec import own_file
@@ -35,7 +35,7 @@ def board(tiny: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Board:
     blocks = (Block(dataset=NAMES[0], architectures=(NAMES[1],)),)
     suite = load_suite("tiny.toml").model_copy(update={"blocks": blocks, "seeds": (0,)})
     made = Board(suite, tuple(results_csv.read_rows(Path("out/results.csv"))))
-    files.write_files(Path("leaderboards/tiny"), board_folder.evidence(made))
+    files.write_files(Path("leaderboards/tiny"), board_folder.evidence(made) | board_folder.derived(made))
     for name in ("my_net.py", "my_data.py"):  # a comment leaves the code's hash as it is, but here a statement is needed
         (tiny / name).write_text((tiny / name).read_text() + f"\nopen('executed-{name}', 'w').close()\n")
     return made
@@ -53,7 +53,7 @@ def test_verify_executes_only_files_that_are_given(tiny: Path, board: Board, ben
         )
         assert not (tiny / "executed-my_data.py").exists()
         given += ("--plugin", str(file))
-    code, out, error = bench("verify", "leaderboards/tiny", "--workers", "1", "--sample", "2", *given)
+    code, out, error = bench("verify", "leaderboards/tiny", "--workers", "1", "--sample", "2", "--methods", "dense,magnitude", *given)
     assert code == 0, (out, error)
     assert "all 2 rows are as published" in out
     assert {file.name for file in tiny.glob("executed-*")} == {"executed-my_net.py", "executed-my_data.py"}
@@ -91,7 +91,7 @@ def test_rows_that_start_from_another_checkpoint_are_refused(tiny: Path, board: 
 
     def faults(suite: Suite, published: str, given: str) -> list[str]:
         there = Board(suite, tuple(replace(r, initial_weights=published) for r in board.rows))
-        return [fault for fault in merge._of_suite(replace(row, initial_weights=given), there) if "initial_weights" in fault]
+        return [fault for fault in row_rules._of_suite(replace(row, initial_weights=given), there) if "initial_weights" in fault]
 
     assert faults(board.suite, "random", "random") == faults(suite, own, own) == []
     assert faults(board.suite, "random", own) == [f"initial_weights '{own}', this leaderboard has 'random'"]

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.publishing import board_folder, row_comparison, verify
+from bench.publishing import board_check, board_folder, row_comparison, verify
+from bench.publishing.board_check import Faults
 from bench.publishing.board_folder import Board
 from bench.spec.row import Row
 from bench.spec.suite import load_suite
@@ -56,6 +57,8 @@ def check(tiny: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable
             return [rerun(replace(honest[row.identity], torch=verify._blank(row, place).torch)) for row in chosen]
 
         monkeypatch.setattr(verify, "_compute", compute)
+        monkeypatch.setattr(board_check, "faults", lambda *_: Faults((), frozenset()))  # tests/faults/test_forgeries.py tests it
+        monkeypatch.setattr(board_folder, "stale", lambda *_: {})
         code, out, err = bench("verify", "board", "--sample", "60", "--workers", "1", *options)
         assert err == ""
         return code, out
@@ -86,7 +89,7 @@ def test_a_board_that_repeats_elsewhere_is_as_published(check: Callable[..., tup
     assert out.count("agrees   ") == 62, "rows, and accuracy and likelihood of all together"
     assert re.search(r"accuracy 94\.74% published, 94\.74% computed; 0\.877 points allowed, because nll is equal up to rounding", out)
     assert "agrees   all rows together: on average computed accuracy is as published (5 independent networks, p = 1)" in out
-    assert out.endswith("all 60 rows are as published\n")
+    assert out.endswith("all 60 rows are as published\nthe derived files follow from the rows\n")
 
 
 def test_a_re_run_like_another_seed_agrees_and_says_what_its_cell_allows(check: Callable[..., tuple[int, str]]) -> None:
@@ -140,7 +143,7 @@ def test_all_rows_together_can_be_shifted_though_none_differs(
         r"\(30 independent networks, p = 0\.0001\)",
         out,
     )
-    assert out.endswith("all 60 rows are as published; all rows together are shifted\n")
+    assert out.endswith("all 60 rows are as published; all rows together are shifted\nthe derived files follow from the rows\n")
 
 
 def test_a_method_may_be_spelled_otherwise_than_on_the_board(check: Callable[..., tuple[int, str]]) -> None:

@@ -8,7 +8,6 @@ columns of the whole network are left of a smaller one) and `card.json`: how to 
 """
 
 import contextlib
-import copy
 import dataclasses
 import hashlib
 import importlib
@@ -17,19 +16,17 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import methods
 from bench.execution.run import tuned_of
-from bench.networks import build
+from bench.export.loading import load
+from bench.export.reading import FORMAT
 from bench.planning.plan import Planned, expanded
 from bench.planning.request import Request, make_request
-from bench.spec import own_file
 from bench.spec.choices import Narrowing
 from bench.spec.errors import UserError
 from bench.spec.suite import load_suite
@@ -39,7 +36,7 @@ from bench.trial.job import Environment, Job
 from bench.trial.loading import load_data
 from methods import Mask
 
-FORMAT = "razorbench.network.v1"
+__all__ = ["FILES", "FORMAT", "export", "folder_of", "load", "request_of", "summary"]
 FILES = ("model.safetensors", "mask.safetensors", "card.json")
 
 
@@ -126,58 +123,6 @@ def summary(card: dict[str, Any], folder: Path) -> list[str]:
     ]
 
 
-def load(folder: str | Path, network: Callable[..., nn.Module] | nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
-    """Load an exported network. Only JSON and safetensors files are read, and no code that the card names is executed.
-
-    Args:
-        folder: a folder that `export` has written.
-        network: for a network that is not razorbench's or timm's: the function that makes it, called as in a run, or the dense network.
-
-    Returns:
-        The network in eval mode on the CPU, and the content of card.json.
-
-    Raises:
-        ValueError: the folder does not contain an exported network, the weights are not those of the card, or `network` is needed.
-    """
-    from safetensors.torch import load_file
-
-    folder = Path(folder)
-    try:
-        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-        if card["format"] != FORMAT:
-            raise ValueError(f"its format is {card['format']!r}, not {FORMAT!r}")
-        if hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() != card["sha256"]:
-            raise ValueError("model.safetensors is not the file that the card is for")
-        state, kept = load_file(folder / "model.safetensors"), load_file(folder / "mask.safetensors")
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"'{folder}' holds no exported network: {error}") from None
-    shape, classes = tuple(card["architecture"]["input_shape"]), card["architecture"]["classes"]
-    model = _dense(card["architecture"]["name"], shape, classes, network)
-    if card["compact"]:
-        mask = {name.removeprefix("rows."): _outer(kept, name.removeprefix("rows."), model) for name in kept if name.startswith("rows.")}
-        model = methods.compact(model, mask, input_shape=shape, granularity=card["granularity"])
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"'{folder}' holds the weights of another network: {' '.join(str(error).split())}") from None
-    return model.eval(), card
-
-
-def _dense(name: str, shape: tuple[int, ...], classes: int, network: Callable[..., nn.Module] | nn.Module | None) -> nn.Module:
-    """The dense network of a card, with any weights: the caller's, or one of razorbench or timm."""
-    if isinstance(network, nn.Module):
-        return copy.deepcopy(network)
-    with torch.random.fork_rng(devices=[]):
-        if network is not None:
-            return build.built(network, f"network of '{name}'", shape, classes)
-        if own_file.is_own("architecture", name):
-            raise ValueError(
-                f"the card names the network '{name}', whose code is not executed: import it yourself and pass the function or the"
-                " dense network, load(folder, network=...)"
-            )
-        return build.create(name, shape, classes)
-
-
 def _planned(request: Request) -> Planned:
     """The method's job with its row; its dense network is trained if the job prunes one that is not there."""
     every = expanded(request)
@@ -246,13 +191,6 @@ def _rows_and_columns(mask: Mask) -> dict[str, Tensor]:
     """What whole channels leave of each weight: rows that have a weight left, and columns."""
     kept = {f"rows.{name}": m.flatten(1).any(1).cpu() for name, m in mask.items()}
     return kept | {f"columns.{name}": m.transpose(0, 1).flatten(1).any(1).cpu() for name, m in mask.items()}
-
-
-def _outer(kept: dict[str, Tensor], name: str, model: nn.Module) -> Tensor:
-    """The mask of one weight from its rows and columns."""
-    shape = model.get_parameter(name).shape
-    plane = kept[f"rows.{name}"][:, None] & kept[f"columns.{name}"][None, :]
-    return plane.view(*plane.shape, *(1 for _ in shape[2:])).expand(shape)
 
 
 def _check_onnx() -> None:

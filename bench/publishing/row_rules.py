@@ -1,0 +1,172 @@
+"""Rules for one row of a leaderboard: what follows from its suite, from the name of its method and from its network.
+
+`merge` applies them to every contributed row, `verify` to every published row. Nothing is trained.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import methods
+from bench.planning.cells import hyperparameters_of
+from bench.planning.jobs import dense_name, planned_epochs, recipe_faults
+from bench.publishing.board_folder import Board
+from bench.publishing.row_comparison import MEASURED
+from bench.spec.row import PROTOCOL_VERSION, RECALIBRATIONS, Row
+from bench.spec.setting import Setting, decoded
+from bench.spec.suite import Suite
+
+SHAPE = ("prunable_weights", "parameters", "flops")  # of the network: equal in all rows of a block
+FILLED = (  # in every row with a measurement
+    "accuracy", "nll", "brier", "ece", "sparsity_reached", "kept_weights", "parameters_kept", "flops_kept", "layers_collapsed",
+    "train_seconds", *SHAPE,
+)  # fmt: skip
+
+
+def faults(row: Row, board: Board, *, complete: bool = True) -> list[str]:
+    """The rules that a row breaks, a line each.
+
+    Args:
+        row: the row.
+        board: the leaderboard that it belongs to, or is to belong to.
+        complete: whether the row must contain every hyperparameter. Rows of older releases lack those added later, which then have their
+            default.
+    """
+    found = [*_of_suite(row, board), *_exact(row)]
+    found += [*_configured(row, board.suite, complete), *recipe_faults(row, board.suite)]
+    return found or [*_planned(row, board.suite)]
+
+
+def _planned(row: Row, suite: Suite) -> Iterator[str]:
+    """Epochs other than those that the job of the row trains."""
+    wanted = planned_epochs(row, suite.protocol(row.architecture))
+    if row.epochs != wanted:
+        yield f"epochs {row.epochs}, but '{row.method}' trains {wanted} in this suite, which has {suite.epochs}"
+
+
+def _of_suite(row: Row, board: Board) -> Iterator[str]:
+    """Values of a row that are not in the suite, or a different protocol."""
+    suite = board.suite
+    if row.suite != suite.name:
+        yield f"suite '{row.suite}', this leaderboard has suite '{suite.name}'"
+    if row.protocol != PROTOCOL_VERSION:
+        yield f"protocol {row.protocol}, this release has protocol {PROTOCOL_VERSION}"
+    if row.architecture not in {a for b in suite.blocks if b.dataset == row.dataset for a in b.architectures}:
+        yield f"the suite does not contain {row.dataset}/{row.architecture}"
+    if row.sparsity not in (suite.sparsities if row.criterion else (0.0,)):
+        yield f"sparsity {row.sparsity!r} is not one of {', '.join(map(str, suite.sparsities if row.criterion else (0.0,)))}"
+    if row.seed not in suite.seeds:
+        yield f"seed {row.seed} is not one of {', '.join(map(str, suite.seeds))}"
+    if row.finetune_epochs not in suite.finetune_epochs:
+        yield f"finetune_epochs {row.finetune_epochs} is not one of {', '.join(map(str, suite.finetune_epochs))}"
+    said = {
+        "granularity": suite.granularity, "match": suite.match, "calibration_samples": suite.calibration,
+        "recalibration": RECALIBRATIONS[suite.recalibrate_batchnorm],
+    }  # fmt: skip
+    for name, own in said.items():
+        if getattr(row, name) != own:
+            yield f"{name} '{getattr(row, name)}', this leaderboard has '{own}'"
+    there = next((r for r in board.rows if (r.dataset, r.architecture) == (row.dataset, row.architecture)), row)
+    started = _start(suite, row.architecture, there)
+    if not row.initial_weights.startswith(started):
+        yield f"initial_weights '{row.initial_weights}', this leaderboard has '{started}'"
+
+
+def _start(suite: Suite, architecture: str, published: Row) -> str:
+    """How the column `initial_weights` must begin; the whole column if a row of the same network is published."""
+    protocol = suite.protocol(architecture)
+    if protocol.weights is None:
+        return "pretrained" if protocol.pretrained else "random"
+    return published.initial_weights if published.initial_weights.startswith("sha256:") else "sha256:"
+
+
+def _exact(row: Row) -> Iterator[str]:
+    """Impossible measurements: counts, sparsity, and columns that do not fit to the status."""
+    if row.status in ("failed", "unsupported"):
+        if not row.error:
+            yield f"status is '{row.status}' but the column `error` is empty"
+        measured = [name for name in MEASURED if getattr(row, name) is not None and not name.startswith("dense_")]
+        if measured:
+            yield f"status is '{row.status}' but these columns are not empty: {', '.join(measured)}"
+        return
+    needed = [name for name in FILLED if getattr(row, name) is None]
+    needed += ["accuracy_before_finetune"] * bool(row.criterion and row.finetune_epochs and row.accuracy_before_finetune is None)
+    if needed:
+        yield f"status is '{row.status}' but these columns are empty: {', '.join(needed)}"
+        return
+    assert row.prunable_weights is not None
+    assert row.kept_weights is not None
+    assert row.sparsity_reached is not None
+    if row.status == "ok" and row.layers_collapsed:
+        yield f"status is 'ok' but layers_collapsed is {row.layers_collapsed}"
+    if row.granularity == "weight":
+        wanted = row.prunable_weights - methods.count_masked(row.sparsity, row.prunable_weights)
+        if row.kept_weights != wanted:
+            yield (f"kept_weights is {row.kept_weights}, but sparsity {row.sparsity!r} requires exactly {wanted} of {row.prunable_weights}")
+    if abs(row.sparsity_reached - (1 - row.kept_weights / row.prunable_weights)) > 1e-12:
+        yield f"sparsity_reached {row.sparsity_reached!r} is not 1 - kept_weights / prunable_weights"
+    for part, whole in (("parameters_kept", "parameters"), ("flops_kept", "flops"), ("accuracy", "top5")):
+        a, b = getattr(row, part), getattr(row, whole)
+        if a is not None and b is not None and a > b:
+            yield f"{part} {a} is larger than {whole} {b}"
+
+
+def _configured(row: Row, suite: Suite, complete: bool) -> Iterator[str]:
+    """Differences between the name of the method and the row's criterion, training, stage, schedule and hyperparameters."""
+    try:
+        said = decoded(row.hyperparameters)
+    except ValueError as error:
+        yield f"hyperparameters: {error}"
+        return
+    scale = said.finetune_lr_scale
+    if (said.criterion is None) != (not row.criterion) or (scale is None) != (not row.finetune_epochs):
+        yield "hyperparameters: the values of criterion or fine-tuning do not fit to the columns `criterion` and `finetune_epochs`"
+        return
+    if scale is not None and scale != suite.finetune_lr_scale and row.tuning == "default":
+        yield f"hyperparameters: lr_scale {scale!r} of fine-tuning, but the suite has {suite.finetune_lr_scale!r}"
+    try:
+        yield from _dense(row, said) if not row.criterion else _named(row, said, suite, complete)
+    except (ValueError, TypeError) as error:
+        yield str(error) + " (a method of your own: --plugin FILE)" * isinstance(error, methods.UnknownName)
+
+
+def _dense(row: Row, said: Setting) -> Iterator[str]:
+    """A wrong method name of a dense network."""
+    name = dense_name(row.training, hyperparameters_of(methods.make("trainings", row.training, said.training)))
+    if row.method != name:
+        yield f"method '{row.method}' has no criterion; the dense network of this training must be called '{name}'"
+    if row.stage or row.ablation != "none" or said.schedule is not None:
+        yield f"method '{row.method}' has no criterion, so that it has no stage, no ablation and no schedule"
+
+
+def _named(row: Row, said: Setting, suite: Suite, complete: bool) -> Iterator[str]:
+    """Differences between a pruned row and the registered method of this name."""
+    method = methods.get(row.method)
+    named = {"method": method.name, "criterion": method.criterion, "training": method.training, "stage": str(method.stage)}
+    wrong = [f"{n} '{getattr(row, n)}', the method '{row.method}' has '{v}'" for n, v in named.items() if getattr(row, n) != v]
+    yield from wrong
+    if wrong:
+        return
+    schedule = None if method.schedule is None else json.loads(json.dumps(method.schedule.as_dict()))
+    if said.schedule != schedule:
+        yield f"hyperparameters: `schedule` is not that of '{row.method}'"
+    given: dict[str, dict[str, Any]] = {"training": said.training, "criterion": said.criterion or {}}
+    made = {
+        "training": method.make_training(**given["training"]),
+        "criterion": method.make_criterion(**given["criterion"]),
+    }  # raises for values outside their ranges, or that differ from those in the name
+    if row.tuning == "tuned":
+        if said.search is None:
+            yield "hyperparameters: tuned row without the entry `tuning`"
+        elif said.search.trials != suite.trials:
+            yield f"hyperparameters: {said.search.trials} tuning trials, but the suite has {suite.trials}"
+        return
+    if said.search is not None:
+        yield "hyperparameters: row with default hyperparameters and the entry `tuning`"
+    defaults = {"training": method.make_training(), "criterion": method.make_criterion()}
+    for kind, configuration in made.items():
+        values = hyperparameters_of(defaults[kind])
+        own = hyperparameters_of(configuration)
+        changed = sorted(k for k, v in own.items() if v != values[k] or (complete and k not in given[kind]))
+        if changed:
+            yield f"hyperparameters: {', '.join(changed)} of the {kind} differ from the defaults of '{row.method}'"
