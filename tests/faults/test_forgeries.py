@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.execution.executors import Local
+from bench.execution.local import Local
 from bench.publishing import board_check, board_folder
 from bench.publishing.board_folder import Board
 from bench.publishing.plots import curves
@@ -45,13 +45,14 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A published leaderboard, computed once."""
-    from bench.cli import main
+    from bench.cli import interruption, main
 
     folder = tmp_path_factory.mktemp("honest")
     (folder / "tiny.toml").write_text(SUITE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(Local, "run", run_here)
+        patch.setattr(interruption, "watch", lambda: None)
         patch.setattr(curves, "draw", lambda rows, board: {"accuracy-one-shot-after-training.svg": PICTURE.read_bytes()})
         for command in (["run", "--workers", "1"], ["publish"]):
             patch.setattr(sys, "argv", ["razorbench", *command, "--suite", "tiny.toml"])
@@ -249,6 +250,15 @@ def test_a_suite_that_the_rows_do_not_have_is_found(changes: dict[str, object], 
     assert lines(honest) == []
     found = lines(honest, **changes)
     assert [line for line in found if said in line], found
+
+
+def test_all_means_the_methods_of_the_release_that_computed_the_rows(board: Path) -> None:
+    """Otherwise every new method would break the leaderboards of before."""
+    said = "the suite contains the methods "
+    forge(board, methods=("all",))
+    assert [line for line in lines(board) if line.startswith(said)]
+    forge(board, lambda row: replace(row, version="0.0.9"))
+    assert not [line for line in lines(board) if line.startswith(said)]
 
 
 def script(svg: bytes) -> bytes:
