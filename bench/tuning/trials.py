@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bench.spec.digest import digest
 from bench.spec.setting import Search, Setting
-from bench.storage.rows import insistent
 from bench.tuning import selection
 from bench.tuning.selection import Measured
 from bench.tuning.study import Study
@@ -25,14 +25,19 @@ class Trials:
 
     def __init__(self, study: Study, opened: "optuna.Study") -> None:
         self._study, self._opened = study, opened
-        self._all = opened.get_trials(deepcopy=False)
+        self._all = self._read()
+
+    def _read(self) -> "list[optuna.trial.FrozenTrial]":
+        """The stored trials, without those that other programs may have added."""
+        return [trial for trial in self._opened.get_trials(deepcopy=False) if "seed" in trial.user_attrs]
 
     def add(self, done: "optuna.trial.FrozenTrial") -> None:
-        """Store a trial."""
-        import optuna
+        """Store a trial, unless the same candidate is stored for the same seed already."""
+        from bench.tuning.storage import IDENTITY
 
-        insistent(lambda: self._opened.add_trial(done), optuna.exceptions.StorageInternalError)
-        self._all = self._opened.get_trials(deepcopy=False)
+        done.set_user_attr(IDENTITY, digest([sorted(done.params.items()), done.user_attrs["seed"], done.user_attrs.get("candidate")]))
+        self._opened.add_trial(done)
+        self._all = self._read()
 
     def candidate(self, k: int) -> "optuna.trial.FrozenTrial | None":
         """The trial of the k-th candidate on the first seed, or None."""
@@ -70,7 +75,19 @@ class Trials:
         return all(self.measured(values, seed) for values in self.confirmed() for seed in range(1, plan.further + 1))
 
     def found(self) -> Setting:
-        """What a complete study selects: the defaults, unless the gain of a finalist is larger than the noise."""
+        """What a complete study selects: the defaults, unless the gain of a finalist is larger than the noise.
+
+        Raises:
+            UserError: a trial is damaged.
+        """
+        try:
+            return self._selected()
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, zlib.error) as error:
+            from bench.tuning.storage import unreadable
+
+            raise unreadable(self._study.storage, error) from None
+
+    def _selected(self) -> Setting:
         study = self._study
         values = study.defaults()
         best = defaults = self._sequence(values)
@@ -125,23 +142,16 @@ def unpacked(text: str) -> np.ndarray:
 @functools.cache
 def database(url: str) -> "optuna.storages.RDBStorage":
     """Optuna's storage in the database of the store."""
-    import optuna
+    from bench.tuning import storage
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # Seconds that a worker waits for another one that writes to the same SQLite file.
-    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-    return insistent(lambda: optuna.storages.RDBStorage(url, engine_kwargs=options), optuna.exceptions.StorageInternalError)
+    return storage.opened(url)
 
 
 def opened(study: Study) -> "optuna.Study":
     """The Optuna study of a study; it is created if necessary."""
     import optuna
 
-    storage = database(study.storage)
-    return insistent(
-        lambda: optuna.create_study(study_name=study.name, storage=storage, direction="maximize", load_if_exists=True),
-        optuna.exceptions.StorageInternalError,
-    )
+    return optuna.create_study(study_name=study.name, storage=database(study.storage), direction="maximize", load_if_exists=True)
 
 
 def studies(url: str) -> list[str]:
