@@ -12,8 +12,8 @@ from optuna.storages._rdb import models
 
 from bench.spec.errors import UserError
 from bench.storage.database import engine_options, insistent, shown
+from bench.tuning.trials import IDENTITY, unreadable
 
-IDENTITY = "identity"  # user attribute of a trial: equal only for the same candidate on the same seed
 RACES = (AssertionError, alembic.util.CommandError)  # another process writes the version of the tables at the same time
 # Methods that Optuna's studies call, directly or through its cache.
 USED = (
@@ -63,12 +63,6 @@ def _insistent(name: str) -> Callable[..., Any]:
 
 for _name in USED:
     setattr(Storage, _name, _insistent(_name))
-
-
-def unreadable(url: str, error: BaseException) -> UserError:
-    """The error for a search that is damaged, or of another release of Optuna."""
-    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    return UserError(f"the store '{shown(url)}' has a search that cannot be read: {reason}; `store clean all` removes searches and rows")
 
 
 def opened(url: str) -> Storage:

@@ -11,13 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.spec.digest import digest
+from bench.spec.errors import UserError
 from bench.spec.setting import Search, Setting
+from bench.storage.database import shown
 from bench.tuning import selection
 from bench.tuning.selection import Measured
 from bench.tuning.study import Study
 
 if TYPE_CHECKING:
     import optuna
+
+IDENTITY = "identity"  # user attribute of a trial: equal only for the same candidate on the same seed
+STORED: dict[str, tuple[type, ...]] = {  # user attribute of a trial -> types of its values
+    "seed": (int,), "epochs": (int, float), "training": (dict,), "samples": (str,), "candidate": (int, type(None)),
+}  # fmt: skip
 
 
 class Trials:
@@ -28,13 +35,20 @@ class Trials:
         self._all = self._read()
 
     def _read(self) -> "list[optuna.trial.FrozenTrial]":
-        """The stored trials, without those that other programs may have added."""
-        return [trial for trial in self._opened.get_trials(deepcopy=False) if "seed" in trial.user_attrs]
+        """The stored trials, without those that other programs may have added.
+
+        Raises:
+            UserError: a trial is damaged.
+        """
+        found = [trial for trial in self._opened.get_trials(deepcopy=False) if "seed" in trial.user_attrs]
+        for trial in found:
+            value, has = trial.value, trial.user_attrs
+            if not (value is None or isinstance(value, float)) or any(type(has.get(name)) not in kinds for name, kinds in STORED.items()):
+                raise unreadable(self._study.storage, ValueError(f"trial {trial.number} of '{self._study.name}' is damaged"))
+        return found
 
     def add(self, done: "optuna.trial.FrozenTrial") -> None:
         """Store a trial, unless the same candidate is stored for the same seed already."""
-        from bench.tuning.storage import IDENTITY
-
         done.set_user_attr(IDENTITY, digest([sorted(done.params.items()), done.user_attrs["seed"], done.user_attrs.get("candidate")]))
         self._opened.add_trial(done)
         self._all = self._read()
@@ -83,8 +97,6 @@ class Trials:
         try:
             return self._selected()
         except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, zlib.error) as error:
-            from bench.tuning.storage import unreadable
-
             raise unreadable(self._study.storage, error) from None
 
     def _selected(self) -> Setting:
@@ -114,6 +126,12 @@ class Trials:
         """The measurements of a candidate, that on the first seed first."""
         found = [self.measured(values, seed) for seed in range(self._study.rounds.further + 1)]
         return [Measured(float(t.value or 0.0), unpacked(t.user_attrs["samples"])) for t in found if t is not None]
+
+
+def unreadable(url: str, error: BaseException) -> UserError:
+    """The error for a search that is damaged, or of another release of Optuna."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return UserError(f"the store '{shown(url)}' has a search that cannot be read: {reason}; `store clean all` removes searches and rows")
 
 
 def is_complete(trial: "optuna.trial.FrozenTrial") -> bool:
