@@ -1,7 +1,6 @@
 """A real PostgreSQL server as the store: many writers, new stores opened at once, restarts, and no password in any text."""
 
 import contextlib
-import csv
 import os
 import sqlite3
 import subprocess
@@ -10,14 +9,22 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bench.execution import environment
+from bench.execution import run as execution
+from bench.execution.executors import Inline
+from bench.spec.choices import Narrowing, Resources
 from bench.spec.errors import UserError
+from bench.spec.row import Row
 from bench.storage import database, rows
+from bench.storage.results_csv import ordered, read_rows
 from bench.storage.rows import Leases, Store
 from bench.tuning import trials
 from tests.bench.storage.test_store import row
+from tests.conftest import TINY
 from tests.faults.test_stores import open_at_once
 from tests.services import postgres
 from tests.services.postgres import PASSWORD, Server
@@ -39,11 +46,11 @@ def url(server: Server, request: pytest.FixtureRequest) -> str:
 
 
 WRITE = """
-import os, sys, traceback
+import multiprocessing, os, sys, traceback
 from bench.storage.rows import Leases, Store
 from tests.bench.storage.test_store import row
 
-keys = [f"{k:03d}" for k in range(75)]
+keys, together = [f"{k:03d}" for k in range(75)], multiprocessing.get_context("fork").Barrier(8)
 for writer in range(8):
     if os.fork() == 0:
         try:
@@ -56,6 +63,7 @@ for writer in range(8):
                 store.remove(order[:3]) if turn == 3 else None
                 took += Leases(store).take(f"lease {turn}")
             print("took", took, flush=True)
+            together.wait(60)  # the lease of a process that has ended is free
         except BaseException:
             traceback.print_exc()
             os._exit(1)
@@ -152,50 +160,64 @@ def test_what_the_server_refuses_is_one_line(server: Server, url: str, monkeypat
 
 # --- the command line
 
-RUN = ("run", "--methods", "random,magnitude", "--datasets", "breast_cancer", "--architectures", "mlp", "--seeds", "0,1", "--sparsities",
-       "0.5,0.9", "--epochs", "2", "--finetune-epochs", "0", "--trials", "3", "--workers", "1", "--output", "out")  # fmt: skip
+METHODS = ("random", "magnitude")
+CHANGES: dict[str, Any] = {"seeds": (0,), "sparsities": (0.5, 0.9), "epochs": 2, "finetune_epochs": (0,), "trials": 3}
+OPTIONS = [part for name, value in CHANGES.items() for part in (
+    f"--{name.replace('_', '-')}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value),
+)]  # fmt: skip
 MEASURED = ("method", "tuning", "sparsity", "seed", "status", "accuracy", "nll", "kept_weights", "hyperparameters")
 
 
-def start(folder: Path, *options: str) -> "subprocess.Popen[str]":
-    folder.mkdir()
-    here = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "bench", *RUN, *options]
-    return subprocess.Popen(command, cwd=folder, env=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def counts(connection: Any) -> list[int]:
+    """The numbers of rows, trials, studies and leases in a database."""
+    return [connection.execute(f"select count(*) from {table}").fetchone()[0] for table in ("rows", "trials", "studies", "leases")]
 
 
-def measured(folder: Path) -> list[list[str]]:
-    with (folder / "out" / "results.csv").open(newline="") as file:
-        return [[line[name] for name in MEASURED] for line in csv.DictReader(file)]
+def measured(found: list[Row]) -> list[list[Any]]:
+    return [[getattr(row, name) for name in MEASURED] for row in ordered(found)]
 
 
-def test_a_run_with_tuning_while_the_server_restarts(server: Server, url: str, tmp_path: Path) -> None:
-    """The same CSV as with an SQLite file; no row and no trial is lost or doubled; the password is nowhere."""
-    alone = start(tmp_path / "alone")
-    out, _ = alone.communicate(timeout=300)
-    assert alone.returncode == 0, out
-    run = start(tmp_path / "restarted", "--store", url)
-    restarts = 0
-    while run.poll() is None:
-        time.sleep(1.5)
-        if restarts < 6 and Store(url).done(f"{k}" for k in range(1)) == set():
-            server.control("restart", "-m", "immediate")
-            restarts += 1
-    out, _ = run.communicate(timeout=300)
-    assert run.returncode == 0, out
-    assert restarts >= 3
-    assert measured(tmp_path / "restarted") == measured(tmp_path / "alone")
-    with contextlib.closing(sqlite3.connect(tmp_path / "alone" / ".bench" / "store.db")) as file:
-        counts = [file.execute(f"select count(*) from {table}").fetchone()[0] for table in ("rows", "trials", "studies")]
+def alone(folder: Path) -> list[Row]:
+    """The rows of the same run in this process, with an SQLite file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        request = environment.open_request("tiny.toml", Narrowing(methods=METHODS, **CHANGES), Resources())
+        return execution.run(request, Store(), Inline(), lambda: contextlib.nullcontext(lambda _: None), lambda _: None)
+
+
+def begun(connection: Any) -> bool:
+    """Whether the run has written its first row."""
+    exists = connection.execute("select to_regclass('rows')").fetchone()
+    return bool(exists and exists[0] and connection.execute("select 1 from rows").fetchone())
+
+
+def test_a_run_with_tuning_while_the_server_restarts(server: Server, url: str, tiny: Path) -> None:
+    """The same rows as with an SQLite file; none, and no trial, is lost or doubled; the password is in no text."""
     import psycopg
 
-    with psycopg.connect(url.replace("+psycopg", "")) as connection:
-        counted = []
-        for table in (b"rows", b"trials", b"studies"):
-            found = connection.execute(b"select count(*) from " + table).fetchone()
-            counted.append(found[0] if found else None)
+    place = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "bench", "run", "--suite", "tiny.toml", "--methods", ",".join(METHODS), *OPTIONS, "--workers", "1"]
+    (tiny / "run").mkdir()
+    (tiny / "run" / "tiny.toml").write_text(TINY)
+    with (tiny / "output").open("w") as out:
+        run = subprocess.Popen([*command, "--store", url, "--output", "out"], cwd=tiny / "run", env=place, stdout=out, stderr=out)
+    plain, restarts = url.replace("+psycopg", ""), 0
+    with psycopg.connect(plain, autocommit=True) as connection:
+        while not begun(connection):
+            assert run.poll() is None, (tiny / "output").read_text()
+            time.sleep(0.1)
+    while run.poll() is None:
+        server.control("restart", "-m", "immediate")
+        restarts += 1
+        time.sleep(0.7)
+    said = (tiny / "output").read_text()
+    assert run.returncode == 0, said
+    assert restarts >= 2
+    assert measured(read_rows(tiny / "run" / "out" / "results.csv")) == measured(alone(tiny))
+    with contextlib.closing(sqlite3.connect(tiny / ".bench" / "store.db")) as file, psycopg.connect(plain) as connection:
+        assert counts(connection) == counts(file)
         stored = connection.execute("select string_agg(row, ' ') from rows").fetchone()
-    assert counted == counts
-    assert PASSWORD not in out + str(stored)
-    for text in [*(tmp_path / "restarted").rglob("*.csv"), *(tmp_path / "restarted").rglob("*.toml")]:
-        assert PASSWORD not in text.read_text()
+    assert PASSWORD not in said + str(stored)
+    written = [path for path in (tiny / "run").rglob("*") if path.is_file()]
+    assert len(written) > 3
+    assert not [path for path in written if PASSWORD.encode() in path.read_bytes()]
