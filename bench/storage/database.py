@@ -248,7 +248,13 @@ def reason_of(error: BaseException, url: str) -> str:
     text = lines[0].rstrip(".")
     for secret in _secrets(url):
         text = text.replace(secret, "***")
-    return text if len(text) <= 300 else text[:297] + "..."
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """A text of the database for a message: one line of at most 300 characters, without control characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= 300 else line[:297] + "..."
 
 
 def _secrets(url: str) -> list[str]:

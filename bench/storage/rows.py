@@ -212,11 +212,14 @@ class Leases:
         """Try to take the lease of a name; whether this run holds it now."""
 
         def claim(connection: Connection) -> bool:
-            owner = connection.scalar(select(_leases.c.owner).where(_leases.c.name == name))
-            ended = [owner] if owner is not None and owner != self.owner and _is_dead(owner) else []
-            mine = {"name": name, "owner": self.owner, "until": time.time() + LEASE}
-            free = or_(_leases.c.until < time.time(), _leases.c.owner.in_([self.owner, *ended]))
-            _upsert(connection, _leases, [mine], lambda new: free)
+            now = time.time()
+            found = connection.execute(select(_leases.c.owner, _leases.c.until).where(_leases.c.name == name)).first()
+            ended = [] if found is None or not _is_dead(str(found.owner)) else [found.owner]
+            if found is not None and found.owner not in (self.owner, *ended) and (found.until or 0.0) >= now:
+                return False
+            mine = {"name": name, "owner": self.owner, "until": now + LEASE}
+            free = or_(_leases.c.until < now, _leases.c.owner.in_([self.owner, *ended]))
+            _upsert(connection, _leases, [mine], lambda new: free)  # another run may be faster
             return bool(connection.scalar(select(_leases.c.owner).where(_leases.c.name == name)) == self.owner)
 
         got = self._store._transaction(claim)

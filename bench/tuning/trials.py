@@ -13,7 +13,7 @@ import numpy as np
 from bench.spec.digest import digest
 from bench.spec.errors import UserError
 from bench.spec.setting import Search, Setting
-from bench.storage.database import shown
+from bench.storage.database import printable, shown
 from bench.tuning import selection
 from bench.tuning.selection import Measured
 from bench.tuning.study import Study
@@ -130,7 +130,7 @@ class Trials:
 
 def unreadable(url: str, error: BaseException) -> UserError:
     """The error for a search that is damaged, or of another release of Optuna."""
-    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    reason = printable(f"{type(error).__name__}: {error}")
     return UserError(f"the store '{shown(url)}' has a search that cannot be read: {reason}; `store clean all` removes searches and rows")
 
 
