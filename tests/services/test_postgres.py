@@ -62,7 +62,7 @@ for writer in range(8):
                 store.put({key: row(seed=writer, status=status, error=f"{writer}") for key in order})
                 store.remove(order[:3]) if turn == 3 else None
                 took += Leases(store).take(f"lease {turn}")
-            print("took", took, flush=True)
+            os.write(1, f"took {took}\n".encode())
             together.wait(60)  # the lease of a process that has ended is free
         except BaseException:
             traceback.print_exc()
@@ -84,7 +84,7 @@ def test_eight_writers_of_the_same_keys(url: str) -> None:
 
 
 def test_six_processes_open_a_new_store_at_once(server: Server) -> None:
-    open_at_once(*(server.new(f"opened{k}") for k in range(4)))
+    open_at_once(*(server.new(f"opened{k}") for k in range(3)))
 
 
 def test_rows_leases_and_studies_survive_a_restart(server: Server, url: str) -> None:
