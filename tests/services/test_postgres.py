@@ -62,7 +62,7 @@ for writer in range(8):
                 store.put({key: row(seed=writer, status=status, error=f"{writer}") for key in order})
                 store.remove(order[:3]) if turn == 3 else None
                 took += Leases(store).take(f"lease {turn}")
-            os.write(1, f"took {took}\n".encode())
+            os.write(1, f"took {took}\\n".encode())
             together.wait(60)  # the lease of a process that has ended is free
         except BaseException:
             traceback.print_exc()
