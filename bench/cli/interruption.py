@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the program ends within seconds, finished work is kept, and one line says how to go on.
+"""Ctrl-C, SIGTERM and a closed terminal (SIGHUP): the program ends within seconds, finished work is kept, and one line says how to go on.
 
 Python handles a signal between two instructions of its own, so a call of another library (a database that waits for a lock, a connection)
 may delay it. The signal's number also goes to a pipe, which a thread reads: it ends the process where the main thread does not.
@@ -15,7 +15,7 @@ from typing import NoReturn
 
 GRACE = 3.0  # seconds that the main thread has to end
 MESSAGE = "interrupted: what was finished is kept; the same command continues"
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _received: list[int] = []
 
 
@@ -29,7 +29,8 @@ def watch() -> None:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in SIGNALS:
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under `nohup`, and in the background of a script
+            signal.signal(number, _interrupt)
     threading.Thread(target=_end, args=(reader,), daemon=True).start()
 
 
@@ -44,7 +45,8 @@ def end(code: int) -> NoReturn:
     Args:
         code: the exit status.
     """
-    print(MESSAGE, file=sys.stderr)
+    with contextlib.suppress(OSError):  # the terminal is closed
+        print(MESSAGE, file=sys.stderr, flush=True)
     if _received:
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
@@ -75,5 +77,6 @@ def _end(reader: int) -> None:
 
 
 def _leave(number: int) -> None:
-    print(f"\n{MESSAGE}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(f"\n{MESSAGE}", file=sys.stderr, flush=True)
     os._exit(128 + number)

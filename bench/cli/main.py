@@ -1,5 +1,7 @@
 """The commands: parsing and printing, nothing else. Heavy packages are imported inside the commands that need them."""
 
+import contextlib
+import errno
 import importlib.util
 import os
 import sys
@@ -25,6 +27,7 @@ Plugin = Annotated[
 ]
 LISTS = ("methods", "criteria", "trainings", "granularities", "metrics", "architectures", "datasets", "suites", "hyperparameters")
 INTERRUPTED = 130
+UNWRITABLE = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT, errno.EFBIG)
 # The base of typer's usage errors: click's, or that of the copy of click inside newer releases of typer.
 UsageFault: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
@@ -47,23 +50,32 @@ def _program(
 def main() -> None:
     """Run the program. A user-input error ends in one line on standard error and exit code 2."""
     interruption.watch()
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115 (open until the end)
     try:
         _check_own_packages()
         code = app(list(sys.argv[1:] or ["--help"]), standalone_mode=False)
+        sys.stdout.flush()
     except typer.Exit as stop:
         code = stop.exit_code
     except UsageFault as error:
         _fail(error.format_message())
     except (typer.Abort, KeyboardInterrupt):
         code = interruption.exit_code()
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit):  # `| head` has read enough; typer makes an exit of it
+        _silence()
         code = 0
     except Exception as error:
         from bench.spec.errors import UserError
 
         if isinstance(error, OSError) and isinstance(error.filename, str):  # a path of the user's that no command has tried before
             _fail(f"'{error.filename[:200]}': {error.strerror}")
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            _silence()
+            _fail(f"cannot write the output: {error.strerror}")
+        if isinstance(error, FileNotFoundError):
+            _fail("the working folder does not exist any more")
         if not isinstance(error, UserError):
             raise
         _fail(str(error))
@@ -72,6 +84,12 @@ def main() -> None:
     if code in {128 + number for number in interruption.SIGNALS}:
         interruption.end(code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _silence() -> None:
+    """Write nothing more to standard output, also not what is buffered."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _check_own_packages() -> None:

@@ -4,8 +4,13 @@ A method that trains inside `score`, draws from a global generator or replaces a
 next method, without any sign in its scores. So each call is compared with before, put right, and reported.
 """
 
+import builtins
 import importlib
+import math
+import os
 import random
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import is_
@@ -19,9 +24,11 @@ from torch import Tensor, nn
 
 from methods.core.modes import LAZY
 
+OWN = ("bench", "methods")  # the packages of this project
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 PLACES: tuple[Any, ...] = (
     torch, nn, F, torch.optim, torch.autograd, torch.linalg, torch.random, Tensor, nn.Module, nn.Linear, nn.Conv2d, torch.optim.SGD,
+    builtins, math, time,
 )  # fmt: skip
 
 
@@ -114,6 +121,14 @@ def _backend(name: str) -> _Setting:
     return _Setting(f"torch.backends.cudnn.{name}", lambda: getattr(cudnn, name), lambda value: setattr(cudnn, name, value))
 
 
+def _folder() -> str:
+    """The working folder; "." if it was deleted."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return "."
+
+
 def _keep_hooks(before: list[tuple[int, ...]]) -> None:
     """Remove the hooks of all modules that are not among those of before."""
     for hooks, keys in zip(EVERY_HOOKS, before, strict=True):
@@ -130,31 +145,38 @@ SETTINGS = (
     _Setting("the default device", torch.get_default_device, lambda _: torch.set_default_device(None)),
     _Setting("hooks of all modules", lambda: [tuple(hooks) for hooks in EVERY_HOOKS], _keep_hooks),
     _Setting("the use of oneDNN", lambda: torch.backends.mkldnn.enabled, lambda on: setattr(torch.backends.mkldnn, "enabled", on)),
+    _Setting("autocast", lambda: torch.is_autocast_enabled("cpu"), lambda on: torch.set_autocast_enabled("cpu", on)),
+    _Setting("the working folder", _folder, os.chdir),
+    _Setting("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
     *(_backend(name) for name in ("enabled", "benchmark", "deterministic")),
 )
 
 
 class _Functions:
-    """The functions and classes in one namespace of torch, as this module found them."""
+    """The functions and classes of a module, or the methods of a class."""
 
     def __init__(self, place: Any) -> None:
-        found = {name: value for name, value in vars(place).items() if callable(value)}
-        self._place, self._names, self._values = place, tuple(found), list(found.values())
+        self._place = place
+        self._names = tuple(name for name, value in vars(place).items() if callable(value))
+        self._values = self._now()
         self._size = len(vars(place))
 
+    def _now(self) -> list[Any]:
+        return list(map(vars(self._place).get, self._names))
+
+    def remember(self) -> None:
+        """Take the present ones as those of before a call."""
+        self._values, self._size = self._now(), len(vars(self._place))
+
     def replaced(self) -> list[str]:
-        """The names of those that were replaced, which get their values back."""
-        there = vars(self._place).get
+        """The names of those that were replaced since then, which get their values back."""
         found = self._shadowing() if len(vars(self._place)) != self._size else []
-        if all(map(is_, map(there, self._names), self._values)):
+        now = self._now()
+        if all(map(is_, now, self._values)):
             return found
-        for k, (name, value) in enumerate(zip(self._names, self._values, strict=True)):
-            if (now := there(name)) is value:
-                continue
-            if _by_torch(now, value):
-                self._values[k] = now
-            else:
-                setattr(self._place, name, value)
+        for name, new, old in zip(self._names, now, self._values, strict=True):
+            if new is not old and not _by_torch(new, old):
+                setattr(self._place, name, old)
                 found.append(name)
         return found
 
@@ -164,7 +186,6 @@ class _Functions:
         new = [n for n, v in vars(self._place).items() if n not in self._names and callable(v) and any(n in vars(b) for b in bases)]
         for name in new:
             delattr(self._place, name)
-        self._size = len(vars(self._place))
         return new
 
 
@@ -175,7 +196,21 @@ def _by_torch(new: Any, old: Any) -> bool:
     return own and getattr(new, "__name__", "") == getattr(old, "__name__", None)
 
 
-_own = [_Functions(place) for place in PLACES]
+_places = [_Functions(place) for place in PLACES]
+_known: set[str] = set()  # names of modules of this project that are in `_places`
+_loaded = 0
+
+
+def _watched() -> list[_Functions]:
+    """The functions of torch, of Python and of this project, as far as it is imported."""
+    global _loaded
+    if len(sys.modules) != _loaded:
+        _loaded = len(sys.modules)
+        for name, module in list(sys.modules.items()):
+            if name.partition(".")[0] in OWN and name not in _known:
+                _known.add(name)
+                _places.append(_Functions(module))
+    return _places
 
 
 @contextmanager
@@ -188,15 +223,18 @@ def unaltered_process(call: str, *, draws: bool = False) -> Iterator[None]:
 
     Raises:
         Altered: if the call, which ended without an exception, changed a global random state, the default dtype, the number of threads,
-            other settings of torch, or a function of torch.
+            other settings, or a function of torch, of Python or of this project.
     """
     generators, settings = ([(s, s.get()) for s in group] for group in (GENERATORS, SETTINGS))
+    watched = list(_watched())
+    for place in watched:
+        place.remember()
     try:
         yield
     finally:
         drawn = [_put_back(setting, value) for setting, value in generators]
         changed = [_put_back(setting, value) for setting, value in settings]
-        changed += [f"torch's function '{name}'" for place in _own for name in place.replaced()]
+        changed += [f"the function '{name}'" for place in watched for name in place.replaced()]
     found = next((what for what in [*changed, *([] if draws else drawn)] if what), None)
     if found is not None:
         raise Altered(f"{call} changed {found}, which all methods of the process share")

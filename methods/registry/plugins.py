@@ -96,7 +96,10 @@ def import_file(path: str | Path) -> tuple[ModuleType, list[str]]:
         files = _local(module, file.parent)
         with _own_modules(file, files | (old.files if old is not None else set())):
             _execute(module, file, files)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        restore(before)
+        raise
+    except BaseException as error:  # the file may raise anything
         restore(before)
         raise ValueError(f"{path} {_reason(error)}") from error
     added = _added(clean, snapshot())
@@ -118,7 +121,11 @@ def _reason(error: BaseException) -> str:
     """Why a file is not imported, in one line."""
     if isinstance(error, _Unusable):
         return str(error)
-    return f"cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # of the file's own class
+        text = "its message cannot be shown"
+    return f"cannot be imported: {type(error).__name__}: {text}"
 
 
 def _unexecuted(file: Path, name: str) -> ModuleType:

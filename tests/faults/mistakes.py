@@ -19,6 +19,7 @@ MISTAKES = {
     "draws_python": "random state of the module random",
     "dtype": "the default dtype",
     "threads": "the number of threads",
-    "patches": "torch's function 'topk'",
+    "patches_the_harness": "the function 'logits_of'",
+    "patches": "the function 'topk'",
 }
 PRINTED = "noise" * 400_000  # two megabytes

@@ -1,6 +1,10 @@
 """What a call of a method must leave as it was; each change is found, named and put right."""
 
+import builtins
+import os
 import random
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -85,12 +89,18 @@ STATE: dict[str, tuple[Callable[[], object], Callable[[], Any], str]] = {
     "cuDNN": (
         lambda: setattr(torch.backends.cudnn, "benchmark", True), lambda: torch.backends.cudnn.benchmark, "torch.backends.cudnn.benchmark"
     ),
-    "a function of torch": (lambda: _patch(torch, "topk"), lambda: torch.topk, "torch's function 'topk'"),
-    "a functional": (lambda: _patch(torch.nn.functional, "linear"), lambda: torch.nn.functional.linear, "torch's function 'linear'"),
-    "a method of tensors": (lambda: _patch(Tensor, "abs"), lambda: Tensor.abs, "torch's function 'abs'"),
-    "one function for another": (lambda: setattr(torch, "add", torch.sub), lambda: torch.add, "torch's function 'add'"),
-    "a deleted function": (lambda: delattr(torch, "addmm"), lambda: torch.addmm, "torch's function 'addmm'"),
-    "a module's forward": (lambda: _patch(nn.Linear, "forward"), lambda: nn.Linear.forward, "torch's function 'forward'"),
+    "a function of torch": (lambda: _patch(torch, "topk"), lambda: torch.topk, "the function 'topk'"),
+    "a functional": (lambda: _patch(torch.nn.functional, "linear"), lambda: torch.nn.functional.linear, "the function 'linear'"),
+    "a method of tensors": (lambda: _patch(Tensor, "abs"), lambda: Tensor.abs, "the function 'abs'"),
+    "one function for another": (lambda: setattr(torch, "add", torch.sub), lambda: torch.add, "the function 'add'"),
+    "a function of ours": (lambda: _patch(methods.core.cutting, "apply_mask"), lambda: methods.core.cutting.apply_mask, "'apply_mask'"),
+    "a builtin": (lambda: _patch(builtins, "sum"), lambda: sum, "the function 'sum'"),
+    "the clock": (lambda: _patch(time, "perf_counter"), lambda: time.perf_counter, "the function 'perf_counter'"),
+    "the folder": (lambda: os.chdir("/"), os.getcwd, "the working folder"),
+    "recursion": (lambda: sys.setrecursionlimit(500), sys.getrecursionlimit, "the recursion limit"),
+    "autocast": (lambda: torch.set_autocast_enabled("cpu", True), lambda: torch.is_autocast_enabled("cpu"), "autocast"),
+    "a deleted function": (lambda: delattr(torch, "addmm"), lambda: torch.addmm, "the function 'addmm'"),
+    "a module's forward": (lambda: _patch(nn.Linear, "forward"), lambda: nn.Linear.forward, "the function 'forward'"),
 }  # fmt: skip
 
 
@@ -119,10 +129,8 @@ def test_draws_are_put_back_and_said_only_where_they_are_not_allowed() -> None:
 
 def test_torch_may_wrap_its_own_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its compiler replaces `torch.manual_seed` when it is first used."""
-    wrapped = torch._disable_dynamo(torch.random.manual_seed)
     monkeypatch.setattr(torch, "manual_seed", torch.random.manual_seed)
-    own = unaltered._Functions(torch)
-    assert own.replaced() == []
-    monkeypatch.setattr(torch, "manual_seed", wrapped)
-    assert own.replaced() == []
+    wrapped = torch._disable_dynamo(torch.random.manual_seed)
+    with methods.unaltered_process("it"):
+        monkeypatch.setattr(torch, "manual_seed", wrapped)
     assert torch.manual_seed is wrapped
