@@ -121,7 +121,8 @@ FAULTS: list[tuple[Row, list[str]]] = [
     (said(SPAM, finetuning={"lr_scale": 0.1}), [FIT]),
     (replace(SPAM, **LONG), [FIT]),  # type: ignore[arg-type]
     (finetuned(SPAM, 0.2), ["hyperparameters: lr_scale 0.2 of fine-tuning, but the suite has 0.1"]),
-    (replace(DENSE, method="dense@spam"), ["method 'dense@spam' has no criterion; the dense network of this training must be called 'dense'"]),
+    (replace(DENSE, method="dense@spam"),
+     ["method 'dense@spam' has no criterion; the dense network of this training must be called 'dense'"]),
     (said(DENSE, training=json.loads(DENSE.hyperparameters)["training"] | {"lr": 0.05}),
      ["method 'dense' has no criterion; the dense network of this training must be called 'dense@map(lr=0.05)'"]),
     *((made, ["method 'dense' has no criterion, so that it has no stage, no ablation and no schedule"])
