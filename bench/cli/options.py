@@ -115,13 +115,20 @@ def numbers(option: str, text: str, kind: Kind) -> tuple[Any, ...]:
 
 
 def command_line(suite: str, *groups: Any) -> list[str]:
-    """The options that say the same again, for commands in messages: those that are not at their defaults."""
+    """The options that say the same again, for commands in messages: those that are not at their defaults.
+
+    The URL of the store is without its password: one that is in `PGPASSWORD` or `~/.pgpass` is found again.
+    """
     parts = ["--suite", suite]
     for group in groups:
         for field in dataclasses.fields(group):
             value = getattr(group, field.name)
             if value == field.default:
                 continue
+            if field.name == "store":
+                from bench.storage.database import shown
+
+                value = shown(value)
             flag = f"--{field.name.replace('_', '-')}"
             if field.default == ():
                 parts += [part for file in value for part in (flag, file)]

@@ -16,6 +16,7 @@ from bench.planning.plan import plan
 from bench.publishing import board_folder, text_tables
 from bench.ranking import leaderboard, tracks, tuning_gain
 from bench.spec.choices import Narrowing, Resources
+from bench.spec.errors import UserError
 from bench.spec.row import Row
 from bench.spec.suite import Suite
 from bench.storage import files, results_csv
@@ -34,7 +35,10 @@ def run(
     written: list[Path] = []
     if output is not None:
         made = environment.open_request(suite, narrowing, resources, ablations)
-        written = _write(rows, made.suite.model_copy(update={"methods": tuple(m.name for m in made.methods)}), output)
+        try:
+            written = _write(rows, made.suite.model_copy(update={"methods": tuple(m.name for m in made.methods)}), output)
+        except OSError as error:
+            raise UserError(f"cannot write to --output '{output}': {error.strerror}. The rows are kept in the store") from None
     show(console, rows, style)
     if apart:
         say_failures(notes, rows)

@@ -1,14 +1,17 @@
 """`store list` and `store clean`: what is kept in the store, and how to get rid of it."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bench.cli.options import shared
 from bench.spec.choices import Resources
 
+if TYPE_CHECKING:
+    from bench.spec.row import Row
+
 app = typer.Typer(no_args_is_help=True, help="Show or remove what the store keeps.")
-KINDS = ("failed", "stale", "networks", "all")
+KINDS = ("failed", "stale", "unreadable", "networks", "all")
 
 
 @app.command("list")
@@ -22,7 +25,11 @@ def list_(resources: Resources) -> None:
 
     store = open_store(resources)
     counts: dict[tuple[str, str, str], dict[str, int]] = {}
+    unreadable = 0
     for _, row in store.every():
+        if row is None:
+            unreadable += 1
+            continue
         kinds = counts.setdefault((row.suite, row.method, row.protocol), {})
         kinds[row.status] = kinds.get(row.status, 0) + 1
     console, lines = make_console(), sorted(counts.items())
@@ -30,6 +37,8 @@ def list_(resources: Resources) -> None:
     print_table(
         console, "", [*named, *(Shown(s, [str(c.get(s, 0)) for _, c in lines]) for s in ("ok", "collapsed", "failed", "unsupported"))]
     )
+    if unreadable:
+        print(f"{unreadable} rows are of a later release or damaged, and cannot be read")
     networks, size = Networks(CACHE / "networks").size()
     print(f"{networks} trained networks, {size / 1e6:.1f} MB in {CACHE / 'networks'}")
     print(f"{len(trials.studies(store.url))} searches")
@@ -40,7 +49,7 @@ def list_(resources: Resources) -> None:
 def clean(
     what: Annotated[
         str,
-        typer.Argument(help="failed rows; stale rows (another protocol or torch); networks; all, with searches."),
+        typer.Argument(help="failed rows; stale rows (another protocol or torch); unreadable rows; networks; all, with searches."),
     ],
     resources: Resources,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
@@ -48,7 +57,6 @@ def clean(
     """Remove rows or trained networks. Published leaderboards are not touched."""
     from bench.execution.environment import CACHE, open_store
     from bench.spec.errors import unknown
-    from bench.spec.row import PROTOCOL_VERSION
     from bench.storage.checkpoints import Networks
     from bench.tuning import trials
 
@@ -59,13 +67,7 @@ def clean(
 
     store, networks = open_store(resources), Networks(CACHE / "networks")
     here = importlib.metadata.version("torch")
-    keys = [
-        key
-        for key, row in store.every()
-        if what == "all"
-        or (what == "failed" and row.status == "failed")
-        or (what == "stale" and (row.protocol != PROTOCOL_VERSION or row.torch.partition("+")[0] != here.partition("+")[0]))
-    ]
+    keys = [key for key, row in store.every() if what == "all" or (what == "unreadable" if row is None else _is_of(what, row, here))]
     files = networks.size()[0] if what in ("networks", "all") else 0
     searches = trials.studies(store.url) if what == "all" else []
     if not dry_run:
@@ -74,3 +76,12 @@ def clean(
         if what in ("networks", "all"):
             networks.clear()
     print(f"{len(keys)} rows, {files} networks and {len(searches)} searches {'would be ' * dry_run}removed")
+
+
+def _is_of(what: str, row: "Row", torch: str) -> bool:
+    """Whether a row is failed or stale, as `what` says. `torch`: the version that is installed."""
+    from bench.spec.row import PROTOCOL_VERSION
+
+    if what == "failed":
+        return row.status == "failed"
+    return what == "stale" and (row.protocol != PROTOCOL_VERSION or row.torch.partition("+")[0] != torch.partition("+")[0])

@@ -11,8 +11,9 @@ import secrets
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,18 @@ from bench.trial import heartbeat, provenance
 PATIENCE = 60.0  # seconds to connect, and for the first task on each machine
 TRIES = 3  # a task is lost with its machine; the cluster may lose several
 STEP = 10 * TICK  # most seconds of one wait that count for the limit, see `bench.execution.local`
+_LOST = object()
 
 
 @dataclass
 class _Task:
-    """A job on the cluster: the file that it touches when a piece of its work begins, and the seconds since then."""
+    """A job on the cluster: the file that it touches when a piece of its work begins, the seconds since then, and the number of tries."""
 
     job: Job
     begun: Path
     seen: int = 0
     spent: float = 0.0
+    tries: int = 1
 
     def overdue(self, passed: float, limit: float | None) -> bool:
         """Whether it has taken too long, `passed` seconds later. A task that waits for a machine takes no time."""
@@ -61,7 +64,7 @@ class Ray:
             import ray
         except ImportError:
             raise UserError("--executor ray needs the package ray: pip install 'razorbench[ray]'") from None
-        self._ray, self._tries = ray, dict[int, int]()
+        self._ray = ray
         _check_reachable(address)
         self._connect(address)
         self._folder = cache / "progress" / f"ray-{secrets.token_hex(4)}"
@@ -101,7 +104,10 @@ class Ray:
     def _probe(self, gpus: bool, needed: Sequence[Path]) -> None:
         """Let every machine look for what the jobs need. UserError names the machine and what it lacks."""
         strategy = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-        nodes = {n["NodeID"]: n["NodeManagerHostname"] for n in self._ray.nodes() if n["Alive"]}
+        resource = "GPU" if gpus else "CPU"
+        nodes = {n["NodeID"]: n["NodeManagerHostname"] for n in self._ray.nodes() if n["Alive"] and n["Resources"].get(resource)}
+        if not nodes:
+            raise UserError(f"no machine of the Ray cluster has a {resource}")
         task = self._ray.remote(num_cpus=0, max_retries=0)(missing)
         asked = {
             task.options(scheduling_strategy=strategy(node_id=node, soft=False)).remote(list(map(str, needed)), gpus): name
@@ -122,46 +128,49 @@ class Ray:
         self, function: Function, queue: Queue, *, follow: Follow, tick: Tick, limit: float | None = None
     ) -> Iterator[tuple[Job, Any]]:  # fmt: skip
         """See `Executor.run`. A job that is lost with its worker or machine is done again, at most three times in all."""
-        task = self._ray.remote(max_retries=0, **self._resources)(_do)
+        remote = self._ray.remote(max_retries=0, **self._resources)(_do)
         running: dict[Any, _Task] = {}
-        while queue or running:
-            while len(running) < self.workers and (job := queue.take()) is not None:
-                begun = self._folder / secrets.token_hex(8)
-                running[task.remote(function, job, str(begun), os.getcwd())] = _Task(job, begun)
-            tick([one.job for one in running.values()])
+        again: deque[_Task] = deque()
+        while queue or again or running:
+            while len(running) < self.workers and (task := again.popleft() if again else self._next(queue)) is not None:
+                running[remote.remote(function, task.job, str(task.begun), os.getcwd())] = task
+            tick([task.job for task in running.values()])
             if not running:
                 time.sleep(TICK)  # other runs do all remaining jobs
                 continue
-            start = time.monotonic()
-            done, _ = self._ray.wait(list(running), num_returns=1, timeout=TICK)
-            passed = min(time.monotonic() - start, STEP)
-            late = [ref for ref, one in running.items() if ref not in done and one.overdue(passed, limit)]
-            ended = [(running.pop(ref), self._outcome(ref)) for ref in done]
-            for ref in late:
-                self._ray.cancel(ref, force=True)
-                ended.append((running.pop(ref), too_long(limit or 0.0)))
-            finished = []
-            for one, result in ended:
-                if result is None and self._again(one.job):
-                    queue.add([one.job])
-                    continue
-                result = JobFailure(f"the worker or its machine died {TRIES} times on this job") if result is None else result
-                queue.add(follow(one.job, result))
-                finished.append((one.job, result))
-            yield from finished
+            ended = []
+            for task, result in self._ended(running, limit):
+                if result is not _LOST:
+                    ended.append((task.job, result))
+                elif task.tries < TRIES:
+                    again.append(replace(task, tries=task.tries + 1, seen=0, spent=0.0))
+                else:
+                    ended.append((task.job, JobFailure(f"the worker or its machine died {TRIES} times on this job")))
+            for job, result in ended:
+                queue.add(follow(job, result))
+            yield from ended
 
-    def _again(self, job: Job) -> bool:
-        """Whether a lost job is done again."""
-        self._tries[id(job)] = self._tries.get(id(job), 1) + 1
-        return self._tries[id(job)] <= TRIES
+    def _next(self, queue: Queue) -> _Task | None:
+        job = queue.take()
+        return None if job is None else _Task(job, self._folder / secrets.token_hex(8))
+
+    def _ended(self, running: dict[Any, _Task], limit: float | None) -> list[tuple[_Task, Any]]:
+        """Wait a moment, and remove the tasks that have ended; each with its result, `_LOST` if its worker or machine died."""
+        start = time.monotonic()
+        done, _ = self._ray.wait(list(running), num_returns=1, timeout=TICK)
+        passed = min(time.monotonic() - start, STEP)
+        late = [ref for ref, task in running.items() if ref not in done and task.overdue(passed, limit)]
+        for ref in late:
+            self._ray.cancel(ref, force=True)
+        return [*((running.pop(ref), self._outcome(ref)) for ref in done), *((running.pop(ref), too_long(limit or 0.0)) for ref in late)]
 
     def _outcome(self, ref: Any) -> Any:
-        """The result of a task; None if its worker or machine died."""
+        """The result of a task; `_LOST` if its worker or machine died."""
         lost = self._ray.exceptions
         try:
             return self._ray.get(ref)
         except (lost.WorkerCrashedError, lost.NodeDiedError, lost.OutOfMemoryError, lost.ObjectLostError):
-            return None
+            return _LOST
         except lost.RayError as error:
             return JobFailure(_last_line(error))
 

@@ -10,7 +10,8 @@ from bench.planning.catalogue import load_plugins
 from bench.planning.request import Request, make_request
 from bench.spec.choices import DEVICES, Narrowing, Resources
 from bench.spec.errors import UserError, unknown
-from bench.storage.rows import DEFAULT_URL, Store, file_of
+from bench.storage.database import DEFAULT_URL, file_of, is_temporary
+from bench.storage.rows import Store
 from bench.trial.job import Environment
 
 CACHE = Path(".bench")
@@ -84,9 +85,16 @@ def open_store(resources: Resources) -> Store:
     """The store of results.
 
     Raises:
-        UserError: it cannot be opened.
+        UserError: it cannot be opened, or is in memory.
     """
-    return Store(resources.store or DEFAULT_URL)
+    url = _store_url(resources)
+    if is_temporary(url):
+        raise UserError(f"the store '{url}' is in memory: workers cannot share it; expected a URL such as {DEFAULT_URL}")
+    return Store(url)
+
+
+def _store_url(resources: Resources) -> str:
+    return DEFAULT_URL if resources.store is None else resources.store
 
 
 def open_executor(resources: Resources, environment: Environment) -> executors.Executor:
@@ -101,7 +109,7 @@ def open_executor(resources: Resources, environment: Environment) -> executors.E
     """
     device = environment.device
     workers = worker_count(resources, device) if resources.executor == "local" else resources.workers
-    files = [*map(Path, environment.plugins), *filter(None, (environment.data_root, file_of(resources.store or DEFAULT_URL)))]
+    files = [*map(Path, environment.plugins), *filter(None, (environment.data_root, file_of(_store_url(resources))))]
     return executors.make(
         resources.executor, workers, gpus=device == "cuda", address=resources.ray_address, cache=environment.cache, files=files
     )

@@ -47,8 +47,8 @@ class Narrowing:
     recalibrate_batchnorm: bool | None = _instead("Estimate the statistics of batch norm again after pruning, for every method.")
 
 
-def _said(default: Any, help: str, shown: str = "") -> Any:
-    return field(default=default, metadata={"help": help, "default": shown})
+def _said(default: Any, help: str, shown: str = "", *, secret: bool = False) -> Any:
+    return field(default=default, repr=not secret, metadata={"help": help, "default": shown})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Resources:
     ray_address: str | None = _said(None, "Address of a Ray cluster.")
     workers: int | None = _said(None, "Number of worker processes.", "the number of cores; 1 on a GPU")
     device: str = _said("auto", "auto, cpu or cuda.")
-    store: str | None = _said(None, "Database URL of the results.", "sqlite:///.bench/store.db")
+    store: str | None = _said(None, "Database URL of the results.", "sqlite:///.bench/store.db", secret=True)
     data_root: Path | None = _said(None, "Folder of torchvision's data sets; missing ones are downloaded.")  # noqa: RUF009 (a field)
     log: Path | None = _said(  # noqa: RUF009 (a field)
         None,

@@ -18,7 +18,11 @@ def shortened(text: str) -> str:
 
 def described(error: BaseException) -> str:
     """The type and the message of an exception, for the column `error`."""
-    return shortened(f"{type(error).__name__}: {error}").removesuffix(":")
+    try:
+        text = str(error)
+    except Exception:  # of the method's own class
+        text = "its message cannot be shown"
+    return shortened(f"{type(error).__name__}: {text}").removesuffix(":")
 
 
 class UserError(Exception):

@@ -9,6 +9,10 @@ from typing import Any
 
 from bench.spec.row import COLUMNS, DECLARED, SCHEMA, Row
 
+_OF_TYPE: dict[str, set[type]] = {"string": {str}, "integer": {int}, "number": {float, int}}
+TYPES = {  # column -> the types of its values
+    name: _OF_TYPE[column.type] | ({type(None)} if column.empty and column.type != "string" else set()) for name, column in DECLARED.items()
+}
 REMOVED: dict[int, tuple[str, ...]] = {}  # schema -> columns that it removed
 
 
@@ -34,9 +38,11 @@ def migrated(record: Mapping[str, Any]) -> Row:
         record: column -> value.
 
     Raises:
-        ValueError: the record is of a later release, or has an unknown or missing column.
+        ValueError: the record is of a later release, has an unknown or missing column, or a value of another type.
     """
-    schema = int(record.get("schema", 1))
+    schema = record.get("schema", 1)
+    if type(schema) is not int:
+        raise ValueError(f"its schema should be an integer, got {str(schema)[:40]!r}")
     if schema > SCHEMA:
         raise ValueError(f"the row has schema {schema} of a later release; this release reads schemas up to {SCHEMA}")
     removed = {name for version, names in REMOVED.items() if version > schema for name in names}
@@ -46,4 +52,7 @@ def migrated(record: Mapping[str, Any]) -> Row:
     needed = [f.name for f in dataclasses.fields(Row) if f.default is dataclasses.MISSING and f.name not in record]
     if needed:
         raise ValueError(f"the row has no column '{needed[0]}'")
+    wrong = [name for name, value in record.items() if name in TYPES and type(value) not in TYPES[name]]
+    if wrong:
+        raise ValueError(f"{wrong[0]} should be a {DECLARED[wrong[0]].type}, got {str(record[wrong[0]])[:40]!r}")
     return Row(**{name: record[name] for name in COLUMNS if name in record} | {"schema": SCHEMA})

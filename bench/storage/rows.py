@@ -8,127 +8,132 @@ import contextlib
 import dataclasses
 import json
 import os
-import random
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Column, Connection, Float, MetaData, String, Table, Text, create_engine, delete, insert, select, update
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, OperationalError, ProgrammingError, SQLAlchemyError
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Float,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    delete,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
 
 from bench.spec.errors import UserError
 from bench.spec.row import Row
+from bench.storage.database import DEFAULT_URL, create_file_folder, engine_options, insistent, parsed_url, reason_of, shown
 from bench.storage.migration import migrated
 
-DEFAULT_URL = "sqlite:///.bench/store.db"
-PATIENCE = 60.0  # seconds that a writer of an SQLite file waits for another one
 LEASE = 60.0  # seconds; a lease that was not renewed for so long may be taken by another run
-TRIES = 5
-BUSY: tuple[type[Exception], ...] = (IntegrityError, OperationalError, ProgrammingError)
+GIVING = 2.0  # most seconds that the end of a run waits for its leases to be given back
+PART = 500  # rows of one query
+UPSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}  # dialects that can do it in one statement
 _metadata = MetaData()
 _rows = Table("rows", _metadata, Column("key", String(64), primary_key=True), Column("status", String(16)), Column("row", Text))
 _leases = Table("leases", _metadata, Column("name", String(64), primary_key=True), Column("owner", String(255)), Column("until", Float))
 T = TypeVar("T")
 
 
-def file_of(url: str) -> Path | None:
-    """The file of an SQLite database by its URL; None for a database that is not a file."""
-    parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
-        return None
-    return Path(parsed.database).resolve()
-
-
 class Store:
-    """Rows of results by key, in a database.
+    """Rows of results by key, in a database. A fault that may pass by itself is waited for, see `bench.storage.database`.
 
     Args:
         url: database URL. A missing SQLite file is created.
 
     Raises:
-        UserError: the database cannot be opened.
+        UserError: the database cannot be opened; also raised by each method, where the database cannot be used.
     """
 
     def __init__(self, url: str = DEFAULT_URL) -> None:
+        parsed = parsed_url(url)
+        self.url = parsed.render_as_string(hide_password=False)
         try:
-            parsed = make_url(url)
-            options: dict[str, Any] = {}
-            if parsed.get_backend_name() == "sqlite":
-                options = {"connect_args": {"timeout": PATIENCE}}
-            file = file_of(url)
-            if file is not None:  # absolute: a worker may have another working directory
-                file.parent.mkdir(parents=True, exist_ok=True)
-                parsed = parsed.set(database=str(file))
-            self.url = parsed.render_as_string(hide_password=False)
-            self._engine = create_engine(parsed, **options)
-            insistent(lambda: _metadata.create_all(self._engine))  # another run may create them at the same time
-        except (ArgumentError, NoSuchModuleError, ImportError, SQLAlchemyError, OSError, ValueError) as error:  # ValueError: a bad port
-            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-            raise UserError(f"cannot open the store '{url}': {reason} (expected a database URL such as {DEFAULT_URL})") from None
+            create_file_folder(url)
+            self._engine = create_engine(parsed, **engine_options(url))
+            insistent(self._prepare, url, opening=True)
+        except UserError:
+            raise
+        except Exception as error:  # of a driver or of a dialect: any
+            raise UserError(f"cannot open the store '{shown(url)}': {reason_of(error, url)}") from None
+
+    def _prepare(self) -> None:
+        """Create missing tables, which another run may do at the same time, and look whether they have the columns."""
+        _metadata.create_all(self._engine)
+        with self._engine.connect() as connection:
+            for table in (_rows, _leases):
+                connection.execute(select(table).limit(1)).all()
 
     def get(self, keys: Iterable[str]) -> dict[str, Row]:
         """key -> row, for those of the keys that are stored.
 
         Raises:
-            UserError: a row was written by a later release.
+            UserError: a row cannot be read: it was written by a later release, or is damaged.
         """
         wanted, found = list(keys), {}
-        with self._engine.connect() as connection:
-            for i in range(0, len(wanted), 500):
-                query = select(_rows.c.key, _rows.c.row).where(_rows.c.key.in_(wanted[i : i + 500]))
+        for i in range(0, len(wanted), PART):
+            query = select(_rows.c.key, _rows.c.row).where(_rows.c.key.in_(wanted[i : i + PART]))
+            for key, text in self._read(query):
                 try:
-                    found.update({key: migrated(json.loads(text)) for key, text in connection.execute(query)})
+                    found[key] = _row_of(text)
                 except ValueError as error:
-                    raise UserError(f"the store '{self.url}' has a row that cannot be read: {error}") from None
+                    hint = "`store clean unreadable` removes such rows"
+                    raise UserError(f"the store '{shown(self.url)}' has a row that cannot be read: {error}; {hint}") from None
         return found
 
-    def every(self) -> Iterator[tuple[str, Row]]:
-        """Iterate over (key, row) of all rows; rows of later releases are skipped."""
-        with self._engine.connect() as connection:
-            for key, text in connection.execute(select(_rows.c.key, _rows.c.row)):
-                with contextlib.suppress(ValueError):
-                    yield key, migrated(json.loads(text))
+    def every(self) -> Iterator[tuple[str, Row | None]]:
+        """Iterate over (key, row) of all rows in the order of their keys; None for a row of a later release, or a damaged one."""
+        last: str | None = None
+        while True:
+            query = select(_rows.c.key, _rows.c.row).order_by(_rows.c.key).limit(PART)
+            part = self._read(query if last is None else query.where(_rows.c.key > last))
+            for key, text in part:
+                try:
+                    yield key, _row_of(text)
+                except ValueError:
+                    yield key, None
+            if len(part) < PART:
+                return
+            last = part[-1][0]
 
     def remove(self, keys: Iterable[str]) -> None:
         """Remove rows by key."""
-        wanted = list(keys)
-        for i in range(0, len(wanted), 500):
-            query = delete(_rows).where(_rows.c.key.in_(wanted[i : i + 500]))
+        wanted = sorted(keys)
+        for i in range(0, len(wanted), PART):
+            query = delete(_rows).where(_rows.c.key.in_(wanted[i : i + PART]))
             self._transaction(partial(Connection.execute, statement=query))
 
     def done(self, keys: Iterable[str]) -> set[str]:
         """The keys whose rows are stored and did not fail."""
         wanted, found = list(keys), set()
-        with self._engine.connect() as connection:
-            for i in range(0, len(wanted), 500):
-                query = select(_rows.c.key).where(_rows.c.key.in_(wanted[i : i + 500]), _rows.c.status != "failed")
-                found |= set(connection.scalars(query))
+        for i in range(0, len(wanted), PART):
+            query = select(_rows.c.key).where(_rows.c.key.in_(wanted[i : i + PART]), _rows.c.status != "failed")
+            found |= {key for (key,) in self._read(query)}
         return found
 
     def put(self, rows: dict[str, Row]) -> None:
         """Write all rows, or none. An existing row is replaced, unless the new row failed and the existing one did not."""
-
-        def write(connection: Connection) -> None:
-            failed = [key for key, row in rows.items() if row.status == "failed"]
-            whole = select(_rows.c.key).where(_rows.c.key.in_(failed), _rows.c.status != "failed")
-            kept = set(connection.scalars(whole)) if failed else set()
-            values = [
-                {"key": key, "status": row.status, "row": json.dumps(dataclasses.asdict(row))}
-                for key, row in rows.items()
-                if key not in kept
-            ]
-            connection.execute(delete(_rows).where(_rows.c.key.in_([value["key"] for value in values])))
-            if values:
-                connection.execute(insert(_rows), values)
-
-        if rows:
-            self._transaction(write)
+        values = [
+            {"key": key, "status": row.status, "row": json.dumps(dataclasses.asdict(row))}
+            for key, row in sorted(rows.items())  # the same order in all processes, so that no two wait for each other
+        ]
+        if values:
+            self._transaction(lambda connection: _upsert(connection, _rows, values, _may_replace))
 
     @contextlib.contextmanager
     def leases(self) -> "Iterator[Leases]":
@@ -137,14 +142,58 @@ class Store:
         with held.alive():
             yield held
 
-    def _transaction(self, work: Callable[[Connection], T]) -> T:
-        """Do the work in one transaction; retry if another process was writing."""
+    def _read(self, query: Any) -> list[Any]:
+        """The result of a query."""
+        return self._transaction(lambda connection: list(connection.execute(query)))
+
+    def _transaction(self, work: Callable[[Connection], T], patience: float | None = None) -> T:
+        """Do the work in one transaction; it is repeated after a fault that passes, so that done twice it must be as done once."""
 
         def once() -> T:
             with self._engine.begin() as connection:
                 return work(connection)
 
-        return insistent(once)
+        return insistent(once, self.url, patience=patience)
+
+
+def _may_replace(new: Mapping[str, ColumnElement[Any]]) -> ColumnElement[bool]:
+    """Whether a row may replace the one with its key: a failed row does not replace one that did not fail."""
+    return or_(new["status"] != "failed", _rows.c.status == "failed")
+
+
+def _upsert(
+    connection: Connection, table: Table, values: Sequence[dict[str, Any]], replaces: Callable[[Any], ColumnElement[bool]]
+) -> None:  # fmt: skip
+    """Insert records, or update those whose key exists if `replaces(new)` is true. No other process can come in between.
+
+    SQLite and PostgreSQL do it in one statement. Other databases update and then insert; if another process inserts the same key
+    meanwhile, this is a conflict, and the caller repeats the transaction.
+    """
+    (key,) = table.primary_key.columns
+    kind = UPSERTS.get(connection.dialect.name)
+    if kind is not None:
+        statement: Any = kind(table)
+        new = statement.excluded
+        changed = {column.name: new[column.name] for column in table.columns if column is not key}
+        connection.execute(statement.on_conflict_do_update(index_elements=[key], set_=changed, where=replaces(new)), values)
+        return
+    for record in values:
+        this = key == record[key.name]
+        new = {name: literal(value) for name, value in record.items()}
+        connection.execute(update(table).where(this, replaces(new)).values(record))
+        if connection.scalar(select(key).where(this)) is None:
+            connection.execute(insert(table), [record])
+
+
+def _row_of(text: Any) -> Row:
+    """The row of a record's JSON. Raises ValueError if it was written by a later release, or is damaged."""
+    try:
+        record = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError("it is not JSON") from None
+    if not isinstance(record, dict):
+        raise ValueError("it is not a JSON object")
+    return migrated(record)
 
 
 class Leases:
@@ -163,19 +212,17 @@ class Leases:
         """Try to take the lease of a name; whether this run holds it now."""
 
         def claim(connection: Connection) -> bool:
-            # Write before reading: SQLite then locks the database at once, and two runs cannot both see a free lease.
-            connection.execute(delete(_leases).where(_leases.c.name == name, _leases.c.until < time.time()))
-            owner = connection.scalar(select(_leases.c.owner).where(_leases.c.name == name))
-            if owner is not None and (owner == self.owner or not _is_dead(owner)):
-                return bool(owner == self.owner)
-            connection.execute(delete(_leases).where(_leases.c.name == name, _leases.c.owner == owner))
-            connection.execute(insert(_leases), [{"name": name, "owner": self.owner, "until": time.time() + LEASE}])
-            return True
+            now = time.time()
+            found = connection.execute(select(_leases.c.owner, _leases.c.until).where(_leases.c.name == name)).first()
+            ended = [] if found is None or not _is_dead(str(found.owner)) else [found.owner]
+            if found is not None and found.owner not in (self.owner, *ended) and (found.until or 0.0) >= now:
+                return False
+            mine = {"name": name, "owner": self.owner, "until": now + LEASE}
+            free = or_(_leases.c.until < now, _leases.c.owner.in_([self.owner, *ended]))
+            _upsert(connection, _leases, [mine], lambda new: free)  # another run may be faster
+            return bool(connection.scalar(select(_leases.c.owner).where(_leases.c.name == name)) == self.owner)
 
-        try:
-            got = self._store._transaction(claim)
-        except IntegrityError:  # another run was faster
-            return False
+        got = self._store._transaction(claim)
         if got:
             self._held.add(name)
         return got
@@ -187,16 +234,19 @@ class Leases:
 
     @contextlib.contextmanager
     def alive(self) -> Iterator[None]:
-        """Renew the leases inside the `with` block, and give them back at its end."""
+        """Renew the leases inside the `with` block, and give them back at its end.
+
+        A thread does both, and the end waits `GIVING` seconds for it at most: leases that stay are of a process that has ended.
+        """
         over = threading.Event()
 
         def renew() -> None:
             while not over.wait(LEASE / 4):
                 if self._held:
-                    with contextlib.suppress(SQLAlchemyError):  # the next renewal is early enough
-                        self._store._transaction(
-                            lambda c: c.execute(update(_leases).where(_leases.c.owner == self.owner).values(until=time.time() + LEASE))
-                        )
+                    with contextlib.suppress(UserError):  # the next renewal is early enough
+                        self._all(update(_leases).values(until=time.time() + LEASE), LEASE / 4)
+            with contextlib.suppress(UserError):
+                self._all(delete(_leases), GIVING)
 
         thread = threading.Thread(target=renew, daemon=True)
         thread.start()
@@ -204,43 +254,22 @@ class Leases:
             yield
         finally:
             over.set()
-            thread.join()
-            with contextlib.suppress(SQLAlchemyError):
-                self._store._transaction(lambda c: c.execute(delete(_leases).where(_leases.c.owner == self.owner)))
+            thread.join(GIVING)
+
+    def _all(self, change: Any, patience: float) -> None:
+        """Update or delete all leases of this run."""
+        self._store._transaction(lambda connection: connection.execute(change.where(_leases.c.owner == self.owner)), patience)
 
 
 def _is_dead(owner: str) -> bool:
     """Whether the owner was a process of this machine that has ended; False for owners on other machines."""
-    host, pid, _ = owner.rsplit("/", 2)
+    host, pid = [*owner.rsplit("/", 2), ""][:2]
     if host != socket.gethostname():
         return False
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:
         return True
-    except (OSError, ValueError):
+    except (OSError, OverflowError, ValueError):
         return False
     return False
-
-
-def insistent(work: Callable[[], T], *also: type[Exception]) -> T:
-    """Call a function that uses a database, and retry if another process interfered (same tables created, or same row written).
-
-    Args:
-        work: the function.
-        also: further exceptions that mean such a conflict.
-
-    Returns:
-        The result of the function.
-
-    Raises:
-        Exception: the last exception, after `TRIES` attempts.
-    """
-    for k in range(TRIES - 1):
-        try:
-            return work()
-        except (*BUSY, *also) as error:
-            if isinstance(error, OperationalError) and "locked" not in str(error) and "exists" not in str(error):
-                raise
-            time.sleep(random.uniform(0.05, 0.2) * (k + 1))
-    return work()

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from bench.spec.errors import UserError
+
 PAUSE = 0.25  # seconds between two writes of one worker
 STALE = 86400.0  # seconds after which a folder of a killed run is removed
 carried = (0, 0)  # epochs and points of earlier jobs in this worker that count as the same piece of work
@@ -58,14 +60,21 @@ class Heartbeat:
 
 @contextlib.contextmanager
 def shown(cache: Path) -> Iterator[Path]:
-    """A new folder for the heartbeat files of one run, removed at the end; folders of killed runs are removed after a day."""
+    """A new folder for the heartbeat files of one run, removed at the end; folders of killed runs are removed after a day.
+
+    Raises:
+        UserError: it cannot be created.
+    """
     parent = cache / "progress"
-    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=parent))
+    except OSError as error:
+        raise UserError(f"cannot write to the cache folder '{cache}': {error.strerror}; run the command in another folder") from None
     for old in parent.iterdir():
         with contextlib.suppress(OSError):
             if time.time() - old.stat().st_mtime > STALE:
                 shutil.rmtree(old, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(dir=parent))
     try:
         yield folder
     finally:

@@ -112,10 +112,9 @@ class Workbench:
         assert problem.posterior is not None
         logits = metrics.logits_of(problem.model, validation)
         at_chance = metrics.at_chance(logits, validation.targets)
-        accuracy = metrics.hit_rate(logits, validation.targets)
         facts = {
             "train_seconds": network.train_seconds, "training_flops": network.training_flops, "at_chance": at_chance,
-            "validation_accuracy": accuracy,
+            "validation_accuracy": metrics.hit_rate(logits, validation.targets),
         }  # fmt: skip
         self.networks.save(self.job.network, problem.model.state_dict(), problem.posterior, facts)
         return replace(network, dense_at_chance=at_chance)

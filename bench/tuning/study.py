@@ -1,7 +1,7 @@
 """The description of a search: what it may choose from, and the jobs that measure a candidate."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bench.spec.row import DENSE
@@ -23,7 +23,7 @@ class Study:
     """
 
     key: str
-    storage: str
+    storage: str = field(repr=False)  # it may contain a password
     trials: int
     seed: int
     pool: tuple[Member, ...]

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bench.spec.digest import digest
+from bench.spec.errors import UserError
 from bench.spec.setting import Search, Setting
-from bench.storage.rows import insistent
+from bench.storage.database import printable, shown
 from bench.tuning import selection
 from bench.tuning.selection import Measured
 from bench.tuning.study import Study
@@ -19,20 +21,37 @@ from bench.tuning.study import Study
 if TYPE_CHECKING:
     import optuna
 
+IDENTITY = "identity"  # user attribute of a trial: equal only for the same candidate on the same seed
+STORED: dict[str, tuple[type, ...]] = {  # user attribute of a trial -> types of its values
+    "seed": (int,), "epochs": (int, float), "training": (dict,), "samples": (str,), "candidate": (int, type(None)),
+}  # fmt: skip
+
 
 class Trials:
     """The stored trials of a study. If two runs have measured the same candidate on the same seed, the first trial counts."""
 
     def __init__(self, study: Study, opened: "optuna.Study") -> None:
         self._study, self._opened = study, opened
-        self._all = opened.get_trials(deepcopy=False)
+        self._all = self._read()
+
+    def _read(self) -> "list[optuna.trial.FrozenTrial]":
+        """The stored trials, without those that other programs may have added.
+
+        Raises:
+            UserError: a trial is damaged.
+        """
+        found = [trial for trial in self._opened.get_trials(deepcopy=False) if "seed" in trial.user_attrs]
+        for trial in found:
+            value, has = trial.value, trial.user_attrs
+            if not (value is None or isinstance(value, float)) or any(type(has.get(name)) not in kinds for name, kinds in STORED.items()):
+                raise unreadable(self._study.storage, ValueError(f"trial {trial.number} of '{self._study.name}' is damaged"))
+        return found
 
     def add(self, done: "optuna.trial.FrozenTrial") -> None:
-        """Store a trial."""
-        import optuna
-
-        insistent(lambda: self._opened.add_trial(done), optuna.exceptions.StorageInternalError)
-        self._all = self._opened.get_trials(deepcopy=False)
+        """Store a trial, unless the same candidate is stored for the same seed already."""
+        done.set_user_attr(IDENTITY, digest([sorted(done.params.items()), done.user_attrs["seed"], done.user_attrs.get("candidate")]))
+        self._opened.add_trial(done)
+        self._all = self._read()
 
     def candidate(self, k: int) -> "optuna.trial.FrozenTrial | None":
         """The trial of the k-th candidate on the first seed, or None."""
@@ -70,7 +89,17 @@ class Trials:
         return all(self.measured(values, seed) for values in self.confirmed() for seed in range(1, plan.further + 1))
 
     def found(self) -> Setting:
-        """What a complete study selects: the defaults, unless the gain of a finalist is larger than the noise."""
+        """What a complete study selects: the defaults, unless the gain of a finalist is larger than the noise.
+
+        Raises:
+            UserError: a trial is damaged.
+        """
+        try:
+            return self._selected()
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, zlib.error) as error:
+            raise unreadable(self._study.storage, error) from None
+
+    def _selected(self) -> Setting:
         study = self._study
         values = study.defaults()
         best = defaults = self._sequence(values)
@@ -99,6 +128,12 @@ class Trials:
         return [Measured(float(t.value or 0.0), unpacked(t.user_attrs["samples"])) for t in found if t is not None]
 
 
+def unreadable(url: str, error: BaseException) -> UserError:
+    """The error for a search that is damaged, or of another release of Optuna."""
+    reason = printable(f"{type(error).__name__}: {error}")
+    return UserError(f"the store '{shown(url)}' has a search that cannot be read: {reason}; `store clean all` removes searches and rows")
+
+
 def is_complete(trial: "optuna.trial.FrozenTrial") -> bool:
     """Whether a trial was not stopped early."""
     import optuna
@@ -125,23 +160,16 @@ def unpacked(text: str) -> np.ndarray:
 @functools.cache
 def database(url: str) -> "optuna.storages.RDBStorage":
     """Optuna's storage in the database of the store."""
-    import optuna
+    from bench.tuning import storage
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # Seconds that a worker waits for another one that writes to the same SQLite file.
-    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-    return insistent(lambda: optuna.storages.RDBStorage(url, engine_kwargs=options), optuna.exceptions.StorageInternalError)
+    return storage.opened(url)
 
 
 def opened(study: Study) -> "optuna.Study":
     """The Optuna study of a study; it is created if necessary."""
     import optuna
 
-    storage = database(study.storage)
-    return insistent(
-        lambda: optuna.create_study(study_name=study.name, storage=storage, direction="maximize", load_if_exists=True),
-        optuna.exceptions.StorageInternalError,
-    )
+    return optuna.create_study(study_name=study.name, storage=database(study.storage), direction="maximize", load_if_exists=True)
 
 
 def studies(url: str) -> list[str]:

@@ -4,6 +4,7 @@ A method that trains inside `score`, draws from a global generator or replaces a
 next method, without any sign in its scores. So each call is compared with before, put right, and reported.
 """
 
+import importlib
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -100,12 +101,36 @@ GENERATORS = (  # what is compared, and what is set
     _Setting("the random state of the module random", _python_state, lambda state: random.setstate(state[1])),
     _Setting("numpy's global random state", _numpy_state, lambda state: np.random.set_state(state[1])),
 )
+_EVERY: Any = importlib.import_module("torch.nn.modules.module")
+EVERY_HOOKS = [
+    vars(_EVERY)[name]
+    for name in ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks", "_global_backward_pre_hooks")
+]
+
+
+def _backend(name: str) -> _Setting:
+    """A switch of cuDNN."""
+    cudnn = torch.backends.cudnn
+    return _Setting(f"torch.backends.cudnn.{name}", lambda: getattr(cudnn, name), lambda value: setattr(cudnn, name, value))
+
+
+def _keep_hooks(before: list[tuple[int, ...]]) -> None:
+    """Remove the hooks of all modules that are not among those of before."""
+    for hooks, keys in zip(EVERY_HOOKS, before, strict=True):
+        for key in set(hooks) - set(keys):
+            del hooks[key]
+
+
 SETTINGS = (
     _Setting("the default dtype", torch.get_default_dtype, torch.set_default_dtype),
     _Setting("the number of threads", torch.get_num_threads, torch.set_num_threads),
     _Setting("whether gradients are computed", torch.is_grad_enabled, torch.set_grad_enabled),
     _Setting("the use of deterministic algorithms", torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
     _Setting("the precision of matrix products", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    _Setting("the default device", torch.get_default_device, lambda _: torch.set_default_device(None)),
+    _Setting("hooks of all modules", lambda: [tuple(hooks) for hooks in EVERY_HOOKS], _keep_hooks),
+    _Setting("the use of oneDNN", lambda: torch.backends.mkldnn.enabled, lambda on: setattr(torch.backends.mkldnn, "enabled", on)),
+    *(_backend(name) for name in ("enabled", "benchmark", "deterministic")),
 )
 
 

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -11,39 +12,16 @@ from pathlib import Path
 import pytest
 
 from bench.cli import interruption
+from tests.faults.programs import PLUGIN, ROOT, members, start
 
-ROOT = Path(__file__).resolve().parents[2]
 RUN = (
     "run", "--methods", "magnitude,hangs", "--datasets", "breast_cancer", "--seeds", "0", "--sparsities", "0.5", "--epochs", "2",
-    "--finetune-epochs", "0", "--trials", "0", "--plugin", str(Path(__file__).parent / "misbehaving.py"),
+    "--finetune-epochs", "0", "--trials", "0", "--plugin", str(PLUGIN),
 )  # fmt: skip
-
-
-def members(session: int) -> list[str]:
-    """The processes of a session that have not ended."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        if int(fields[3]) == session and fields[0] not in "ZX":
-            found.append(folder.name)
-    return found
-
-
-def start(folder: Path) -> "subprocess.Popen[str]":
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "bench", *RUN], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
 
 
 def started(folder: Path, process: "subprocess.Popen[str]") -> None:
     """Wait until the method that hangs is at work: then the other one has its row, and the workers are there."""
-    import sqlite3
-
     for _ in range(600):
         time.sleep(0.1)
         assert process.poll() is None, process.communicate()
@@ -61,7 +39,7 @@ def started(folder: Path, process: "subprocess.Popen[str]") -> None:
 @pytest.mark.parametrize("moment", ["starting", "working"])
 def test_a_signal_ends_everything_within_five_seconds(tmp_path: Path, number: signal.Signals, whole: bool, moment: str) -> None:
     """`whole`: the terminal sends Ctrl-C to all processes of the program."""
-    process = start(tmp_path)
+    process = start(tmp_path, *RUN)
     if moment == "working":
         started(tmp_path, process)
     else:
@@ -80,6 +58,7 @@ def test_a_signal_ends_everything_within_five_seconds(tmp_path: Path, number: si
 BLOCKED = """
 import ctypes
 from bench.cli import interruption
+from tests.faults.programs import PLUGIN, ROOT, members, start
 
 interruption.watch()
 lock, library = ctypes.create_string_buffer(128), ctypes.CDLL(None)

@@ -95,11 +95,11 @@ def test_jobs_that_fail_hang_or_die_and_the_code_goes_along(cluster: Any, tmp_pa
     try:
         assert pool.workers == 2
         jobs = Queue(["shipped", "hang", "raise", "exit"])
-        done = dict(pool.run(work, jobs, follow=lambda job, result: [], tick=lambda _: None, limit=3))
+        done = dict(pool.run(work, jobs, follow=lambda job, result: [], tick=lambda _: None, limit=8))
     finally:
         pool.close()
     assert done["raise"] == JobFailure("ValueError: raise")
-    assert done["hang"] == JobFailure("stopped after 3 seconds, the time limit of a job (--timeout)")
+    assert done["hang"] == JobFailure("stopped after 8 seconds, the time limit of a job (--timeout)")
     assert done["exit"] == JobFailure("the worker or its machine died 3 times on this job")
     assert done["shipped"], "the code goes along: the machines need no installation of it"
     assert not list((tmp_path / "progress").glob("*"))

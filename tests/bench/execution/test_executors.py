@@ -15,6 +15,11 @@ from bench.spec.errors import UserError
 from bench.trial import heartbeat
 
 
+class Silent(BaseException):
+    def __str__(self) -> str:
+        raise TypeError
+
+
 def work(job: tuple[str, Any]) -> Any:
     """What the tests' jobs do, by name; runs in a worker."""
     kind, value = job
@@ -35,6 +40,8 @@ def work(job: tuple[str, Any]) -> Any:
         raise SystemExit(value)
     if kind == "interrupt":
         raise KeyboardInterrupt
+    if kind == "silent":
+        raise Silent
     if kind == "odd":
         return lambda: None
     if kind == "die once" and not Path(value).exists():
@@ -79,11 +86,12 @@ def test_a_worker_that_dies_takes_nothing_with_it(tmp_path: Path) -> None:
 
 def test_exit_and_interrupt_in_a_job_are_its_failure() -> None:
     """Both are raised by the code of a method: the signal itself does not reach a worker."""
-    jobs = [("exit", 3), ("interrupt", 0), ("odd", 0), ("double", 4)]
+    jobs = [("exit", 3), ("interrupt", 0), ("silent", 0), ("odd", 0), ("double", 4)]
     found = run(jobs)
-    assert [found[job] for job in jobs[:2]] == [JobFailure("SystemExit: 3"), JobFailure("KeyboardInterrupt")]
-    assert "pickle" in found[jobs[2]].error
-    assert found[jobs[3]] == 8
+    errors = ["SystemExit: 3", "KeyboardInterrupt", "Silent: its message cannot be shown"]
+    assert [found[job] for job in jobs[:3]] == [JobFailure(error) for error in errors]
+    assert "pickle" in found[jobs[3]].error
+    assert found[jobs[4]] == 8
 
 
 def test_a_job_that_takes_too_long_is_stopped_and_the_others_go_on() -> None:

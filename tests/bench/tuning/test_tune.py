@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import torch
 
@@ -449,3 +450,32 @@ def test_what_a_board_has_chosen_can_be_run_again_without_a_search(
     )  # fmt: skip
     code, _, err = bench("run", "--suite", "tiny.toml", "--methods", "random", "--tuned", "out")
     assert (code, err) == (2, "error: --tuned 'out': it has no tuned rows of random on breast_cancer/mlp\n")
+
+
+def test_a_trial_whose_answer_was_lost_is_stored_once(suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database carried it out, but the connection was lost before it said so: the repetition adds nothing."""
+    from sqlalchemy.exc import OperationalError
+    from sqlalchemy.orm import Session
+
+    study = studies_of(request_(suite, "random", tmp_path), store)[0]
+    search([study], store)
+    before, lost, commit = told(study), [], Session.commit
+
+    def carried_out(session: Session) -> None:
+        commit(session)
+        if len(lost) < 2:
+            lost.append(1)
+            raise OperationalError("COMMIT", {}, Exception("database is locked"))
+
+    first = trials_of(study)[0]
+    again = optuna.trial.create_trial(
+        params=first.params, distributions=first.distributions, value=first.value, user_attrs={**first.user_attrs, "candidate": 99}
+    )
+    stored = trials.Trials(study, trials.opened(study))
+    monkeypatch.setattr(Session, "commit", carried_out)
+    stored.add(again)
+    assert len(lost) == 2
+    assert len(told(study)) == len(before) + 1
+    assert stored.candidate(99) is not None
+    stored.add(again)
+    assert len(told(study)) == len(before) + 1, "nor by another process"

@@ -76,6 +76,15 @@ STATE: dict[str, tuple[Callable[[], object], Callable[[], Any], str]] = {
     "gradients": (lambda: torch.set_grad_enabled(False), torch.is_grad_enabled, "whether gradients are computed"),
     "determinism": (lambda: torch.use_deterministic_algorithms(True), torch.are_deterministic_algorithms_enabled, "deterministic"),
     "matmul": (lambda: torch.set_float32_matmul_precision("medium"), torch.get_float32_matmul_precision, "precision of matrix products"),
+    "the default device": (lambda: torch.set_default_device("meta"), torch.get_default_device, "the default device"),
+    "hooks of all modules": (
+        lambda: nn.modules.module.register_module_forward_hook(lambda *_: None),
+        lambda: len(unaltered.EVERY_HOOKS[0]), "hooks of all modules",
+    ),
+    "oneDNN": (lambda: setattr(torch.backends.mkldnn, "enabled", False), lambda: torch.backends.mkldnn.enabled, "the use of oneDNN"),
+    "cuDNN": (
+        lambda: setattr(torch.backends.cudnn, "benchmark", True), lambda: torch.backends.cudnn.benchmark, "torch.backends.cudnn.benchmark"
+    ),
     "a function of torch": (lambda: _patch(torch, "topk"), lambda: torch.topk, "torch's function 'topk'"),
     "a functional": (lambda: _patch(torch.nn.functional, "linear"), lambda: torch.nn.functional.linear, "torch's function 'linear'"),
     "a method of tensors": (lambda: _patch(Tensor, "abs"), lambda: Tensor.abs, "torch's function 'abs'"),
