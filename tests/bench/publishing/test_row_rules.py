@@ -135,6 +135,10 @@ FAULTS: list[tuple[Row, list[str]]] = [
     (searched(SPAM, 6), ["hyperparameters: 6 tuning trials, but the suite has 5"]),
     (replace(searched(SPAM), tuning="default"), ["hyperparameters: row with default hyperparameters and the entry `tuning`"]),
     (said(SPAM, training=LR), ["hyperparameters: lr of the training differ from the defaults of 'spam'"]),
+    (said(SPAM, criterion={}, training={}),
+     [f"hyperparameters: {', '.join(sorted(json.loads(SPAM.hyperparameters)[kind]))} of the {kind} differ from the defaults of 'spam'"
+      for kind in ("training", "criterion")]),
+    (said(SPAM, training=LR | {"lr": -1.0}), ["Spam: lr=-1.0 is not a finite number > 0"]),
     (lacking(SPAM, "training", "lr"), ["hyperparameters: lr of the training differ from the defaults of 'spam'"]),
 ]  # fmt: skip
 
@@ -142,6 +146,12 @@ FAULTS: list[tuple[Row, list[str]]] = [
 @pytest.mark.parametrize(("made", "lines"), FAULTS, ids=[lines[0] for _, lines in FAULTS])
 def test_each_rule_names_its_fault_and_no_other(made: Row, lines: list[str], suite: Suite) -> None:
     assert row_rules.faults(made, Board(suite, ())) == lines
+
+
+def test_an_unknown_method_may_be_one_of_a_plug_in(suite: Suite) -> None:
+    (line,) = row_rules.faults(replace(SPAM, method="wonder"), Board(suite, ()))
+    assert line.startswith("unknown method 'wonder' (did you mean ")
+    assert line.endswith(" (a method of your own: --plugin FILE)")
 
 
 def test_a_row_of_an_older_release_may_lack_hyperparameters_but_not_have_other_values(suite: Suite) -> None:
