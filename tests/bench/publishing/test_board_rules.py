@@ -10,7 +10,7 @@ import pytest
 
 from bench.publishing.board_rules import contradictions, incomplete, key_of, label_of, missing_controls
 from bench.spec.row import Row
-from bench.spec.suite import Block, Suite, load_suite
+from bench.spec.suite import Block, Settings, Suite, load_suite
 from tests.bench.publishing.test_merge import cells
 
 Change = Callable[[Row], Row | None]
@@ -113,6 +113,31 @@ def test_published_rows_are_right_however_few() -> None:
     assert not [reason for reason in said if reason.startswith("flops")], "a failed row says nothing about the network"
 
 
+@pytest.mark.parametrize("status", ["ok", "collapsed"])
+def test_one_published_row_outweighs_many_others(status: str) -> None:
+    one = replace(board("magnitude")[0], status=status)
+    others = [replace(row, flops=2001) for row in board("dense", "random")]
+    assert {r.method for r, reason in contradictions(others, [one]) if reason == "flops is 2001, but this network has 2000"} == {
+        "dense",
+        "random",
+    }
+
+
+@pytest.mark.parametrize("place", [0, 1, 14])
+def test_without_published_rows_most_rows_are_right_and_not_the_first(place: int) -> None:
+    rows = board()
+    rows[place] = replace(rows[place], flops=2001)
+    assert [(row, reason) for row, reason in contradictions(rows)] == [(rows[place], "flops is 2001, but this network has 2000")]
+
+
+def test_the_order_of_hyperparameters_is_not_a_difference() -> None:
+    rows = board("dense", "magnitude")
+    told = json.loads(rows[0].hyperparameters)
+    rows[0] = replace(rows[0], hyperparameters=json.dumps({"training": dict(reversed(told["training"].items()))}))
+    assert len(told["training"]) > 1
+    assert found(rows) == []
+
+
 def test_a_column_of_a_later_release_may_be_empty_in_the_rows_of_one_method() -> None:
     """`worst_class_accuracy` came with schema 3: the rows of a method of before lack it, but not some of them only."""
     late = [replace(row, worst_class_accuracy=None if row.method == "random" else 0.5) for row in board()]
@@ -176,6 +201,11 @@ def test_the_first_missing_cell_of_each_method_is_named(lost: Callable[[Row], bo
     assert all(key[1:] == ("default", "none") for key, _ in said)
 
 
+def test_missing_seeds_are_in_order(suite: Suite) -> None:
+    wider = suite.model_copy(update={"seeds": (0, 1, 2, 8, 40, 9)})
+    assert next(line for _, line in incomplete(board("magnitude"), wider)).endswith(", seeds 8, 9, 40")
+
+
 def test_blocks_without_rows_are_not_required_and_dense_only_where_it_is(suite: Suite) -> None:
     blocks = (*suite.blocks, Block(dataset="digits", architectures=("mlp",)), Block(dataset="wine", architectures=("mlp",)))
     suite = suite.model_copy(update={"blocks": blocks})
@@ -216,5 +246,8 @@ def test_controls_by_stage_and_optimizer(suite: Suite) -> None:
     assert missing_controls(suite, [("snip", "init"), ("magnitude", "after")]) == ["random", "magnitude_layer", "random_init"]
     assert missing_controls(suite, [("random_init", "init"), *((name, "after") for name in plain)]) == []
     adamw = suite.model_copy(update={"optimizer": "adamw"})
+    blocks = (Block(dataset="breast_cancer", architectures=("mlp", "own")),)
+    mixed = adamw.model_copy(update={"blocks": blocks, "architecture": {"own": Settings(optimizer="sgd")}})
+    assert missing_controls(mixed, []) == [f"{name}@decoupled" for name in plain]
     assert missing_controls(adamw, [("random", "after")]) == [f"{name}@decoupled" for name in plain]
     assert missing_controls(adamw, [(f"{name}@decoupled", "after") for name in plain]) == []
