@@ -1,6 +1,7 @@
 """Networks as files: what is stored comes back, is counted and removed. tests/faults/test_checkpoints.py damages them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -96,15 +97,19 @@ def test_errors_are_kept_in_any_letters(networks: Networks) -> None:
     assert networks.failed("b") == ""
 
 
-def test_a_folder_that_cannot_be_written_is_said_once(networks: Networks, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("first", [save, lambda networks, key: networks.fail(key, "x")], ids=["save", "fail"])
+def test_a_folder_that_cannot_be_written_is_said_once(
+    networks: Networks, capfd: pytest.CaptureFixture[str], first: Callable[[Networks, str], None]
+) -> None:
     networks.folder.write_text("a file")
-    save(networks, "a")
-    networks.fail("a", "x")
-    save(networks, "b")
+    first(networks, "a")
     said = capfd.readouterr().err
     assert said.startswith(f"warning: trained networks cannot be stored in '{networks.folder}' (")
     assert said.endswith("): each job trains those that it needs\n")
     assert said.count("\n") == 1
+    save(networks, "b")
+    networks.fail("b", "x")
+    assert capfd.readouterr().err == ""
     assert not networks.has("a")
 
 
