@@ -167,6 +167,47 @@ def test_the_least_degrees_of_freedom_are_those_of_the_smallest_block_of_any_pai
     assert found.errors == pytest.approx({("a", "b"): math.sqrt(0.0875 / 3 / 4), ("a", "c"): 0.15})
 
 
+def test_blocks_are_told_apart_by_all_levels_of_the_index() -> None:
+    """Three data sets with two architectures are six blocks."""
+    table = np.random.default_rng(4).normal(size=(6, 3)) + np.arange(6)[:, None]
+    index = pd.MultiIndex.from_product([["x", "y", "z"], ["a", "b"], [0, 1, 2]], names=["dataset", "architecture", "seed"])
+    assert estimate(pd.Series(table.ravel(), index)) == estimate(sample(table))
+    assert estimate(sample(table)).df <= 12
+
+
+def test_without_noise_the_sign_does_not_matter_and_all_seeds_count() -> None:
+    assert estimate(sample([[-0.1, -0.1, -0.1], [-0.1, -0.1, -0.1]])).p == 0
+    assert estimate(sample([[0.1, 0.1, 0.1], [-0.1, -0.1, -0.1]])).p == 1
+    assert estimate(sample([[-0.1, -0.1, -0.1], [-0.1, -0.1, -0.1]])).df == 4
+
+
+def test_a_pair_with_two_blocks_in_common_has_the_degrees_of_freedom_of_both() -> None:
+    """Its t of 5 is significant among 3 pairs on 4 degrees of freedom (limit 3.96), and not on 2 (limit 7.65)."""
+    rng, values = np.random.default_rng(0), np.array([-1.0, 0.0, 1.0])
+    differences = {pair: sample(rng.normal(size=(20, 3))) for pair in (("a", "b"), ("b", "c"))}
+    error = math.sqrt(2 / 3) / 2
+    for t, significant in ((5.0, True), (3.9, False)):
+        found = compare({**differences, ("a", "c"): sample([values + t * error, values + t * error])})
+        assert found.df > 4
+        assert (("a", "c") in found.significant_pairs) == significant
+
+
+def test_the_least_degrees_of_freedom_are_of_the_smallest_block_of_a_pair() -> None:
+    pair = sample([[0.0, 0.2, 0.1, 0.4], [0.0, 0.3, math.nan, math.nan]])
+    assert compare({("a", "b"): pair}).df == pytest.approx(1.5 / (1 / estimate(pair).df + 0.5 / 1))
+
+
+def test_a_method_without_all_blocks_is_left_out_of_the_critical_difference() -> None:
+    areas = pd.DataFrame(np.random.default_rng(0).normal(size=(12, 4)), columns=list("abcd"))
+    areas.loc[3, "b"] = math.nan
+    found, wanted = critical_difference(areas), critical_difference(areas[["a", "c", "d"]])
+    assert found is not None
+    assert wanted is not None
+    assert (found.distance, found.p) == (wanted.distance, wanted.p)
+    assert found.mean_ranks.equals(wanted.mean_ranks)
+    assert found.distance == pytest.approx(2.343 * math.sqrt(3 * 4 / (6 * 12)), abs=1e-3)
+
+
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06]), "3 x 0.01; 2 x 0.03; and 0.04 no smaller than 0.06"
     assert holm([math.nan, 0.02, 0.5]) == pytest.approx([math.nan, 0.04, 0.5], nan_ok=True), "what cannot be tested is no test"
