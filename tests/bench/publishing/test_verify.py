@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -367,3 +368,15 @@ def test_suspect_values_are_whole_numbers_of_test_samples(tiny: Path) -> None:
     recipe = verify._with_more(replace(row, recipe=json.dumps({"mixup": 1})), row, Verdict(["x"]), board, place)
     assert recipe.differences[:1] == ["x"]
     assert "recipe: mixup is 1, but the suite has 0.0" in recipe.differences
+
+
+def test_fractions_that_are_rounded_down_are_whole_numbers_of_samples(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 / 49 * 49 is smaller than 1 in floating point."""
+    assert 1 / 49 * 49 < 1
+    monkeypatch.setattr(verify.loading, "load_data", lambda *_: SimpleNamespace(held_out=range(49)))
+    board, place = parts_board(tiny, []), Environment("cpu", None, tiny)
+    for k in range(50):
+        row = replace(rows_of_a_board()[0], accuracy=k / 49, recipe="{}")
+        assert verify._with_more(row, replace(row, accuracy=0.123), Verdict(), board, place).differences == []
+        odd = replace(row, accuracy=k / 49 + 1e-4)
+        assert len(verify._with_more(odd, row, Verdict(), board, place).differences) == 1
