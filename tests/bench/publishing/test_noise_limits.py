@@ -38,6 +38,7 @@ def test_a_row_is_rejected_exactly_where_one_of_the_two_tests_rejects_it() -> No
     draw, seen = random.Random(0), Counter[tuple[bool, bool]]()
     for _ in range(3000):
         y, again, mean = (draw.uniform(0.2, 0.8) for _ in range(3))
+        y *= draw.random() < 0.98
         s, df, k, rows = draw.choice([0.002, 0.02, 0.08]), draw.choice([2.0, 4.8, 20.0]), draw.choice([1, 2, 5]), draw.choice([1, 10])
         step = draw.choice([0.0, 0.001, 0.1])
         again = y + (again - y) * draw.choice([0.1, 0.3, 1.0])
@@ -155,3 +156,30 @@ def test_only_ok_and_collapsed_may_be_exchanged(published: str, computed: str, d
     expected, got = replace(PUBLISHED, status=published), replace(PUBLISHED, status=computed, kept_weights=501)
     found = row_comparison._miscounted(expected, got)
     assert found == [f"status: expected {published}, got {computed}"] * differs + ["kept_weights: expected 500, got 501"]
+
+
+def test_the_level_is_shared_by_the_rows_that_were_computed_elsewhere() -> None:
+    noise, here = Made(variance=1e-4), (PUBLISHED, PUBLISHED)
+    for gain in np.linspace(0.02, 0.12, 26):
+        pair = values(0.5, 0.5 + float(gain))
+        found = compare([here, pair, here, pair, pair], noise)  # type: ignore[arg-type]
+        wanted = judge(*pair, noise, 3)  # type: ignore[arg-type]
+        assert [verdict.differences for verdict in found] == [[], wanted.differences, [], wanted.differences, wanted.differences]
+
+
+def test_the_allowed_difference_is_that_of_accuracy_also_where_it_is_equal() -> None:
+    limit = 100 * stats.t.ppf(1 - 0.025 / 4, 4) * 0.01 * math.sqrt(2)
+    found = judge(*values(0.5, 0.5), Made(variance=1e-4))  # type: ignore[arg-type]
+    assert found.allowed == f"this cell allows {limit:.3g} points (5 seeds)"
+
+
+def test_the_same_likelihood_has_the_same_accuracy() -> None:
+    for name, likelihood in (("accuracy", "nll"), ("dense_accuracy", "dense_nll")):
+        expected = replace(PUBLISHED, **{name: 0.5, likelihood: 0.3})  # type: ignore[arg-type]
+        got = replace(expected, **{name: 0.5001}, torch="2.14.1")  # type: ignore[arg-type]
+        line = f"{name}: expected 0.5, got 0.5001, although {likelihood} is bit-identical"
+        assert judge(expected, got, Made()).differences == [line]  # type: ignore[arg-type]
+        (verdict,) = compare([(expected, got)], Noise([]), 0.1)
+        assert verdict.differences == [line]
+    (verdict,) = compare([(replace(PUBLISHED, accuracy=None), PUBLISHED)], Noise([]), 0.1)
+    assert verdict.differences == []

@@ -196,6 +196,14 @@ def test_the_number_of_removed_weights_is_rounded() -> None:
             Pattern().cut(problem, scores, sparsity)
 
 
+def test_a_cut_is_refused_for_costs_and_where_no_layer_fits() -> None:
+    odd, problem = problem_of(nn.Linear(6, 3)), problem_of(nn.Linear(8, 3))
+    with pytest.raises(ValueError, match="no layer has a multiple of 4 inputs"):
+        Pattern().cut(odd, magnitudes(odd), 0.5)
+    with pytest.raises(ValueError, match=r"."):
+        Pattern().cut(problem, magnitudes(problem), 0.5, lambda model: 1.0)
+
+
 def test_groups_lie_along_the_inputs() -> None:
     problem = problem_of(nn.Conv2d(4, 3, 2), nn.ConvTranspose2d(8, 6, 2), nn.Linear(6, 8), nn.Linear(8, 1))
     assert Pattern(n=1, m=4).groups(problem) == {"0.weight": Groups(1, 4, 1), "1.weight": Groups(1, 4, 0), "3.weight": Groups(1, 4, 1)}
