@@ -181,5 +181,5 @@ def test_the_same_likelihood_has_the_same_accuracy() -> None:
         assert judge(expected, got, Made()).differences == [line]  # type: ignore[arg-type]
         (verdict,) = compare([(expected, got)], Noise([]), 0.1)
         assert verdict.differences == [line]
-    (verdict,) = compare([(replace(PUBLISHED, accuracy=None), PUBLISHED)], Noise([]), 0.1)
+    (verdict,) = compare([(replace(PUBLISHED, accuracy=None), replace(PUBLISHED, nll=0.9))], Noise([]), 0.1)
     assert verdict.differences == []

@@ -322,7 +322,7 @@ class Steps(Schedule):
         return (Lap(1, 2, {0: 0.1, 1: 0.2}), Lap(3, epochs, {2: 0.3, 3: present, epochs: target}))
 
     def moves(self, steps: int, target: float) -> dict[int, Move]:
-        return {1: Move(0.2), 2: Move(0.2, 0.5), 3: Move(0.3), steps: Move(target)}
+        return {1: Move(0.2), 2: Move(0.2, 0.5), 3: Move(0.3), 4: Move(0.25), steps: Move(target)}
 
 
 def pruner(sparsity: float) -> Pruner:
