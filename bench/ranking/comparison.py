@@ -107,5 +107,5 @@ def _differences(part: pd.DataFrame, first: str, second: str) -> Iterator[Differ
         means = lines.groupby(level=BLOCK).mean().mean()
         yield Difference(
             str(dataset), str(architecture), lines.index.get_level_values("seed").nunique(), float(means["first"]), float(means["second"]),
-            estimate(lines["first"] - lines["second"]), {float(s): estimate(apart.loc[index, s]) for s in apart.columns},
+            estimate(lines["first"] - lines["second"]), {float(s): estimate(apart.loc[index, s]) for s in sorted(apart.columns)},
         )  # fmt: skip

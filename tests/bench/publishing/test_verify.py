@@ -5,13 +5,18 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import methods
 from bench.publishing import board_check, board_folder, row_comparison, verify
 from bench.publishing.board_check import Faults
 from bench.publishing.board_folder import Board
+from bench.publishing.row_comparison import Shift, Verdict
+from bench.publishing.verify import Sample, Verification
+from bench.spec.errors import UserError
 from bench.spec.row import Row
 from bench.spec.suite import load_suite
 from bench.storage import files
@@ -170,3 +175,208 @@ def test_what_a_row_says_of_its_machine_is_not_taken_over(tmp_path: Path) -> Non
     assert {name: getattr(blank, name) for name in row_comparison.WHERE} == {name: here.get(name, "") for name in row_comparison.WHERE}
     assert blank.accuracy is None
     assert blank.status == "missing"
+
+
+# --- the parts
+
+
+def parts_board(tiny: Path, rows: list[Row]) -> Board:
+    return Board(load_suite("tiny.toml"), tuple(rows))
+
+
+@pytest.mark.parametrize(
+    ("part", "agrees", "differing"),
+    [
+        ({}, True, 0),
+        ({"verdicts": [Verdict(), Verdict(["x", "y"]), Verdict(["z"])]}, False, 2),
+        ({"faults": ("x",)}, False, 0),
+        ({"stale": {"a": "b"}}, False, 0),
+        ({"shifts": [Shift("nll", 1.0, 5, 0.5), Shift("accuracy", 1.0, 5, 0.0039)]}, False, 0),
+        ({"shifts": [Shift("nll", 1.0, 5, 0.5), Shift("accuracy", 1.0, 5, 0.004)]}, True, 0),
+    ],
+)
+def test_a_board_agrees_if_every_part_does(part: dict[str, object], agrees: bool, differing: int) -> None:
+    made = replace(Verification([], [Verdict()], [], 0, (), {}), **part)  # type: ignore[arg-type]
+    assert (made.agrees, made.differing) == (agrees, differing)
+
+
+def test_rows_are_drawn_once_each_in_their_order_by_the_seed(tiny: Path) -> None:
+    rows = rows_of_a_board()
+    board = parts_board(tiny, rows)
+    drawn = [verify._drawn(board, None, 10, seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    for chosen in drawn:
+        places = [rows.index(row) for row in chosen]
+        assert places == sorted(set(places))
+        assert len(places) == 10
+    assert verify._drawn(board, None, 60, 0) == verify._drawn(board, None, 1000, 3) == rows
+    often = [row.seed for seed in range(100) for row in verify._drawn(board, frozenset({"obd"}), 2, seed)]
+    assert [abs(often.count(k) - 40) < 25 for k in range(5)] == [True] * 5, "200 draws of 10 rows, two of each seed"
+    assert verify._drawn(board, frozenset({"obd", "snip"}), 99, 0) == [row for row in rows if row.method in ("obd", "snip")]
+    with pytest.raises(UserError, match="there are no rows to verify"):
+        verify._drawn(board, frozenset(), 3, 0)
+    older = [replace(row, protocol={"obd": "8.0", "snip": "9.0"}.get(row.method, row.protocol)) for row in rows]
+    with pytest.raises(
+        UserError, match=r"^rows of protocol 8\.0, 9\.0, this release has protocol .*; use the release in column `version`$"
+    ):
+        verify._drawn(parts_board(tiny, older), None, 3, 0)
+    assert len(verify._drawn(parts_board(tiny, older), frozenset({"random"}), 3, 0)) == 3
+
+
+def test_methods_are_found_in_a_list_with_options_in_brackets(tiny: Path) -> None:
+    board = parts_board(
+        tiny, [*rows_of_a_board(), replace(rows_of_a_board()[0], method="opd(a=1,b=2)"), replace(rows_of_a_board()[0], method="own")]
+    )
+    assert verify._named(board, "random") == {"random"}
+    assert verify._named(board, " random , opd(a=1,b=2),,own") == {"random", "opd(a=1,b=2)", "own"}
+    for name in ("randm", "spam", "opd(a=1", "nothing"):
+        with pytest.raises(UserError, match="unknown method of this leaderboard"):
+            verify._named(board, f"random,{name}")
+
+
+def test_a_caveat_names_what_differs_here(tmp_path: Path) -> None:
+    place = Environment("cpu", None, tmp_path)
+    here = provenance.provenance("cpu", 1)
+    same = replace(rows_of_a_board()[0], **{name: here[name] for name in row_comparison.WHERE if name in here})
+    assert verify._caveat(same, place) == ""
+    end = ". Numbers may differ as much as between seeds."
+    assert verify._caveat(replace(same, torch="2.99"), place) == (
+        f"different environment: torch 2.99 (published) and {here['torch']} (here){end}"
+    )
+    assert (
+        verify._caveat(replace(same, device=""), place) == f"different environment: device ? (published) and {here['device']} (here){end}"
+    )
+    assert verify._caveat(replace(same, environment="{}"), place) == f"different environment: other packages or number of threads{end}"
+    assert verify._caveat(same, replace(place, threads=2)) == f"different environment: other packages or number of threads{end}"
+    both = verify._caveat(replace(same, torch="2.99", environment="{}"), place)
+    assert both == f"different environment: torch 2.99 (published) and {here['torch']} (here); other packages or number of threads{end}"
+
+
+def test_a_label_says_tuning_and_ablation_only_where_there_is_one() -> None:
+    row = replace(rows_of_a_board()[0], method="obd", sparsity=0.95, seed=3, finetune_epochs=2)
+    assert verify.label(row) == "obd · breast_cancer/mlp · sparsity 0.95 · seed 3 · fine-tuned 2"
+    assert verify.label(replace(row, tuning="tuned", ablation="shuffled")).startswith("obd tuned shuffled · breast_cancer/mlp")
+
+
+def full(row: Row, method: str = "magnitude") -> Row:
+    """The row with all hyperparameters of its method; `dense`: of its dense network."""
+    from bench.planning.cells import hyperparameters_of
+
+    made = methods.get("magnitude")
+    said = {"training": hyperparameters_of(made.make_training())}
+    if method != "dense":
+        said["criterion"] = hyperparameters_of(made.make_criterion())
+    more = {"criterion": "", "stage": "", "sparsity": 0.0} if method == "dense" else {}
+    return replace(row, method=method, hyperparameters=json.dumps(said), **more)  # type: ignore[arg-type]
+
+
+def test_a_row_and_its_dense_network_are_one_job_each(tiny: Path) -> None:
+    rows = [full(row) for row in rows_of_a_board() if row.method == "magnitude"][:2]
+    board, place = parts_board(tiny, rows), Environment("cpu", None, tiny)
+    job = verify._job(replace(rows[0], finetune_epochs=2, ablation="shuffled"), board, place, "k")
+    assert [tuple(point) for point in job.points] == [(0.5, 2, "k")]
+    assert (job.method, job.criterion, job.ablation, job.seed) == ("magnitude", "magnitude", "shuffled", 0)
+    reference = verify._reference(replace(rows[0], finetune_epochs=2), job, "k")
+    assert [tuple(point) for point in reference.points] == [(0.0, 2, "dense of k")]
+    assert (reference.method, reference.criterion, reference.stage, reference.ablation) == ("dense", "", None, "none")
+    assert (reference.network, reference.seed, reference.training) == (job.network, job.seed, job.training)
+    assert (reference.setting.training, reference.setting.criterion) == (job.setting.training, None)
+    dense = verify._job(full(rows[0], "dense"), board, place, "d")
+    assert verify._reference(full(rows[0], "dense"), dense, "d") is dense
+    networks = {verify._job(row, board, place, "k").network for row in (*rows, replace(rows[0], method="obd"), full(rows[0], "dense"))}
+    assert len(networks) == 2, "one for each seed"
+    other = json.dumps({**json.loads(rows[0].hyperparameters), "training": {}})
+    assert verify._job(replace(rows[0], hyperparameters=other), board, place, "k").network not in networks
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hyperparameters": "{}"}, "not a JSON object with the values"), ({"training": "none"}, "unknown training 'none'"),
+        ({"criterion": "own"}, r"unknown criterion 'own'.*\(a method of your own: --plugin FILE\)$"),
+        ({"granularity": "odd"}, "odd"), ({"stage": "never"}, "never"),
+    ],
+)  # fmt: skip
+def test_a_row_that_cannot_be_computed_is_one_line(tiny: Path, changes: dict[str, str], said: str) -> None:
+    row = full(rows_of_a_board()[0])
+    with pytest.raises(UserError, match=f"^magnitude · .* cannot be computed: .*{said}") as error:
+        verify._job(replace(row, **changes), parts_board(tiny, [row]), Environment("cpu", None, tiny), "k")  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+
+
+def test_rows_are_computed_with_the_accuracy_of_their_own_dense_network(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three rows, two of one seed: two dense jobs with the points of all, and each pruned job waits for its own."""
+    rows = [
+        full(row) for row in rows_of_a_board() if row.method == "magnitude" and (row.sparsity, row.seed) in ((0.5, 0), (0.9, 0), (0.5, 1))
+    ]
+    rows.append(replace(full(rows[0], "dense"), finetune_epochs=1))
+    board, place, plans = parts_board(tiny, rows), Environment("cpu", None, tiny), []
+
+    def run(plan: verify.Plan, store: verify.Store, *rest: object) -> None:
+        plans.append(plan)
+        for k, (key, row) in enumerate(plan.expected.items()):
+            store.put({key: replace(row, status="ok", accuracy=k / 100, nll=k / 10)})
+
+    monkeypatch.setattr(verify.pipeline, "run", run)
+    found = verify._compute(rows, board, place, None, None)  # type: ignore[arg-type]
+    (plan,) = plans
+    keys = list(plan.expected)
+    assert keys == ["row 0", "dense of row 0", "row 1", "dense of row 1", "row 2", "dense of row 2", "row 3"]
+    value = {key: k / 100 for k, key in enumerate(keys)}
+    for k, row in enumerate(found):
+        dense = value[f"dense of row {k}" if k < 3 else "row 3"]
+        assert (row.accuracy, row.dense_accuracy, row.dense_nll) == pytest.approx((value[f"row {k}"], dense, 10 * dense))
+        assert row.identity == rows[k].identity
+    assert [sorted(point.key for point in job.points) for job in plan.ready] == [
+        ["dense of row 0", "dense of row 2", "row 3"],
+        ["dense of row 1"],
+    ]
+    waiting = {network: [job.points[0].key for job in jobs] for network, jobs in plan.blocked.items()}
+    assert waiting == {plan.ready[0].network: ["row 0", "row 2"], plan.ready[1].network: ["row 1"]}
+    assert plan.timeout == board.suite.timeout
+
+
+@pytest.mark.parametrize("faults", [(), ("a rule",)])
+def test_derived_files_that_cannot_be_made_are_stale_where_rows_break_rules(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, faults: tuple[str, ...]
+) -> None:
+    sample = Sample(tiny, parts_board(tiny, []), (), faults, (), Environment("cpu", None, tiny))
+
+    def fail(*_: object) -> dict[str, str]:
+        raise KeyError("no\n  dense")
+
+    monkeypatch.setattr(board_folder, "stale", fail)
+    if faults:
+        assert verify._stale(sample) == {"index.html": "cannot be derived from these rows: 'no\\n dense'"}
+    else:
+        with pytest.raises(KeyError):
+            verify._stale(sample)
+
+
+def test_suspect_values_are_whole_numbers_of_test_samples(tiny: Path) -> None:
+    row = replace(rows_of_a_board()[0], accuracy=100 / SAMPLES, dense_accuracy=100.5 / SAMPLES, top5=0.999, recipe="{}")
+    board, place = parts_board(tiny, [row]), Environment("cuda", None, tiny)
+    equal = verify._with_more(row, row, Verdict(["x"], "y"), board, place)
+    assert equal == Verdict(["x"], "y"), "values that are computed again are not suspect"
+    other = replace(row, accuracy=0.5, dense_accuracy=0.5, top5=0.5)
+    found = verify._with_more(row, other, Verdict(["x"], "y"), board, place)
+    assert found.allowed == "y"
+    assert found.differences == [
+        "x",
+        *(f"{n}: {getattr(row, n)!r} is not a multiple of 1/114 (114 test samples)" for n in ("dense_accuracy", "top5")),
+    ]
+    recipe = verify._with_more(replace(row, recipe=json.dumps({"mixup": 1})), row, Verdict(["x"]), board, place)
+    assert recipe.differences[:1] == ["x"]
+    assert "recipe: mixup is 1, but the suite has 0.0" in recipe.differences
+
+
+def test_fractions_that_are_rounded_down_are_whole_numbers_of_samples(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 / 49 * 49 is smaller than 1 in floating point."""
+    assert 1 / 49 * 49 < 1
+    monkeypatch.setattr(verify.loading, "load_data", lambda *_: SimpleNamespace(held_out=range(49)))
+    board, place = parts_board(tiny, []), Environment("cpu", None, tiny)
+    for k in range(50):
+        row = replace(rows_of_a_board()[0], accuracy=k / 49, recipe="{}")
+        assert verify._with_more(row, replace(row, accuracy=0.123), Verdict(), board, place).differences == []
+        odd = replace(row, accuracy=k / 49 + 1e-4)
+        assert len(verify._with_more(odd, row, Verdict(), board, place).differences) == 1

@@ -8,7 +8,18 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from bench.ranking.statistics import Comparison, compare, critical_difference, estimate, half_width, holm, noncentrality, rank_ranges
+from bench.ranking.statistics import (
+    Comparison,
+    compare,
+    critical_difference,
+    estimate,
+    family_df,
+    half_width,
+    holm,
+    noncentrality,
+    rank_ranges,
+    welch_df,
+)
 
 
 def sample(values: object) -> pd.Series:
@@ -48,6 +59,27 @@ def test_one_block_is_the_t_test() -> None:
     assert (e.p, e.low, e.high) == pytest.approx((test.pvalue, interval.low, interval.high))
     assert half_width(e.std, 5) == pytest.approx(e.high - e.mean)
     assert math.isnan(half_width(math.nan, 1))
+
+
+def test_a_sample_below_zero_mirrors_the_one_above() -> None:
+    up, down = estimate(sample([[0.3, -0.1, 0.4, 0.2]])), estimate(sample([[-0.3, 0.1, -0.4, -0.2]]))
+    assert (down.mean, down.low, down.high) == pytest.approx((-up.mean, -up.high, -up.low))
+    assert (down.p, down.std, down.df) == pytest.approx((up.p, up.std, up.df))
+    assert down.p == pytest.approx(stats.ttest_1samp([-0.3, 0.1, -0.4, -0.2], 0).pvalue)
+
+
+def test_half_widths_by_the_table_of_students_quantiles() -> None:
+    """97.5 % quantiles for 1, 2 and 4 degrees of freedom: 12.7062, 4.30265, 2.77645."""
+    found = half_width(np.array([1.0, 1.0, 2.0, math.nan]), np.array([2, 3, 5, 1]))
+    wanted = [12.7062 / math.sqrt(2), 4.30265 / math.sqrt(3), 2 * 2.77645 / math.sqrt(5), math.nan]
+    assert found == pytest.approx(wanted, rel=1e-5, nan_ok=True)
+
+
+def test_degrees_of_freedom_of_many_at_once_are_those_of_each() -> None:
+    variances, freedoms = np.array([[1.0, 3.0], [2.0, 2.0], [5.0, 0.0]]), np.array([[2, 4], [2, 2], [3, 1]])
+    assert welch_df(variances, freedoms) == pytest.approx([16 / (1 / 2 + 9 / 4), 16 / (4 / 2 + 4 / 2), 3])
+    dfs = np.array([[2.0, 4.0, 4.0], [3.0, 6.0, 2.0]])
+    assert family_df(dfs, 2) == pytest.approx([3.5 / (1 / 2 + 1 / 4 + 1 / 4 + 0.25), 3.5 / (1 / 3 + 1 / 6 + 1 / 2 + 0.25)])
 
 
 def test_two_blocks_are_welchs_test() -> None:
@@ -122,6 +154,60 @@ def test_without_noise_the_answer_is_exact(values: list[list[float]], p: float) 
     assert found.detectable([("a", "b")]) == 0
 
 
+def test_the_better_one_comes_first_in_a_significant_pair() -> None:
+    loss = sample([[-1.0, -1.01, -0.99], [-2.0, -2.02, -1.99]])
+    assert compare({("a", "b"): loss, ("b", "c"): -loss}).significant_pairs == {("b", "a"), ("b", "c")}
+    assert compare({("a", "b"): sample([[-0.1, -0.1]])}).significant_pairs == {("b", "a")}
+
+
+def test_the_least_degrees_of_freedom_are_those_of_the_smallest_block_of_any_pair() -> None:
+    """Pairs of one block with 2 and 4 seeds: 1 and 3 degrees of freedom, and 1 is the least."""
+    found = compare({("a", "b"): sample([[0.0, 0.2, 0.1, 0.4]]), ("a", "c"): sample([[0.0, 0.3, math.nan, math.nan]])})
+    assert found.df == pytest.approx(2.5 / (1 / 3 + 1 / 1 + 0.5 / 1))
+    assert found.errors == pytest.approx({("a", "b"): math.sqrt(0.0875 / 3 / 4), ("a", "c"): 0.15})
+
+
+def test_blocks_are_told_apart_by_all_levels_of_the_index() -> None:
+    """Three data sets with two architectures are six blocks."""
+    table = np.random.default_rng(4).normal(size=(6, 3)) + np.arange(6)[:, None]
+    index = pd.MultiIndex.from_product([["x", "y", "z"], ["a", "b"], [0, 1, 2]], names=["dataset", "architecture", "seed"])
+    assert estimate(pd.Series(table.ravel(), index)) == estimate(sample(table))
+    assert estimate(sample(table)).df <= 12
+
+
+def test_without_noise_the_sign_does_not_matter_and_all_seeds_count() -> None:
+    assert estimate(sample([[-0.1, -0.1, -0.1], [-0.1, -0.1, -0.1]])).p == 0
+    assert estimate(sample([[0.1, 0.1, 0.1], [-0.1, -0.1, -0.1]])).p == 1
+    assert estimate(sample([[-0.1, -0.1, -0.1], [-0.1, -0.1, -0.1]])).df == 4
+
+
+def test_a_pair_with_two_blocks_in_common_has_the_degrees_of_freedom_of_both() -> None:
+    """Its t of 5 is significant among 3 pairs on 4 degrees of freedom (limit 3.96), and not on 2 (limit 7.65)."""
+    rng, values = np.random.default_rng(0), np.array([-1.0, 0.0, 1.0])
+    differences = {pair: sample(rng.normal(size=(20, 3))) for pair in (("a", "b"), ("b", "c"))}
+    error = math.sqrt(2 / 3) / 2
+    for t, significant in ((5.0, True), (3.9, False)):
+        found = compare({**differences, ("a", "c"): sample([values + t * error, values + t * error])})
+        assert found.df > 4
+        assert (("a", "c") in found.significant_pairs) == significant
+
+
+def test_the_least_degrees_of_freedom_are_of_the_smallest_block_of_a_pair() -> None:
+    pair = sample([[0.0, 0.2, 0.1, 0.4], [0.0, 0.3, math.nan, math.nan]])
+    assert compare({("a", "b"): pair}).df == pytest.approx(1.5 / (1 / estimate(pair).df + 0.5 / 1))
+
+
+def test_a_method_without_all_blocks_is_left_out_of_the_critical_difference() -> None:
+    areas = pd.DataFrame(np.random.default_rng(0).normal(size=(12, 4)), columns=list("abcd"))
+    areas.loc[3, "b"] = math.nan
+    found, wanted = critical_difference(areas), critical_difference(areas[["a", "c", "d"]])
+    assert found is not None
+    assert wanted is not None
+    assert (found.distance, found.p) == (wanted.distance, wanted.p)
+    assert found.mean_ranks.equals(wanted.mean_ranks)
+    assert found.distance == pytest.approx(2.343 * math.sqrt(3 * 4 / (6 * 12)), abs=1e-3)
+
+
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06]), "3 x 0.01; 2 x 0.03; and 0.04 no smaller than 0.06"
     assert holm([math.nan, 0.02, 0.5]) == pytest.approx([math.nan, 0.04, 0.5], nan_ok=True), "what cannot be tested is no test"
@@ -133,6 +219,7 @@ def test_ranks_are_ranges() -> None:
     """d is worse than all; a is better than c; b is not shown to differ from a or c."""
     assert rank_ranges("abcd", {("a", "c"), ("a", "d"), ("b", "d"), ("c", "d")}) == {"a": (1, 2), "b": (1, 3), "c": (2, 3), "d": (4, 4)}
     assert rank_ranges("ab", set()) == {"a": (1, 2), "b": (1, 2)}
+    assert rank_ranges(iter("ab"), iter([("b", "a"), ("b", "a")])) == {"a": (2, 2), "b": (1, 1)}
 
 
 def test_a_family_by_plain_loops() -> None:
@@ -246,6 +333,7 @@ def test_critical_difference_is_that_of_the_published_table() -> None:
 
 def test_no_critical_difference_from_few_blocks_or_methods() -> None:
     areas = pd.DataFrame(np.random.default_rng(0).normal(size=(10, 3)), columns=list("abc"))
+    assert critical_difference(areas) is not None
     assert critical_difference(areas.iloc[:9]) is None
     assert critical_difference(areas[["a", "b"]]) is None
     areas.loc[0, "c"] = math.nan

@@ -11,7 +11,8 @@ from torch import nn
 
 import methods
 from methods import Criterion, Mask, Problem, Scores, count_masked, kept_weights
-from methods.core.schedule import exponential
+from methods.core.cutting import Pruner, faults, scored_once
+from methods.core.schedule import Gradual, Lap, Move, Schedule, exponential
 
 WEIGHT = methods.make("granularities", "weight", {})
 
@@ -254,3 +255,92 @@ def test_scores_that_are_not_finite_never_become_a_mask(mlp: Any, batches: Any, 
     with pytest.raises(ValueError, match=r"not finite") as error:
         methods.prune(model, batches, name, sparsity=0.9, scope=scope)
     assert "\n" not in str(error.value)
+
+
+# --- what is refused, and what of a schedule changes nothing
+
+
+NAMES = "must score exactly the prunable weights; missing or extra: "
+ROWS = "must give rows of prunable Linear or convolutional weights only; extra: "
+DENSE = "must give 'a.weight' {} that are a dense tensor on the device of the weight"
+A, B = torch.ones(3, 2), torch.ones(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        (Scores({"a.weight": A, "b.weight": B}), ""),
+        ({"a.weight": A, "b.weight": B}, "must return methods.Scores of a dict: name -> tensor"),
+        (Scores([A, B]), "must return methods.Scores of a dict: name -> tensor"),  # type: ignore[arg-type]
+        (Scores({}, rows=[A]), "must return methods.Scores of a dict: name -> tensor"),  # type: ignore[arg-type]
+        (Scores({}), NAMES + "a.weight, b.weight"),
+        (Scores({"a.weight": A}), NAMES + "b.weight"),
+        (Scores({"a.weight": A, "b.weight": B, "c": B}), NAMES + "c"),
+        (Scores({"a.weight": [1.0], "b.weight": B}), DENSE.format("scores")),  # type: ignore[dict-item]
+        (Scores({"a.weight": A.to_sparse(), "b.weight": B}), DENSE.format("scores")),
+        (Scores({"a.weight": A.to("meta"), "b.weight": B}), DENSE.format("scores")),
+        (Scores({"a.weight": B, "b.weight": B}), "must give 'a.weight' scores of shape (3, 2), not (2, 3)"),
+        (Scores({"a.weight": A.int(), "b.weight": B}), "must give 'a.weight' scores that are a floating-point tensor without gradient"),
+        (Scores({"a.weight": A, "b.weight": B.clone().requires_grad_()}),
+         "must give 'b.weight' scores that are a floating-point tensor without gradient"),
+        (Scores({"a.weight": A, "b.weight": B * torch.inf}), "gives 'b.weight' scores that are not finite"),
+        (Scores({}, rows={"a.weight": A[:, 0]}), ""),
+        (Scores({}, rows={"a.weight": A[:, 0], "b.weight": B[:, 0]}), ""),
+        (Scores({}, rows={}), ROWS + "none, but there are no rows"),
+        (Scores({}, rows={"a.weight": A[:, 0], "x": B[:, 0]}), ROWS + "x"),
+        (Scores({}, rows={"a.weight": A[0]}), "must give 'a.weight' rows of shape (3,), not (2,)"),
+        (Scores({}, rows={"a.weight": A[:, 0] * torch.nan}), "gives 'a.weight' rows that are not finite"),
+        (Scores({}, rows={"a.weight": [1.0]}), DENSE.format("rows")),  # type: ignore[dict-item]
+        (Scores({"a.weight": A}, rows={"a.weight": A[:, 0]}), NAMES + "b.weight"),
+        (Scores({"a.weight": A, "b.weight": B}, rows={"a.weight": A[:, 0]}), ""),
+    ],
+)  # fmt: skip
+def test_the_first_fault_of_scores_is_named(scores: Any, said: str) -> None:
+    problem = Problem(nn.ModuleDict({"a": nn.Linear(2, 3), "b": nn.Linear(3, 2)}), ())
+    assert faults(problem, scores) == said
+
+
+def test_scores_serve_all_sparsities_only_if_nothing_in_them_depends_on_the_target() -> None:
+    assert scored_once(methods.make("criteria", "magnitude", {}))
+    assert not scored_once(Rounds())  # several rounds
+    assert not scored_once(OneRound())  # one round, but the scores depend on the target
+
+
+@configuration
+class OneRound(Rounds):
+    """Scores that depend on the target."""
+
+    def rounds(self, present: float, target: float) -> tuple[float, ...]:
+        return (target,)
+
+
+@configuration
+class Steps(Schedule):
+    """Cuts and moves that are given."""
+
+    def laps(self, epochs: int, present: float, target: float) -> tuple[Lap, ...]:
+        return (Lap(1, 2, {0: 0.1, 1: 0.2}), Lap(3, epochs, {2: 0.3, 3: present, epochs: target}))
+
+    def moves(self, steps: int, target: float) -> dict[int, Move]:
+        return {1: Move(0.2), 2: Move(0.2, 0.5), 3: Move(0.3), 4: Move(0.25), steps: Move(target)}
+
+
+def pruner(sparsity: float) -> Pruner:
+    return Pruner(methods.make("criteria", "magnitude", {}), WEIGHT, Steps(), sparsity)
+
+
+def test_cuts_and_moves_that_change_nothing_are_left_out() -> None:
+    """Of twenty weights five are masked: 0.1, 0.2 and 0.25 remove nothing more, 0.3 is the first that does."""
+    mask = {"weight": torch.arange(20).view(4, 5) >= 5}
+    problem = Problem(nn.Linear(5, 4), (), mask=mask)
+    first, second = pruner(0.5).laps(problem, 6)
+    assert (first.first, first.last, first.cuts) == (1, 2, {})
+    assert (second.first, second.last, second.cuts) == (3, 6, {2: 0.3, 6: 0.5})
+    assert pruner(0.5).moves(problem, 9) == {2: Move(0.2, 0.5), 3: Move(0.3), 9: Move(0.5)}
+    assert pruner(0.02).moves(problem, 9) == {}, "0.02 of twenty weights is none"
+    assert pruner(0.25).laps(problem, 6)[1].cuts == {2: 0.3}
+    with pytest.raises(ValueError, match=r"^sparsity 0\.2 is lower than the sparsity of the current mask, 0\.25$"):
+        pruner(0.2).laps(problem, 6)
+    dense = Problem(nn.Linear(5, 4), ())
+    assert [lap.cuts for lap in pruner(0.5).laps(dense, 6)] == [{0: 0.1, 1: 0.2}, {2: 0.3, 6: 0.5}]
+    assert Pruner(methods.make("criteria", "magnitude", {}), WEIGHT, Gradual(), 0.5).moves(dense, 9) == {}

@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import methods
 from methods import Problem
+from methods.core.masks import full_mask, settled, shuffled, stored
+from methods.core.prunable import prunable
 
 Make = Callable[..., nn.Sequential]
 Data = list[tuple[Tensor, Tensor]]
@@ -66,3 +69,92 @@ def test_what_is_no_mask_of_the_network_is_named(mlp: Make, batches: Data, chang
         with pytest.raises(ValueError, match="^" + re.escape(message)) as error:
             call()
         assert "\n" not in str(error.value)
+
+
+def two_layers() -> tuple[nn.Sequential, dict[str, Tensor]]:
+    """Two layers of ones, and a mask that removes one weight of each."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    mask = full_mask(model)
+    for name, m in mask.items():
+        model.get_parameter(name).data.fill_(1.0)
+        m[1, 0] = False
+    return model, mask
+
+
+def test_a_mask_holds_only_if_it_holds_in_every_layer() -> None:
+    model, mask = two_layers()
+    assert not methods.mask_holds(model, mask)
+    for layer in (0, 1):
+        model, mask = two_layers()
+        model[layer].weight.data[1, 0] = 0.0
+        assert not methods.mask_holds(model, mask)
+    methods.apply_mask(model, mask)
+    assert methods.mask_holds(model, mask)
+    assert [p.tolist() for n, p in model.named_parameters() if n in mask] == [[[1.0] * 3, [0.0, 1.0, 1.0]], [[1.0] * 2, [0.0, 1.0]]]
+
+
+def test_counts_are_sums_over_layers() -> None:
+    _, mask = two_layers()
+    assert methods.kept_weights(mask) == (8, 10)
+    assert methods.sparsity_of(mask) == pytest.approx(0.2)
+
+
+def test_shuffled_moves_weights_within_their_layer_by_the_generator() -> None:
+    mask = {"a": torch.arange(600).view(20, 30) < 150, "b": torch.arange(400).view(4, 10, 10) < 300}
+    first, again, other = (shuffled(mask, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    for name, m in mask.items():
+        assert (first[name].shape, first[name].dtype, int(first[name].sum())) == (m.shape, torch.bool, int(m.sum()))
+        assert torch.equal(first[name], again[name])
+        assert not torch.equal(first[name], other[name])
+    # Of the 300 places that were kept before, or not, a share of 1/4 and 3/4 is expected: 37.5 and 75 of 150 and 100.
+    assert abs(int((first["a"] & mask["a"]).sum()) - 37.5) < 5 * 4.6
+    assert abs(int((first["b"] & ~mask["b"]).sum()) - 75) < 5 * 3.8
+
+
+def test_a_weight_that_is_computed_is_stored_in_the_parameters_of_its_shape() -> None:
+    layer = parametrizations.weight_norm(nn.Linear(3, 2))
+    length, direction = layer.parametrizations["weight"].original0, layer.parametrizations["weight"].original1
+    assert (length.shape, direction.shape) == ((2, 1), (2, 3))
+    (found,) = stored(layer, "weight", layer.weight.shape)
+    assert found is direction
+    plain = nn.Sequential(nn.Linear(3, 2))
+    (found,) = stored(plain, "0.weight", plain[0].weight.shape)
+    assert found is plain[0].weight
+
+
+def test_a_mask_may_name_a_weight_that_is_computed_now() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    mask = {n: m.float() for n, m in two_layers()[1].items()}
+    parametrizations.weight_norm(model[0])
+    weights = {"1.weight": model[1].weight}
+    found = settled(mask, weights, model)
+    assert list(found) == ["1.weight", "0.weight"]
+    assert found["0.weight"] is mask["0.weight"]
+    assert (found["1.weight"].dtype, found["1.weight"].tolist()) == (torch.bool, [[True, True], [False, True]])
+
+
+def said(mask: Any, model: nn.Module) -> str:
+    with pytest.raises((ValueError, TypeError)) as error:
+        settled(mask, prunable(model), model)
+    return str(error.value)
+
+
+def test_wrong_names_are_explained() -> None:
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    tied[1].weight = tied[0].weight
+    ones = torch.ones(3, 3)
+    assert said({"1.weight": ones}, tied) == "the mask names '1.weight', another name of '0.weight': use '0.weight'"
+    unknown = "the mask names '{}', but the network has no such weight"
+    assert said({"qqq": ones}, tied) == unknown.format("qqq")
+    near = nn.ModuleDict({"lin": nn.Linear(3, 3), "modulelin": nn.Linear(3, 3), "_orig_mod_lin": nn.Linear(3, 3)})
+    for prefix in ("module.", "_orig_mod.", "module._orig_mod."):
+        name = f"{prefix}lin.weight"
+        assert said({name: ones}, near) == unknown.format(name) + "; did you mean 'lin.weight'?"
+    assert said({"modulelinn.weight": ones}, near) == unknown.format("modulelinn.weight") + "; did you mean 'modulelin.weight'?"
+
+
+def test_masks_of_other_types_and_weights_without_values_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 2))
+    assert "mask must be a dict: weight name -> bool tensor" in said([("0.weight", torch.ones(2, 3))], model)
+    assert "the name of a weight" in said({0: torch.ones(2, 3)}, model)
+    assert said({}, model.to("meta")) == "'0.weight' has no values, because it is on the meta device"

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 import methods
 from methods import Problem, Scores, get_granularity
-from methods.granularity.nm import Pattern
+from methods.core.interface import Groups
+from methods.granularity.nm import Pattern, semi_structured
 
 
 def problem_of(*layers: nn.Module) -> Problem:
@@ -180,3 +181,45 @@ def test_recurrent_and_attention_matrices_have_groups_along_their_inputs() -> No
     mask = Pattern().cut(problem, magnitudes(problem), 0.5)
     assert set(mask) == {"rnn.weight_ih_l0", "rnn.weight_hh_l0", "attention.in_proj_weight", "attention.out_proj.weight"}
     assert all((m.view(len(m), -1, 4).sum(2) == 2).all() for m in mask.values())
+
+
+def test_the_number_of_removed_weights_is_rounded() -> None:
+    """Four of eight weights go at 0.5: at 0.2 it is 1.6 of them, so 2, and at 0.05 it is 0.4, so none."""
+    problem = problem_of(nn.Linear(8, 1, bias=False))
+    scores = Scores({"0.weight": torch.tensor([[1.0, 4.0, 3.0, 2.0, 9.0, 8.0, 7.0, 6.0]])})
+    for sparsity, removed in ((0.0, []), (0.05, []), (0.1, [0]), (0.2, [0, 3]), (0.4, [0, 3, 7]), (0.5, [0, 3, 6, 7])):
+        mask = Pattern().cut(problem, scores, sparsity)
+        assert (~mask["0.weight"][0]).nonzero().flatten().tolist() == removed
+        Pattern().check(Problem(problem.model, [], mask=mask), sparsity)
+    for sparsity in (-0.1, 0.51):
+        with pytest.raises(ValueError, match="is not between 0 and this"):
+            Pattern().cut(problem, scores, sparsity)
+
+
+def test_a_cut_is_refused_for_costs_and_where_no_layer_fits() -> None:
+    odd, problem = problem_of(nn.Linear(6, 3)), problem_of(nn.Linear(8, 3))
+    with pytest.raises(ValueError, match="no layer has a multiple of 4 inputs"):
+        Pattern().cut(odd, magnitudes(odd), 0.5)
+    with pytest.raises(ValueError, match=r"."):
+        Pattern().cut(problem, magnitudes(problem), 0.5, lambda model: 1.0)
+
+
+def test_groups_lie_along_the_inputs() -> None:
+    problem = problem_of(nn.Conv2d(4, 3, 2), nn.ConvTranspose2d(8, 6, 2), nn.Linear(6, 8), nn.Linear(8, 1))
+    assert Pattern(n=1, m=4).groups(problem) == {"0.weight": Groups(1, 4, 1), "1.weight": Groups(1, 4, 0), "3.weight": Groups(1, 4, 1)}
+
+
+def test_masked_linear_weights_of_the_shapes_of_the_format_are_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The conversion itself needs a GPU: here it multiplies by three."""
+    monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", lambda weight: 3 * weight)
+    shapes = [(32, 64), (64, 128), (32, 96), (48, 64), (33, 64), (32, 65), (32, 64), (32, 64)]
+    model = nn.Sequential(*(nn.Linear(i, o) for o, i in shapes), nn.Conv1d(64, 32, 1))
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    mask = {n: torch.ones_like(p, dtype=torch.bool) for n, p in model.named_parameters() if n.endswith("weight") and n != "7.weight"}
+    for name, m in mask.items():
+        m.view(-1)[0] = name == "6.weight"  # a full mask: this layer stays dense
+    assert semi_structured(model, mask) == ["0.weight", "1.weight"]
+    for name, p in model.named_parameters():
+        converted = name in ("0.weight", "1.weight")
+        assert torch.equal(p, before[name] * (3 if converted else 1))
+        assert p.requires_grad != converted
