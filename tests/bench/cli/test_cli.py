@@ -55,7 +55,7 @@ def test_run_prints_a_leaderboard_and_writes_the_contract_columns(tiny: Path, be
     [
         (["run", "--methods", "magnitud"], "unknown method 'magnitud' (did you mean 'magnitude'?)"),
         (["run", "--methods", "magnitude@mpa"], "unknown training 'mpa' (did you mean 'map'?)"),
-        (["run", "--methods", ","], "no method name in"),
+        (["run", "--methods", ","], "--methods: no value in ','"),
         (["run", "--datasets", "digts"], "did you mean 'digits'"),
         (["run", "--architectures", "lenet"], "lenet5"),
         (["run", "--suite", "digit"], "unknown suite 'digit' (did you mean 'digits'?)"),
