@@ -53,8 +53,8 @@ def main() -> None:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115 (open until the end)
+    _check_own_packages()
     try:
-        _check_own_packages()
         code = app(list(sys.argv[1:] or ["--help"]), standalone_mode=False)
         sys.stdout.flush()
     except typer.Exit as stop:

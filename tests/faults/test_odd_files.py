@@ -30,11 +30,10 @@ from bench.publishing import board_folder, merge
 from bench.publishing.board_folder import Board
 from bench.ranking import leaderboard
 from bench.spec import strict_json
-from bench.spec.errors import UserError
+from bench.spec.errors import LONGEST, UserError, described, shortened
 from bench.spec.row import COLUMNS, Row
 from bench.spec.suite import load_suite
 from bench.storage import results_csv
-from bench.trial.results import LONGEST, one_line, shortened
 from tests.conftest import TINY
 
 Bench = Callable[..., tuple[int, str, str]]
@@ -308,13 +307,13 @@ def holds(name: str, examples: int) -> None:
 
 
 @pytest.mark.parametrize("name", PROPERTIES)
-def test_odd_input_is_a_result_or_one_line(name: str) -> None:
+def test_odd_input_is_a_result_or_described(name: str) -> None:
     holds(name, FEW)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROPERTIES)
-def test_much_odd_input_is_a_result_or_one_line(name: str) -> None:
+def test_much_odd_input_is_a_result_or_described(name: str) -> None:
     holds(name, MANY)
 
 
@@ -341,7 +340,7 @@ def test_much_odd_input_is_a_result_or_one_line(name: str) -> None:
         (b"", "the key 'name' is missing"),
     ],
 )  # fmt: skip
-def test_a_broken_suite_is_one_line(tiny: Path, bench: Bench, content: bytes, said: str) -> None:
+def test_a_broken_suite_is_described(tiny: Path, bench: Bench, content: bytes, said: str) -> None:
     Path("odd.toml").write_bytes(content)
     code, out, err = bench("status", "--suite", "odd.toml")
     assert (code, out) == (2, "")
@@ -358,7 +357,7 @@ def test_a_suite_with_a_byte_order_mark_or_windows_lines_is_read(tiny: Path) -> 
         assert load_suite("odd.toml") == plain
 
 
-def test_what_is_no_file_is_one_line(tiny: Path, bench: Bench) -> None:
+def test_what_is_no_file_is_described(tiny: Path, bench: Bench) -> None:
     (tiny / "folder.toml").mkdir()
     (tiny / "endless.toml").symlink_to("/dev/zero")
     for name in ("folder.toml", "endless.toml", "nowhere.toml"):
@@ -406,7 +405,7 @@ def test_a_broken_csv_is_one_line_for_every_command(tiny: Path, bench: Bench, co
 
 
 def test_the_error_of_a_row_fits_into_a_cell(tmp_path: Path) -> None:
-    error = one_line(ValueError("x\x1b[2J " * 100_000))
+    error = described(ValueError("x\x1b[2J " * 100_000))
     assert len(error) == LONGEST
     assert error.startswith("ValueError: x?[2J x?[2J")
     assert error.endswith("...")
@@ -421,7 +420,7 @@ def test_the_error_of_a_row_fits_into_a_cell(tmp_path: Path) -> None:
     ["obd(schedule=[1])", "obd(schedule={1})", "opd(form=-----1)", "magnitude(lr=" + "[" * 500 + ")", "x" * 100_000, "magnitude(lr=1j)",
      "magnitude(lr=\u0663)", "magnitude(lr=1_0)", "\u0663:\u0664", "magnitude\x1b[2J", "all@", "@", "(", "()", ",", "magnitude(lr=nan)"],
 )  # fmt: skip
-def test_an_odd_name_of_a_method_is_one_line(tiny: Path, bench: Bench, name: str) -> None:
+def test_an_odd_name_of_a_method_is_described(tiny: Path, bench: Bench, name: str) -> None:
     for command in (("run", "--suite", "tiny.toml", "--methods", name), ("run", "--suite", "tiny.toml", "--granularity", name)):
         code, out, err = bench(*command)
         assert (code, out) == (2, "")
@@ -433,7 +432,7 @@ def test_an_odd_name_of_a_method_is_one_line(tiny: Path, bench: Bench, name: str
 
 @pytest.mark.parametrize("option", ["--seeds", "--sparsities", "--finetune-epochs", "--mean", "--datasets", "--architectures"])
 @pytest.mark.parametrize("value", ["nan", "inf", "-1", "1_0", "\u0663", "9" * 5000, "[1]", ",", "x y", "1;2", "\x1b[2J"])
-def test_an_odd_value_of_an_option_is_one_line(tiny: Path, bench: Bench, option: str, value: str) -> None:
+def test_an_odd_value_of_an_option_is_described(tiny: Path, bench: Bench, option: str, value: str) -> None:
     code, out, err = bench("status", "--suite", "tiny.toml", option, value)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")

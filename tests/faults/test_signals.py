@@ -36,10 +36,13 @@ def started(folder: Path, process: "subprocess.Popen[str]") -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="lists processes in /proc")
 @pytest.mark.parametrize(
-    ("number", "whole"), [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGHUP, True)]
-)
-@pytest.mark.parametrize("moment", ["starting", "working"])
-def test_a_signal_ends_everything_within_five_seconds(tmp_path: Path, number: signal.Signals, whole: bool, moment: str) -> None:
+    ("moment", "number", "whole"),
+    [
+        ("starting", signal.SIGINT, True), ("working", signal.SIGINT, True), ("working", signal.SIGINT, False),
+        ("working", signal.SIGTERM, False), ("starting", signal.SIGHUP, True),
+    ],
+)  # fmt: skip
+def test_a_signal_ends_everything_within_five_seconds(tmp_path: Path, moment: str, number: signal.Signals, whole: bool) -> None:
     """`whole`: the terminal sends Ctrl-C to all processes of the program."""
     process = start(tmp_path, *RUN)
     if moment == "working":

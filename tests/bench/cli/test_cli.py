@@ -1,20 +1,14 @@
 """The command line as a user types it: results, mistakes, plug-ins, interruption."""
 
-import contextlib
 import csv
-import os
-import signal
-import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from bench.spec.columns import Role
-from bench.spec.row import COLUMNS, columns_of
+from bench.spec.row import COLUMNS
 
 Bench = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).resolve().parents[3]
@@ -23,10 +17,6 @@ ROOT = Path(__file__).resolve().parents[3]
 def read(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def without_costs(path: Path) -> list[dict[str, str]]:
-    return [{k: v for k, v in row.items() if k not in columns_of(Role.COST)} for row in read(path)]
 
 
 def test_run_prints_a_leaderboard_and_writes_the_contract_columns(tiny: Path, bench: Bench) -> None:
@@ -157,68 +147,3 @@ def razorbench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
     done = subprocess.run([sys.executable, "-m", "bench", *arguments], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done
-
-
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "bench", *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where these tests run in the background of a shell
-    )
-
-
-def wait_for_rows(folder: Path, process: subprocess.Popen[str]) -> None:
-    """Until the store has a row; the run is then in the middle of its work."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(folder / ".bench" / "store.db")) as store:
-            if store.execute("select count(*) from rows").fetchone()[0]:
-                return
-        time.sleep(0.02)
-    pytest.fail(f"no row appeared; exit code {process.poll()}")
-
-
-def alive(group: int) -> bool:
-    """Whether a process of the group is there that is not a zombie."""
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, pgrp = status.read_text().rpartition(")")[2].split()[:3]
-            if int(pgrp) == group and state != "Z":
-                return True
-    return False
-
-
-RUN = ("run", "--suite", "tiny.toml", "--methods", "magnitude,snip,spam", "--seeds", "0,1,2", "--epochs", "8", "--output", "out")
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for left-over processes in /proc")
-def test_killed_and_started_again_equals_undisturbed(tiny: Path, tmp_path: Path) -> None:
-    process = start(tiny, *RUN)
-    wait_for_rows(tiny, process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    deadline = time.monotonic() + 30
-    while alive(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not alive(process.pid), "workers outlive a killed run"
-    assert not (tiny / "out").exists()
-    razorbench(tiny, *RUN)
-    calm = tmp_path / "calm"
-    calm.mkdir()
-    (calm / "tiny.toml").write_text((tiny / "tiny.toml").read_text())
-    razorbench(calm, *RUN)
-    assert without_costs(tiny / "out" / "results.csv") == without_costs(calm / "out" / "results.csv")
-
-
-def test_ctrl_c_ends_at_once_in_one_line(tiny: Path) -> None:
-    process = start(tiny, *RUN[:-4], "--epochs", "200", "--output", "out")  # long enough to be in the middle of it
-    wait_for_rows(tiny, process)
-    os.killpg(process.pid, signal.SIGINT)  # a terminal tells the whole group
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert err.strip().splitlines()[-1] == "interrupted: what was finished is kept; the same command continues"
-    assert "Traceback" not in err
