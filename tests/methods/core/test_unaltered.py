@@ -73,7 +73,8 @@ def _patch(place: Any, name: str) -> None:
 
 STATE: dict[str, tuple[Callable[[], object], Callable[[], Any], str]] = {
     "torch's generator": (lambda: torch.manual_seed(1), lambda: torch.get_rng_state().tolist(), "torch's global random state"),
-    "numpy's generator": (lambda: np.random.rand(), lambda: np.random.get_state()[1].tolist(), "numpy's global random state"),
+    "numpy's generator": (lambda: np.random.rand(), lambda: np.random.get_state()[2], "numpy's global random state"),
+    "numpy's normal draws": (lambda: np.random.normal(), lambda: np.random.get_state()[3:], "numpy's global random state"),
     "python's generator": (random.random, random.getstate, "the random state of the module random"),
     "the default dtype": (lambda: torch.set_default_dtype(torch.float64), torch.get_default_dtype, "the default dtype"),
     "threads": (lambda: torch.set_num_threads(2), torch.get_num_threads, "the number of threads"),
