@@ -15,7 +15,7 @@ from typing import NoReturn
 
 GRACE = 3.0  # seconds that the main thread has to end
 MESSAGE = "interrupted: what was finished is kept; the same command continues"
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))  # Windows has no SIGHUP
 _received: list[int] = []
 
 

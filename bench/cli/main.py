@@ -27,7 +27,7 @@ Plugin = Annotated[
 ]
 LISTS = ("methods", "criteria", "trainings", "granularities", "metrics", "architectures", "datasets", "suites", "hyperparameters")
 INTERRUPTED = 130
-UNWRITABLE = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT, errno.EFBIG)
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # The base of typer's usage errors: click's, or that of the copy of click inside newer releases of typer.
 UsageFault: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
@@ -74,7 +74,7 @@ def main() -> None:
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             _silence()
             _fail(f"cannot write the output: {error.strerror}")
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError) and not _has_folder():
             _fail("the working folder does not exist any more")
         if not isinstance(error, UserError):
             raise
@@ -84,6 +84,14 @@ def main() -> None:
     if code in {128 + number for number in interruption.SIGNALS}:
         interruption.end(code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _has_folder() -> bool:
+    """Whether the working folder exists."""
+    try:
+        return bool(os.getcwd())
+    except OSError:
+        return False
 
 
 def _silence() -> None:

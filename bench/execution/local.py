@@ -199,12 +199,12 @@ class _Worker:
         return [self._pipe, self.process.sentinel]
 
     def begin(self, function: Function, job: Job) -> bool:
-        """Start a job; False if the process is dead."""
+        """Start a job; False if the process is dead. Then the job still counts as this worker's, and `look` finds that it has died."""
+        self.job, self._spent = job, 0.0
         try:
             self._pipe.send((function, job))
         except OSError:
             return False
-        self.job, self._spent = job, 0.0
         return True
 
     def look(self, passed: float, limit: float | None) -> tuple[bool, Any]:
@@ -230,7 +230,7 @@ class _Worker:
     def kill(self) -> None:
         """Kill the process, also where the server that forked it has died and cannot be asked."""
         with contextlib.suppress(OSError, TypeError):
-            os.kill(self.process.pid, signal.SIGKILL)
+            os.kill(self.process.pid, getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows has no SIGKILL, and ends it at once
         self._pipe.close()
 
 

@@ -118,6 +118,21 @@ def test_a_killed_server_of_workers_is_started_again() -> None:
     assert "died twice" in found[("die", 0)].error
 
 
+def test_a_new_worker_that_dies_before_its_first_job_loses_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, killed = local._Worker.begin, []
+
+    def broken(worker: Any, function: Any, job: Any) -> bool:
+        if not killed:
+            killed.append(job)
+            os.kill(worker.process.pid, signal.SIGKILL)
+            worker.process.join()
+        return begin(worker, function, job)
+
+    monkeypatch.setattr(local._Worker, "begin", broken)
+    assert run([("double", i) for i in range(4)]) == {("double", i): 2 * i for i in range(4)}
+    assert len(killed) == 1
+
+
 def test_an_unknown_executor_is_refused() -> None:
     with pytest.raises(UserError, match="did you mean 'ray'"):
         executors.make("rya")
