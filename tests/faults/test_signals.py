@@ -62,13 +62,14 @@ def test_a_signal_ends_everything_within_five_seconds(tmp_path: Path, moment: st
 
 BLOCKED = """
 import ctypes
+import threading
 from bench.cli import interruption
 from tests.faults.programs import PLUGIN, ROOT, members, start
 
 interruption.watch()
 lock, library = ctypes.create_string_buffer(128), ctypes.CDLL(None)
 library.pthread_mutex_lock(lock)
-print("ready", flush=True)
+threading.Timer(1, print, ["ready"], {"flush": True}).start()  # the main thread is in the lock by then
 library.pthread_mutex_lock(lock)
 """
 
