@@ -10,9 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import event
 
+from bench.spec.errors import UserError
 from bench.spec.row import SCHEMA, Row
 from bench.storage import rows as stores
 from bench.storage.rows import Leases, Store
@@ -80,6 +83,30 @@ def test_any_number_of_keys(url: str, count: int) -> None:
     assert len(dict(store.every())) == count + 1
     store.remove(many)
     assert dict(store.every()) == {"x": row()}
+
+
+def test_a_query_has_at_most_a_part_of_the_keys(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database limits the parameters of a statement: SQLite to 32766, others to fewer."""
+    monkeypatch.setattr(stores, "PART", 3)
+    store, keys, sizes = Store(url), [f"{k:05d}" for k in range(8)], list[int]()
+    store.put({key: row() for key in keys})
+    event.listen(store._engine, "before_cursor_execute", lambda c, cursor, text, parameters, *rest: sizes.append(text.count("?")))
+    assert set(store.get(keys)) == store.done(keys) == set(keys)
+    assert [size - extra for size, extra in zip(sizes, [0, 0, 0, 1, 1, 1], strict=True)] == [3, 3, 2, 3, 3, 2], "and the status of `done`"
+    sizes.clear()
+    store.remove(keys)
+    assert sizes == [3, 3, 2]
+
+
+def test_all_rows_are_read_in_parts_in_the_order_of_their_keys(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "PART", 3)
+    for count in (1, 2, 3, 4, 6, 7):
+        store = Store(url)
+        keys = [f"{(k * 5) % 7}" for k in range(count)]
+        store.put({key: row(seed=int(key)) for key in keys})
+        assert list(store.every()) == [(key, row(seed=int(key))) for key in sorted(keys)]
+        store.remove(keys)
+    assert list(store.every()) == []
 
 
 def test_rows_that_were_written_are_there_for_others_at_once(url: str) -> None:
@@ -180,3 +207,26 @@ def test_only_its_own_leases_are_renewed(url: str, monkeypatch: pytest.MonkeyPat
         assert owner == mine.owner
         assert first < until <= time.time() + 0.4
         assert leases(url)["other"] == ("elsewhere/1/x", 5.0)
+
+
+def test_a_renewal_that_fails_is_tried_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database was out of reach for a moment; the run goes on, and at its end the lease is given back."""
+    monkeypatch.setattr(stores, "LEASE", 0.4)
+    whole, failures = Store._transaction, []
+
+    def broken(store: Store, work: Any, patience: float | None = None) -> Any:
+        if patience is not None and len(failures) < 2:
+            failures.append(patience)
+            raise UserError("out of reach")
+        return whole(store, work, patience)
+
+    monkeypatch.setattr(Store, "_transaction", broken)
+    with Store(url).leases() as mine:
+        assert mine.take("a")
+        first = leases(url)["a"][1]
+        deadline = time.time() + 5
+        while leases(url)["a"][1] == first and time.time() < deadline:
+            time.sleep(0.02)
+        assert leases(url)["a"][1] > first
+    assert failures == [0.1, 0.1], "a renewal takes no longer than the time between two"
+    assert leases(url) == {}
