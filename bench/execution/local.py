@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -213,7 +214,7 @@ class _Worker:
         over, result = False, None
         try:
             while not over and self._pipe.poll():
-                message = self._pipe.recv()
+                message = _loaded(self._pipe.recv_bytes())
                 over = message != _BEGUN
                 result, self._spent = (message[0] if over else None), 0.0
             if not over and connection.wait([self.process.sentinel], timeout=0):
@@ -232,6 +233,14 @@ class _Worker:
         with contextlib.suppress(OSError, TypeError):
             os.kill(self.process.pid, getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows has no SIGKILL, and ends it at once
         self._pipe.close()
+
+
+def _loaded(message: bytes) -> Any:
+    """The message of a worker; in place of a result that cannot be unpickled, a failure."""
+    try:
+        return pickle.loads(message)
+    except Exception as error:
+        return (JobFailure(described(error)),)
 
 
 def _cause(code: int | None) -> str:

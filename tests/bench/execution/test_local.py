@@ -31,6 +31,25 @@ def count(job: tuple[Path, float]) -> int:
     return 1
 
 
+class Hollow:
+    """Pickles well, and raises an exception when it is unpickled."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        self.error = error
+
+    def __reduce__(self) -> Any:
+        return fail, (self.error,)
+
+
+def fail(error: type[Exception]) -> None:
+    raise error("hollow")
+
+
+def hollow_or_name(kind: type) -> Any:
+    """What cannot be unpickled for an exception, and the name of another class."""
+    return Hollow(kind) if issubclass(kind, Exception) else kind.__name__
+
+
 @pytest.fixture
 def pool() -> Iterator[local.Local]:
     made = local.Local(2)
@@ -89,6 +108,14 @@ def test_a_worker_that_died_while_idle_is_replaced(pool: local.Local, tmp_path: 
     assert results(pool, [job], count) == [(job, 1)]
     assert job[0].read_text() == "."
     assert idle not in pool._all
+
+
+@pytest.mark.parametrize("error", [ValueError, EOFError, OSError])
+def test_a_result_that_cannot_be_unpickled_is_lost_and_the_others_go_on(pool: local.Local, error: type[Exception]) -> None:
+    """Whatever the exception: the worker did not die, and the job is not repeated."""
+    found = dict(results(pool, [error, int, str], hollow_or_name))
+    assert found == {error: JobFailure(f"{error.__name__}: hollow"), int: "int", str: "str"}
+    assert len(pool._all) <= 2
 
 
 # --- time
