@@ -39,6 +39,7 @@ def preload() -> None:
 
 def _ensure_server() -> None:
     """Start the server process unless it runs. Ctrl-C does not reach it nor its workers; it is killed when this process ends."""
+    _open_standard_streams()
     resource_tracker.ensure_running()  # first, because it unblocks the signal again
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the server inherits it: no traceback while it imports
     try:
@@ -47,6 +48,15 @@ def _ensure_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     atexit.unregister(stop_server)
     atexit.register(stop_server)
+
+
+def _open_standard_streams() -> None:
+    """Open the null device for standard streams that the caller closed; otherwise pipes to the server would get their numbers."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for stream in range(3):
+        os.set_inheritable(stream, True)
 
 
 def stop_server() -> None:
@@ -245,7 +255,9 @@ def _loaded(message: bytes) -> Any:
 
 def _cause(code: int | None) -> str:
     """Why a process died, from its exit code."""
-    if code is None or code >= 0:
+    if code is None:
+        return "it closed its pipe"
+    if code >= 0:
         return f"exit code {code}"
     name = signal.Signals(-code).name
     return f"{name}; perhaps out of memory" if name == "SIGKILL" else name

@@ -25,8 +25,10 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    cast,
     create_engine,
     delete,
+    func,
     insert,
     literal,
     or_,
@@ -215,10 +217,10 @@ class Leases:
             now = time.time()
             found = connection.execute(select(_leases.c.owner, _leases.c.until).where(_leases.c.name == name)).first()
             ended = [] if found is None or not _is_dead(str(found.owner)) else [found.owner]
-            if found is not None and found.owner not in (self.owner, *ended) and (found.until or 0.0) >= now:
+            if found is not None and found.owner not in (self.owner, *ended) and _number(found.until) >= now:
                 return False
             mine = {"name": name, "owner": self.owner, "until": now + LEASE}
-            free = or_(_leases.c.until < now, _leases.c.owner.in_([self.owner, *ended]))
+            free = or_(func.coalesce(cast(_leases.c.until, Float), 0.0) < now, _leases.c.owner.in_([self.owner, *ended]))
             _upsert(connection, _leases, [mine], lambda new: free)  # another run may be faster
             return bool(connection.scalar(select(_leases.c.owner).where(_leases.c.name == name)) == self.owner)
 
@@ -259,6 +261,11 @@ class Leases:
     def _all(self, change: Any, patience: float) -> None:
         """Update or delete all leases of this run."""
         self._store._transaction(lambda connection: connection.execute(change.where(_leases.c.owner == self.owner)), patience)
+
+
+def _number(value: object) -> float:
+    """A number of the database; 0 for what is not one, which SQLite may hold in any column."""
+    return value if isinstance(value, int | float) else 0.0
 
 
 def _is_dead(owner: str) -> bool:

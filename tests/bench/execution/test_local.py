@@ -1,9 +1,8 @@
-"""Workers of this machine: what is repeated and when, what is said of a death, and what happens where no server can fork."""
+"""Workers of this machine: what is repeated and when, what time counts, and what happens where no server can fork."""
 
 import os
 import signal
 import time
-from collections.abc import Iterator
 from importlib.util import find_spec
 from multiprocessing import forkserver
 from pathlib import Path
@@ -16,11 +15,9 @@ from bench.execution.executors import JobFailure, Queue
 from tests.bench.execution.test_executors import work
 
 
-def end(how: Any) -> None:
-    """End the worker by a signal or with an exit code."""
-    if isinstance(how, signal.Signals):
-        os.kill(os.getpid(), how)
-    os._exit(how)
+def own_pid(job: int) -> int:
+    """The process that does the job."""
+    return os.getpid()
 
 
 def count(job: tuple[Path, float]) -> int:
@@ -50,13 +47,6 @@ def hollow_or_name(kind: type) -> Any:
     return Hollow(kind) if issubclass(kind, Exception) else kind.__name__
 
 
-@pytest.fixture
-def pool() -> Iterator[local.Local]:
-    made = local.Local(2)
-    yield made
-    made.close()
-
-
 def results(pool: local.Local, jobs: Any, function: Any = work, **options: Any) -> list[tuple[Any, Any]]:
     """Everything that is yielded, so that a job that is yielded twice is seen."""
     options = {"follow": lambda job, result: [], "tick": lambda running: None} | options
@@ -78,6 +68,30 @@ def test_a_job_is_repeated_alone_and_once() -> None:
     assert waiting.repeats("a")
     assert [waiting.take(running) for running in (0, 1, 2)] == ["c", "d", None]
     assert not waiting
+
+
+def test_what_waits_comes_before_what_is_repeated() -> None:
+    waiting = local._Waiting(Queue(["a", "b"]))
+    assert (waiting.take(0), waiting.repeats("a")) == ("a", False)
+    assert [waiting.take(0), waiting.take(0), waiting.take(0)] == ["b", "a", None]
+
+
+def test_workers_are_used_again(pool: local.Local) -> None:
+    found = results(pool, list(range(8)), own_pid)
+    assert len({pid for _, pid in found}) <= 2
+
+
+def test_a_job_that_was_done_before_its_worker_died_has_its_result(pool: local.Local, tmp_path: Path) -> None:
+    worker, job = local._Worker(pool._context), (tmp_path / "runs", 0.0)
+    try:
+        assert worker.begin(count, job)
+        assert worker._pipe.poll(20)
+        os.kill(worker.process.pid, signal.SIGKILL)
+        worker.process.join()
+        assert worker.look(0.0, None) == (True, 1)
+        assert worker.job is None
+    finally:
+        worker.kill()
 
 
 def test_a_job_that_was_taken_early_is_the_next_one() -> None:
@@ -118,6 +132,20 @@ def test_a_result_that_cannot_be_unpickled_is_lost_and_the_others_go_on(pool: lo
     assert len(pool._all) <= 2
 
 
+def test_the_next_job_runs_while_the_caller_stores_a_result(tmp_path: Path) -> None:
+    pool, jobs = local.Local(1), [(tmp_path / name, 0.0) for name in "ab"]
+    try:
+        found = pool.run(count, Queue(jobs), follow=lambda job, result: [], tick=lambda running: None)
+        assert next(found) == (jobs[0], 1)
+        deadline = time.monotonic() + 20
+        while not jobs[1][0].exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert jobs[1][0].exists()
+        assert list(found) == [(jobs[1], 1)]
+    finally:
+        pool.close()
+
+
 # --- time
 
 
@@ -156,45 +184,6 @@ def test_seconds_in_which_the_run_was_suspended_do_not_count(pool: local.Local, 
     """A wait that took longer than `STEP` counts as `STEP`."""
     monkeypatch.setattr(local, "STEP", 0.01)
     assert results(pool, [("hang", 1.2)], limit=0.3) == [(("hang", 1.2), "hang")]
-
-
-# --- the end of a worker
-
-
-@pytest.mark.parametrize(
-    ("how", "said"),
-    [
-        (signal.SIGKILL, "SIGKILL; perhaps out of memory"), (signal.SIGSEGV, "SIGSEGV"), (signal.SIGTERM, "SIGTERM"),
-        (0, "exit code 0"), (1, "exit code 1"), (3, "exit code 3"),
-    ],
-)  # fmt: skip
-def test_the_cause_of_a_death_is_said(pool: local.Local, how: int, said: str) -> None:
-    ((_, result),) = results(pool, [how], end)
-    assert result == JobFailure(f"the worker process died twice on this job ({said})")
-
-
-def test_a_worker_ends_orderly_when_nothing_can_reach_it(pool: local.Local) -> None:
-    results(pool, [("double", 1)])
-    (worker,) = pool._all
-    worker._pipe.close()
-    worker.process.join(20)
-    assert worker.process.exitcode == 0
-
-
-def test_closing_ends_all_workers_and_twice_is_as_once(pool: local.Local, monkeypatch: pytest.MonkeyPatch) -> None:
-    results(pool, [("double", k) for k in range(6)] + [("hang", 0.1), ("hang", 0.11)])
-    workers = list(pool._all)
-    assert len(workers) == 2
-    begin = time.monotonic()
-    pool.close()
-    assert [worker.process.exitcode for worker in workers] == [-signal.SIGKILL] * 2
-    assert time.monotonic() - begin < local.CLOSING
-
-    def kill(pid: int, number: int) -> None:
-        raise AssertionError("the number may be that of another process by now")
-
-    monkeypatch.setattr(os, "kill", kill)
-    pool.close()
 
 
 # --- the server that forks workers, and where there is none
@@ -253,6 +242,12 @@ def test_the_server_is_killed_at_the_end(pool: local.Local) -> None:
     assert ended is not None
     assert ended.si_status == signal.SIGKILL
     assert results(pool, [("double", 2)]) == [(("double", 2), 4)]
+
+
+def test_without_a_server_nothing_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forkserver._forkserver, "_forkserver_pid", None)  # type: ignore[attr-defined]
+    monkeypatch.setattr(os, "kill", lambda pid, number: pytest.fail(f"kills {pid}"))
+    local.stop_server()
 
 
 @pytest.mark.skipif(not local.FORKING, reason="there is no fork server")

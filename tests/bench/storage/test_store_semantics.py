@@ -8,6 +8,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,17 @@ def test_a_query_has_at_most_a_part_of_the_keys(url: str, monkeypatch: pytest.Mo
     assert set(store.get(keys)) == store.done(keys) == set(keys)
     assert [size - extra for size, extra in zip(sizes, [0, 0, 0, 1, 1, 1], strict=True)] == [3, 3, 2, 3, 3, 2], "and the status of `done`"
     sizes.clear()
-    store.remove(keys)
+    store.remove(reversed(keys))
     assert sizes == [3, 3, 2]
+
+
+def test_rows_are_written_in_the_order_of_their_keys(url: str) -> None:
+    """So that two runs that write the same rows do not wait for each other's."""
+    store, order = Store(url), list[str]()
+    event.listen(store._engine, "before_cursor_execute", lambda c, cursor, text, values, *rest: order.extend(v[0] for v in values))
+    store.put({key: row() for key in "bdac"})
+    store.remove("dbac")
+    assert order == ["a", "b", "c", "d"] * 2
 
 
 def test_all_rows_are_read_in_parts_in_the_order_of_their_keys(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +176,17 @@ def test_a_lease_is_free_if_it_ended_or_its_process_did(url: str, owner: str, la
         assert found["a"] == (owner, until)
 
 
+@pytest.mark.parametrize("upserts", [stores.UPSERTS, {}], ids=["one statement", "two statements"])
+@pytest.mark.parametrize("until", [None, "x", "", b"x"])
+def test_a_lease_without_a_time_is_free(url: str, until: Any, upserts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody would ever end it."""
+    monkeypatch.setattr(stores, "UPSERTS", upserts)
+    mine, theirs = Leases(Store(url)), Leases(Store(url))
+    set_lease(url, "a", "elsewhere/1/x", until)
+    assert [mine.take("a"), theirs.take("a")] == [True, False]
+    assert leases(url)["a"][0] == mine.owner
+
+
 def test_only_its_own_lease_is_given_back(url: str) -> None:
     mine, theirs = Leases(Store(url)), Leases(Store(url))
     assert [mine.take("a"), mine.take("b"), theirs.take("c")] == [True] * 3
@@ -222,6 +243,7 @@ def test_a_renewal_that_fails_is_tried_again(url: str, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Store, "_transaction", broken)
     with Store(url).leases() as mine:
+        assert all(thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()), "none delays the exit"
         assert mine.take("a")
         first = leases(url)["a"][1]
         deadline = time.time() + 5
@@ -230,3 +252,18 @@ def test_a_renewal_that_fails_is_tried_again(url: str, monkeypatch: pytest.Monke
         assert leases(url)["a"][1] > first
     assert failures == [0.1, 0.1], "a renewal takes no longer than the time between two"
     assert leases(url) == {}
+
+
+@pytest.mark.parametrize("table", ["create table rows (id integer)", "create table leases (x)"])
+def test_a_database_of_other_tables_is_refused_when_it_is_opened(url: str, table: str) -> None:
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as database:
+        database.execute(table)
+    with pytest.raises(UserError, match="cannot open the store"):
+        Store(url)
+
+
+def test_the_url_for_workers_has_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "create_engine", lambda *arguments, **options: None)
+    monkeypatch.setattr(stores, "insistent", lambda *arguments, **options: None)
+    url = "postgresql+psycopg://user:s3cr3t@host:5/db"
+    assert Store(url).url == url

@@ -196,6 +196,20 @@ def test_masked_weights_are_zero_and_the_others_as_they_were() -> None:
     assert kept_weights(mask) == (22, 55)
 
 
+class Noisy(nn.Linear):
+    """Draws from the global generator in every forward pass, also in evaluation mode."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 0.0 * torch.rand(1)
+
+
+@pytest.mark.parametrize("batches", [(), [(torch.ones(4, 5), torch.zeros(4, dtype=torch.long))]], ids=["no data", "data"])
+def test_the_check_of_a_network_before_it_is_scored_leaves_the_global_generator(batches: Any) -> None:
+    problem, before = Problem(Noisy(5, 4), batches), torch.get_rng_state()
+    methods.cut(problem, Overwrites(), WEIGHT, 0.5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_compensation_may_set_kept_weights_and_cannot_revive_masked_ones() -> None:
     model = nn.Linear(5, 4)
     mask = methods.cut(Problem(model, ()), Overwrites(), WEIGHT, 0.5)
