@@ -15,7 +15,7 @@ import methods
 from bench import data
 from bench.networks import build, plugins, weights
 from bench.storage.checkpoints import Networks
-from bench.trial import architecture, cost, metrics
+from bench.trial import architecture, cost, device, metrics
 from bench.trial.events import Events
 from bench.trial.flops import layer_flops
 from bench.trial.heartbeat import Heartbeat
@@ -39,7 +39,6 @@ class Workbench:
         for plugin in job.environment.plugins:
             metrics.of_module(plugins.load(plugin).module)
         architecture.check_source(job)
-        torch.backends.cudnn.deterministic = True
         self.job = job
         self.device = torch.device(job.environment.device)
         self.dataset = load_data(job.dataset, job.protocol, job.environment)
@@ -49,6 +48,7 @@ class Workbench:
         self.networks = Networks(job.environment.cache / "networks")
         self.heartbeat = Heartbeat(job.environment.progress)
         self.events = Events(job)
+        self._memory = device.Memory(self.device)
 
     def problem(self, model: nn.Module, posterior: Posterior | None = None) -> Problem:
         """What methods see of a network: training data in one fixed order, without augmentation, and no other data.
@@ -250,7 +250,7 @@ class Workbench:
             **dataclasses.asdict(size),
             "effective_sparsity": self._effective_sparsity(problem, dense.prunable),
             **measured,
-            "peak_memory_mb": self._peak_memory(),
+            "peak_memory_mb": self._memory.peak(),
             **network.latencies,
             "match_reached": cost.reached(self.job.match, dense, kept, size, network.latencies),
             "train_seconds": network.train_seconds,
@@ -287,14 +287,5 @@ class Workbench:
 
     def seconds_since(self, start: float) -> float:
         """Seconds since `time.perf_counter()` was `start`, with all work on a GPU finished."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        device.synchronize(self.device)
         return time.perf_counter() - start
-
-    def _peak_memory(self) -> float | None:
-        """Peak megabytes of GPU memory since the last measurement; None on a CPU."""
-        if self.device.type != "cuda":
-            return None
-        peak = torch.cuda.max_memory_allocated(self.device) / 1e6
-        torch.cuda.reset_peak_memory_stats(self.device)
-        return peak
