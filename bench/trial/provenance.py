@@ -22,7 +22,7 @@ def versions() -> dict[str, str]:
 
 
 @functools.cache
-def provenance(device: str, threads: int) -> dict[str, Any]:
+def provenance(device: str, threads: int, stack: int = 1) -> dict[str, Any]:
     """The columns of a row that describe how it was computed.
 
     For a CPU, the column `device` has the instruction set that torch uses, because it decides how sums are rounded. For a GPU, the column
@@ -31,6 +31,7 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
     Args:
         device: torch's name of the device.
         threads: the number of torch threads.
+        stack: the number of networks that are trained as one.
 
     Returns:
         Column -> value.
@@ -47,7 +48,9 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
         "commit": code["commit"],
         "torch": torch.__version__,
         "device": f"{which.type}: {name}" if name else which.type,
-        "environment": json.dumps({"threads": threads, **versions(), **numerics(which)}, sort_keys=True),
+        "environment": json.dumps(
+            {"threads": threads, **versions(), **numerics(which), **({"stack": stack} if stack > 1 else {})}, sort_keys=True
+        ),
     }
 
 

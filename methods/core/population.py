@@ -13,14 +13,14 @@ from torch.func import functional_call, vmap
 
 from methods.core.interface import Posterior
 from methods.core.modes import own_modes, unchanged_on_error
-from methods.core.training_run import Run, Step, own_draws
+from methods.core.training_run import Step, TrainingRun, own_draws
 
 
 class NotAlike(ValueError):
     """Networks or trainings that cannot be done as one."""
 
 
-def fit_together(runs: Sequence[Run]) -> list[Posterior]:
+def fit_together(runs: Sequence[TrainingRun]) -> list[Posterior]:
     """Train several networks in place, as `fit` does one by one, up to rounding.
 
     The networks may differ in weights, masks, seeds and hyperparameters; architecture, loss, precision, and the number of samples,
@@ -53,7 +53,7 @@ def fit_together(runs: Sequence[Run]) -> list[Posterior]:
     return [run.state for run in runs]
 
 
-def _advance(runs: Sequence[Run], steps: tuple[Step | None, ...]) -> None:
+def _advance(runs: Sequence[TrainingRun], steps: tuple[Step | None, ...]) -> None:
     """Take one step of all networks, or end an epoch of all."""
     if all(step is None for step in steps):
         for run in runs:
@@ -64,7 +64,7 @@ def _advance(runs: Sequence[Run], steps: tuple[Step | None, ...]) -> None:
     total.backward()  # type: ignore[no-untyped-call]
 
 
-def _losses(runs: Sequence[Run], steps: Sequence[Step]) -> Tensor:
+def _losses(runs: Sequence[TrainingRun], steps: Sequence[Step]) -> Tensor:
     """The loss of each network on its batch (K), differentiable in its parameters. Buffers change as in a forward pass of each."""
     model, loss, recipe = runs[0].problem.model, runs[0].problem.loss, runs[0].recipe
     parameters = _stacked([dict(run.problem.model.named_parameters()) for run in runs])
@@ -93,7 +93,7 @@ def _stacked(tensors: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([each[name] for each in tensors]) for name in tensors[0]}
 
 
-def _common_form(runs: Sequence[Run]) -> object:
+def _common_form(runs: Sequence[TrainingRun]) -> object:
     """What the networks and trainings have in common; raises NotAlike if they differ in more than numbers."""
     forms = {
         (_form(run.problem.model), run.recipe.precision, run.problem.loss, run.n_batches, tuple((lap.first, lap.last) for lap in run.laps))

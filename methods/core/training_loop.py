@@ -11,7 +11,7 @@ from methods.core.cutting import Pruner
 from methods.core.interface import Batches, Posterior, Problem
 from methods.core.modes import own_modes, unchanged_on_error
 from methods.core.recipe import Recipe
-from methods.core.training_run import Run, own_draws
+from methods.core.training_run import TrainingRun, own_draws
 
 
 def fit(
@@ -55,7 +55,12 @@ def fit(
     require(previous, (Posterior, type(None)), "posterior", "what methods.train returns")
     recipe.check(training)
     check_callbacks(callbacks)
-    run = Run(problem, training, recipe, batches, previous, pruner, callbacks)
+    return fit_run(TrainingRun(problem, training, recipe, batches, previous, pruner, callbacks))
+
+
+def fit_run(run: TrainingRun) -> Posterior:
+    """Do a training, see `fit`."""
+    problem = run.problem
     with unchanged_on_error(problem.model), own_modes(problem.model), torch.enable_grad(), own_draws(problem):
         run.rehearse()
         torch.manual_seed(run.seed)

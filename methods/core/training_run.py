@@ -36,7 +36,7 @@ def own_draws(problem: Problem) -> AbstractContextManager[None]:
     return torch.random.fork_rng(devices=[problem.device] if problem.device.type == "cuda" else [])
 
 
-class Run:
+class TrainingRun:
     """A training. Its arguments are those of `methods.core.training_loop.fit`.
 
     Attributes:
@@ -89,7 +89,8 @@ class Run:
         if extra is not None:
             loss = loss + extra
         self.losses.append(loss.detach())
-        self.optimizer.zero_grad(set_to_none=True)
+        for p in self.named.values():  # what `optimizer.zero_grad` does, without its bookkeeping for profilers
+            p.grad = None
         return loss
 
     def steps(self) -> Iterator[Step | None]:

@@ -12,7 +12,7 @@ import methods
 from bench.networks import build
 from methods.core.population import NotAlike, fit_together
 from methods.core.recipe import Recipe
-from methods.core.training_run import Run
+from methods.core.training_run import TrainingRun
 
 N, CLASSES = 40, 4
 
@@ -32,7 +32,7 @@ def convolutional(dropout: float = 0.0) -> nn.Module:
 
 def run(
     make: object, k: int, training: str = "map", *, seed: int | None = None, pruner: methods.Pruner | None = None, **options: float
-) -> Run:
+) -> TrainingRun:
     """The k-th training: weights, data order, mask and hyperparameters of its own, unless a seed is given."""
     torch.manual_seed(k)
     model: nn.Module = make()  # type: ignore[operator]
@@ -41,16 +41,16 @@ def run(
         mask = methods.cut(problem, methods.make("criteria", "random", {}), methods.get_granularity("weight"), 0.2 * k)
         problem = replace(problem, mask=mask)
     own = methods.make("trainings", training, options)
-    return Run(problem, own, Recipe(epochs=3), batches=data(seed=k), pruner=pruner)
+    return TrainingRun(problem, own, Recipe(epochs=3), batches=data(seed=k), pruner=pruner)
 
 
-def one_by_one(runs: Sequence[Run]) -> list[methods.Posterior]:
+def one_by_one(runs: Sequence[TrainingRun]) -> list[methods.Posterior]:
     return [
         methods.fit(r.problem, r.training, r.recipe, batches=r.batches, previous=r.previous, pruner=r.pruner) for r in runs
     ]  # fmt: skip
 
 
-def check(together: Sequence[Run], alone: Sequence[Run]) -> None:
+def check(together: Sequence[TrainingRun], alone: Sequence[TrainingRun]) -> None:
     states, expected = fit_together(together), one_by_one(alone)
     for a, b in zip(together, alone, strict=True):
         for name, tensor in b.problem.model.state_dict().items():
@@ -84,7 +84,7 @@ def test_dropout_with_several_seeds_is_refused_and_nothing_changes() -> None:
 
 
 def test_cuts_during_training() -> None:
-    def runs() -> list[Run]:
+    def runs() -> list[TrainingRun]:
         gradual, magnitude = methods.Gradual(), methods.make("criteria", "magnitude", {})
         weight = methods.get_granularity("weight")
         return [run(convolutional, k, pruner=methods.Pruner(magnitude, weight, gradual, s)) for k, s in enumerate((0.5, 0.8))]
@@ -104,9 +104,9 @@ def test_architectures(name: str) -> None:
     "other",
     [
         lambda r: replace_model(r, nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES))),
-        lambda r: Run(r.problem, r.training, Recipe(epochs=2), batches=r.batches),
-        lambda r: Run(r.problem, r.training, replace(r.recipe, precision="bfloat16"), batches=r.batches),
-        lambda r: Run(r.problem, r.training, r.recipe, batches=data()[:2]),
+        lambda r: TrainingRun(r.problem, r.training, Recipe(epochs=2), batches=r.batches),
+        lambda r: TrainingRun(r.problem, r.training, replace(r.recipe, precision="bfloat16"), batches=r.batches),
+        lambda r: TrainingRun(r.problem, r.training, r.recipe, batches=data()[:2]),
     ],
 )
 def test_what_differs_is_refused(other: object) -> None:
@@ -115,8 +115,8 @@ def test_what_differs_is_refused(other: object) -> None:
         fit_together([first, other(run(convolutional, 1))])  # type: ignore[operator]
 
 
-def replace_model(r: Run, model: nn.Module) -> Run:
-    return Run(methods.Problem(model, data(), seed=1), r.training, r.recipe, batches=r.batches)
+def replace_model(r: TrainingRun, model: nn.Module) -> TrainingRun:
+    return TrainingRun(methods.Problem(model, data(), seed=1), r.training, r.recipe, batches=r.batches)
 
 
 def test_a_network_that_fails_leaves_the_others_as_they_were() -> None:
