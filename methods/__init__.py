@@ -34,11 +34,13 @@ from methods.core.interface import (
     derive,
 )
 from methods.core.masks import Mask, apply_mask, full_mask, kept_weights, mask_holds, shuffled, sparsity_of
+from methods.core.population import NotAlike, fit_together
 from methods.core.prunable import prunable
 from methods.core.recipe import Recipe
 from methods.core.regrowth import Regrowing
 from methods.core.schedule import Gradual, Iterative, Lap, Move, Regrowth, Rewinding, Schedule
-from methods.core.training_loop import fit
+from methods.core.training_loop import fit, fit_run
+from methods.core.training_run import TrainingRun
 from methods.core.unaltered import Altered, unaltered_process
 from methods.registry.options import Option, describe
 from methods.registry.plugins import load_plugin
@@ -66,12 +68,13 @@ from methods.registry import named_methods  # noqa: F401 (registers them)
 
 __all__ = [
     "Altered", "Batches", "Choice", "Configuration", "Cost", "Criterion", "EpochRecord", "Float", "Gradual", "Granularity",
-    "Importance", "Int", "Iterative", "Lap", "Mask", "Method", "Move", "Option", "Posterior", "Problem", "Pruner", "Range", "Recipe",
-    "Regrowing", "Regrowth", "Rewinding", "Schedule", "Scores", "Stage", "Text", "Training", "UnknownName", "Values", "apply_mask",
-    "changes_outputs", "check", "compact", "count_masked", "criteria", "cut", "define", "derive", "describe", "effective_sparsity",
-    "fit", "full_mask", "get", "get_granularity", "granularity", "kept_weights", "load_plugin", "lookup", "make", "mask_holds", "names",
-    "nearest", "prunable", "prune", "ranges", "recalibrate_batchnorm", "register", "score", "scored_once", "scores", "shuffled",
-    "source_hash", "sparsity_of", "train", "train_pruned", "training", "unaltered_process", "unknown",
+    "Importance", "Int", "Iterative", "Lap", "Mask", "Method", "Move", "NotAlike", "Option", "Posterior", "Problem", "Pruner", "Range",
+    "Recipe", "Regrowing", "Regrowth", "Rewinding", "Schedule", "Scores", "Stage", "Text", "Training", "TrainingRun", "UnknownName",
+    "Values", "apply_mask", "changes_outputs", "check", "compact", "count_masked", "criteria", "cut", "define", "derive", "describe",
+    "effective_sparsity", "fit", "fit_run", "fit_together", "full_mask", "get", "get_granularity", "granularity", "kept_weights",
+    "load_plugin", "lookup", "make", "mask_holds", "names", "nearest", "prunable", "prune", "ranges", "recalibrate_batchnorm",
+    "register", "score", "scored_once", "scores", "shuffled", "source_hash", "sparsity_of", "train", "train_pruned", "training",
+    "unaltered_process", "unknown",
 ]  # fmt: skip
 
 

@@ -29,6 +29,8 @@ def check(resources: Resources) -> None:
         raise unknown("device", resources.device, DEVICES)
     if resources.workers is not None and resources.workers < 1:
         raise UserError(f"--workers must be at least 1, got {resources.workers}")
+    if resources.stack < 1:
+        raise UserError(f"--stack must be at least 1, got {resources.stack}")
     if resources.data_root is not None and not resources.data_root.is_dir():
         raise UserError(f"--data-root '{resources.data_root}' is not a directory")
     if resources.log is not None:
@@ -61,7 +63,7 @@ def environment_of(resources: Resources) -> Environment:
     plugins = tuple(str(Path(file).resolve()) for file in resources.plugin)
     log = None if resources.log is None else resources.log.resolve()
     root = None if resources.data_root is None else resources.data_root.resolve()
-    return Environment(device, root, CACHE.resolve(), plugins, log=log)
+    return Environment(device, root, CACHE.resolve(), plugins, log=log, stack=resources.stack)
 
 
 def open_request(suite: str, narrowing: Narrowing, resources: Resources, ablations: Iterable[str] = ()) -> Request:

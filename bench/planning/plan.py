@@ -111,7 +111,7 @@ def _dense(cell: Cell, method: Method, setting: Setting) -> Planned:
 
 
 def _pruned(cell: Cell, method: Method, setting: Setting, ablation: str) -> Iterator[Planned]:
-    """The jobs of a method in a cell: one for all sparsities, or one per sparsity if each trains its own network."""
+    """The jobs of a method in a cell: one for all sparsities, or where each trains its own network, one for those trained together."""
     suite = cell.request.suite
     named = {
         "method": method.name, "training": method.training, "criterion": method.criterion, "stage": str(method.stage), "ablation": ablation,
@@ -120,7 +120,11 @@ def _pruned(cell: Cell, method: Method, setting: Setting, ablation: str) -> Iter
     decided = {"network": network, **cell.decided(method, setting.criterion or {})}
     if ablation != "none":
         decided["ablation"] = ablation
-    for group in [suite.sparsities] if method.stage is Stage.AFTER else [(s,) for s in suite.sparsities]:
+    stack = cell.request.environment.stack
+    if stack > 1:
+        decided["stack"] = stack
+    size = len(suite.sparsities) if method.stage is Stage.AFTER else stack
+    for group in (suite.sparsities[start : start + size] for start in range(0, len(suite.sparsities), size)):
         points = tuple(
             Point(s, f, point_key({**decided, "sparsity": s}, f, setting.finetune_lr_scale)) for s in group for f in suite.finetune_epochs
         )
@@ -140,7 +144,8 @@ def planned(
         points: sparsities and fine-tuning epochs, with the key of each row.
         split: data to measure on, "test" or "validation".
     """
-    suite, where = cell.request.suite, provenance(cell.request.environment.device, cell.request.environment.threads)
+    suite, environment = cell.request.suite, cell.request.environment
+    where = provenance(environment.device, environment.threads, environment.stack)
     common: dict[str, Any] = {
         "suite": suite.name, "dataset": cell.dataset, "architecture": cell.architecture, "granularity": suite.granularity,
         "match": suite.match, "tuning": "default" if cell.request.tuned is None else "tuned", "seed": cell.seed,

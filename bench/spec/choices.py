@@ -59,6 +59,7 @@ class Resources:
     ray_address: str | None = _said(None, "Address of a Ray cluster.")
     workers: int | None = _said(None, "Number of worker processes.", "the number of cores; 1 on a GPU")
     device: str = _said("auto", "auto, cpu or cuda.")
+    stack: int = _said(1, "Number of small networks to train as one on a GPU: those of one method, architecture and seed.", "1: one by one")
     store: str | None = _said(None, "Database URL of the results.", "sqlite:///.bench/store.db", secret=True)
     data_root: Path | None = _said(None, "Folder of torchvision's data sets; missing ones are downloaded.")  # noqa: RUF009 (a field)
     log: Path | None = _said(  # noqa: RUF009 (a field)

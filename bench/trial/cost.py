@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bench.trial.device import synchronize
 from bench.trial.flops import layer_flops
 from methods import Cost, Mask, prunable
 from methods.core.modes import evaluating
@@ -171,8 +172,7 @@ def peak_memory(model: nn.Module, inputs: Tensor) -> float:
 def _milliseconds(model: nn.Module, inputs: Tensor) -> float:
     start = time.perf_counter()
     model(inputs)
-    if inputs.device.type == "cuda":
-        torch.cuda.synchronize(inputs.device)
+    synchronize(inputs.device)
     return 1e3 * (time.perf_counter() - start)
 
 

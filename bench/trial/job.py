@@ -21,6 +21,8 @@ class Environment:
         progress: the folder for heartbeat files; None for none.
         threads: the number of torch threads. It decides how sums are rounded, so it is the same in every process.
         log: the folder for TensorBoard event files; None for none.
+        stack: the number of networks of a job to train at the same time as one, see `bench.trial.together`; it decides how sums are
+            rounded.
     """
 
     device: str
@@ -30,6 +32,7 @@ class Environment:
     progress: Path | None = None
     threads: int = 1
     log: Path | None = None
+    stack: int = 1
 
 
 class Point(NamedTuple):

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from bench.trial.device import numerics
+
 SHIPPED = "RAZORBENCH_SHIPPED"  # environment variable of workers that got this code from a run, see `shipped`
 PACKAGES = ("timm", "torchmetrics")  # packages other than torch that affect the numbers
 
@@ -20,20 +22,22 @@ def versions() -> dict[str, str]:
 
 
 @functools.cache
-def provenance(device: str, threads: int) -> dict[str, Any]:
+def provenance(device: str, threads: int, stack: int = 1) -> dict[str, Any]:
     """The columns of a row that describe how it was computed.
 
-    For a CPU, the column `device` has the instruction set that torch uses, because it decides how sums are rounded.
+    For a CPU, the column `device` has the instruction set that torch uses, because it decides how sums are rounded. For a GPU, the column
+    `environment` says how it computes, see `bench.trial.device`.
 
     Args:
         device: torch's name of the device.
         threads: the number of torch threads.
+        stack: the number of networks that are trained as one.
 
     Returns:
         Column -> value.
     """
-    kind = torch.device(device).type
-    name = torch.cuda.get_device_name(device) if kind == "cuda" else torch.backends.cpu.get_cpu_capability()
+    which = torch.device(device)
+    name = torch.backends.cpu.get_cpu_capability() if which.type == "cpu" else torch.get_device_module(which).get_device_name(which)
     code = (
         json.loads(os.environ[SHIPPED])
         if SHIPPED in os.environ
@@ -43,8 +47,10 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
         "version": code["version"],
         "commit": code["commit"],
         "torch": torch.__version__,
-        "device": f"{kind}: {name}" if name else kind,
-        "environment": json.dumps({"threads": threads, **versions()}, sort_keys=True),
+        "device": f"{which.type}: {name}" if name else which.type,
+        "environment": json.dumps(
+            {"threads": threads, **versions(), **numerics(which), **({"stack": stack} if stack > 1 else {})}, sort_keys=True
+        ),
     }
 
 

@@ -16,6 +16,7 @@ from bench.spec.errors import shortened
 from bench.trial.job import Point
 from bench.trial.network import Measurement, Network
 from bench.trial.results import Result, Results, isolated
+from bench.trial.together import Together
 from bench.trial.workbench import Workbench
 from methods import Schedule, Stage
 
@@ -74,17 +75,19 @@ def _train_then_cut(bench: Workbench, criterion: methods.Criterion) -> Results:
         cut = bench.cut(whole.copied(), criterion, sparsity, scores)
         return bench.smaller(_control(bench, cut, whole.problem.model))
 
-    yield from _by_sparsity(bench, pruned)
+    yield from _by_sparsity(bench, pruned, Together(bench, pruned))
 
 
 def _cut_then_train(bench: Workbench, criterion: methods.Criterion) -> Results:
     """Cut the initial network to each sparsity and train it."""
 
-    def pruned(sparsity: float) -> Network:
-        cut = bench.cut(bench.untrained(), criterion, sparsity)
-        return bench.train(bench.smaller(_control(bench, cut)))
+    def cut(sparsity: float) -> Network:
+        return bench.smaller(_control(bench, bench.cut(bench.untrained(), criterion, sparsity)))
 
-    yield from _by_sparsity(bench, pruned)
+    def pruned(sparsity: float) -> Network:
+        return bench.train(cut(sparsity))
+
+    yield from _by_sparsity(bench, pruned, Together(bench, cut, trains=True))
 
 
 def _cut_while_training(bench: Workbench, criterion: methods.Criterion, schedule: Schedule) -> Results:
@@ -95,7 +98,7 @@ def _cut_while_training(bench: Workbench, criterion: methods.Criterion, schedule
         trained = bench.train(network, bench.pruner(criterion, schedule, sparsity))
         return bench.smaller(_control(bench, trained))
 
-    yield from _by_sparsity(bench, pruned)
+    yield from _by_sparsity(bench, pruned, Together(bench, pruned))
 
 
 def _cut_while_finetuning(bench: Workbench, criterion: methods.Criterion, schedule: Schedule) -> Results:
@@ -133,18 +136,22 @@ def _control(bench: Workbench, cut: Network, whole: nn.Module | None = None) -> 
     return bench.train(control) if job.retrains and job.stage is not Stage.INIT else control
 
 
-def _by_sparsity(bench: Workbench, pruned: Callable[[float], Network]) -> Results:
-    """The results at each sparsity, in increasing order; a failure at one sparsity does not affect the others."""
+def _by_sparsity(bench: Workbench, pruned: Callable[[float], Network], together: Together) -> Results:
+    """The results at each sparsity, in increasing order; a failure at one sparsity does not affect the others.
+
+    What could not be done together is done here, one by one.
+    """
 
     def measured(sparsity: float, points: Sequence[Point]) -> Results:
-        yield from _finetuned(bench, pruned(sparsity), points)
+        network = together.pruned.get(sparsity) or pruned(sparsity)
+        yield from _finetuned(bench, network, points, together)
 
     for sparsity in bench.job.sparsities:
         points = [p for p in bench.job.points if p.sparsity == sparsity]
         yield from isolated(points, partial(measured, sparsity, points))
 
 
-def _finetuned(bench: Workbench, network: Network, points: Sequence[Point]) -> Results:
+def _finetuned(bench: Workbench, network: Network, points: Sequence[Point], together: Together | None = None) -> Results:
     """The results of one network: without fine-tuning, and fine-tuned for each length, each time from the same weights.
 
     Statistics of batch norm are estimated again, if the protocol asks for it, before each measurement: those of the dense network too.
@@ -160,7 +167,8 @@ def _finetuned(bench: Workbench, network: Network, points: Sequence[Point]) -> R
         if not point.finetune_epochs:
             yield Result(point, before or bench.measure(network), network)
         else:
-            tuned = bench.recalibrated(bench.finetune(network.copied(), point.finetune_epochs))
+            found = together.finetuned.get(point[:2]) if together is not None else None
+            tuned = bench.recalibrated(found or bench.finetune(network.copied(), point.finetune_epochs))
             yield Result(point, bench.measure(tuned) | {"accuracy_before_finetune": before.get("accuracy")}, tuned)
 
     for point in points:

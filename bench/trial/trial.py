@@ -14,6 +14,7 @@ from torch import nn
 from bench.spec.errors import UserError, described
 from bench.storage.checkpoints import Networks
 from bench.trial import heartbeat, stages
+from bench.trial.device import repeatable
 from bench.trial.job import Job, Point
 from bench.trial.network import Measurement
 from bench.trial.provenance import provenance
@@ -97,7 +98,7 @@ def _results(job: Job, bench: Workbench | None) -> Results:
     """The results of a job, each measurement with its provenance."""
     if heartbeat.announce is not None:
         heartbeat.announce()
-    columns = provenance(job.environment.device, job.environment.threads)
+    columns = provenance(job.environment.device, job.environment.threads, job.environment.stack)
 
     def work() -> Results:
         try:
@@ -108,6 +109,6 @@ def _results(job: Job, bench: Workbench | None) -> Results:
                 networks.fail(job.network, described(error))
             raise
 
-    with threads(job.environment.threads):
+    with threads(job.environment.threads), repeatable(torch.device(job.environment.device)):
         for result in isolated(job.points, work):
             yield result._replace(measurement=result.measurement | columns)

@@ -7,22 +7,24 @@ if the job is measured on validation data.
 import dataclasses
 import time
 from dataclasses import replace
+from operator import is_
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import methods
 from bench import data
 from bench.networks import build, plugins, weights
 from bench.storage.checkpoints import Networks
-from bench.trial import architecture, cost, metrics
+from bench.trial import architecture, cost, device, metrics
 from bench.trial.events import Events
+from bench.trial.fitting import fit
 from bench.trial.flops import layer_flops
 from bench.trial.heartbeat import Heartbeat
 from bench.trial.job import Job
 from bench.trial.loading import load_data
 from bench.trial.network import Measurement, Network, posterior_to
-from bench.trial.training_cost import FACTOR, Tally
+from bench.trial.training_cost import FACTOR
 from methods import Posterior, Problem, Pruner, Schedule
 
 
@@ -39,7 +41,6 @@ class Workbench:
         for plugin in job.environment.plugins:
             metrics.of_module(plugins.load(plugin).module)
         architecture.check_source(job)
-        torch.backends.cudnn.deterministic = True
         self.job = job
         self.device = torch.device(job.environment.device)
         self.dataset = load_data(job.dataset, job.protocol, job.environment)
@@ -49,6 +50,8 @@ class Workbench:
         self.networks = Networks(job.environment.cache / "networks")
         self.heartbeat = Heartbeat(job.environment.progress)
         self.events = Events(job)
+        self._memory = device.Memory(self.device)
+        self._effective: tuple[list[Tensor], float | None] = ([], None)  # of the last masks
 
     def problem(self, model: nn.Module, posterior: Posterior | None = None) -> Problem:
         """What methods see of a network: training data in one fixed order, without augmentation, and no other data.
@@ -133,7 +136,7 @@ class Workbench:
         Raises:
             FloatingPointError: the loss is not finite.
         """
-        state, trained = self._fit(network, self.job.protocol.epochs, None, pruner)
+        ((state, trained),) = fit(self, [network], self.job.protocol.epochs, finetunes=False, pruner=pruner)
         return trained.with_problem(posterior=state)
 
     def finetune(self, network: Network, epochs: int, pruner: Pruner | None = None) -> Network:
@@ -147,24 +150,22 @@ class Workbench:
         Raises:
             FloatingPointError: the loss is not finite.
         """
-        return self._fit(network, epochs, network.problem.posterior, pruner)[1]
+        return fit(self, [network], epochs, finetunes=True, pruner=pruner)[0][1]
 
-    def _fit(self, network: Network, epochs: int, previous: Posterior | None, pruner: Pruner | None) -> tuple[Posterior, Network]:
-        """The posterior of a training, or of a fine-tuning that continues `previous`; and the network with what it cost."""
-        start, problem = time.perf_counter(), network.problem
-        seed = methods.derive(self.job.seed, "fine-tuning" if previous else "training")
-        batches, recipe = data.training_batches(self.dataset, self.job.protocol, seed), self.job.recipe(epochs, finetunes=bool(previous))
-        with self.events.training(problem, epochs if previous else 0) as told:
-            work = Tally(*self._flops(problem))
-            told += [self.heartbeat, work]
-            calls = f"'{self.training.name}'" if pruner is None else f"'{pruner.criterion.name}' or '{self.training.name}'"
-            with methods.unaltered_process(calls):
-                state = methods.fit(problem, self.training, recipe, batches=batches, previous=previous, pruner=pruner, callbacks=told)
-        return state, replace(
-            network,
-            train_seconds=network.train_seconds + self.seconds_since(start),
-            training_flops=network.training_flops + work.flops,
-        )
+    def together(self, networks: list[Network], finetune_epochs: int | None = None) -> list[Network]:
+        """Train new networks in place as one, or fine-tune trained ones; up to rounding as `train` and `finetune` do one by one.
+
+        Args:
+            networks: the networks.
+            finetune_epochs: the length of fine-tuning; None to train.
+
+        Raises:
+            methods.NotAlike: they cannot be trained as one.
+            FloatingPointError: a loss is not finite.
+        """
+        finetunes = finetune_epochs is not None
+        made = fit(self, networks, self.job.protocol.epochs if finetune_epochs is None else finetune_epochs, finetunes=finetunes)
+        return [network if finetunes else network.with_problem(posterior=state) for state, network in made]
 
     def scored(self, network: Network, criterion: methods.Criterion) -> tuple[methods.Scores | None, Network]:
         """Score a network once for all sparsities.
@@ -239,7 +240,7 @@ class Workbench:
         logits = metrics.logits_of(problem.model, split)
         measured = metrics.quality(logits, split.targets)
         dense = self._dense
-        size = cost.size(problem.model, problem.mask, self._flops(problem))
+        size = cost.size(problem.model, problem.mask, self.flops(problem))
         return {
             "status": "collapsed" if size.layers_collapsed > 0 or network.dense_at_chance else "ok",
             "sparsity_reached": 1.0 - kept / dense.prunable,
@@ -250,7 +251,7 @@ class Workbench:
             **dataclasses.asdict(size),
             "effective_sparsity": self._effective_sparsity(problem, dense.prunable),
             **measured,
-            "peak_memory_mb": self._peak_memory(),
+            "peak_memory_mb": self._memory.peak(),
             **network.latencies,
             "match_reached": cost.reached(self.job.match, dense, kept, size, network.latencies),
             "train_seconds": network.train_seconds,
@@ -269,7 +270,7 @@ class Workbench:
         choice = self.job.protocol.include, self.job.protocol.exclude
         return architecture.dense(self.job.architecture, self.dataset.input_shape, self.dataset.classes, *choice)
 
-    def _flops(self, problem: Problem) -> tuple[int, dict[str, int]]:
+    def flops(self, problem: Problem) -> tuple[int, dict[str, int]]:
         """The FLOPs of a network that may be smaller than the dense one, without its mask; see `bench.trial.flops.layer_flops`."""
         dense = self._dense
         if methods.kept_weights(problem.mask)[1] == dense.prunable:
@@ -277,24 +278,20 @@ class Workbench:
         return layer_flops(problem.model, self.dataset.input_shape, self.job.protocol.include, self.job.protocol.exclude)
 
     def _effective_sparsity(self, problem: Problem, prunable: int) -> float | None:
-        """Effective sparsity as a fraction of the dense network's prunable weights; None if it is not defined."""
-        shape = self.dataset.input_shape
+        """Effective sparsity as a fraction of the dense network's prunable weights; None if it is not defined.
+
+        It depends on the mask only, which a network keeps while it is fine-tuned: the last result is kept.
+        """
+        shape, masks, (known, found) = self.dataset.input_shape, list(problem.mask.values()), self._effective
         if not architecture.has_paths(self.job.architecture, shape, self.dataset.classes):
             return None
-        found = methods.effective_sparsity(problem.model, problem.mask, shape)
+        if len(masks) != len(known) or not all(map(is_, masks, known)):
+            found = methods.effective_sparsity(problem.model, problem.mask, shape)
+            self._effective = masks, found
         left = methods.kept_weights(problem.mask)[1]
         return found if found is None or left == prunable else 1.0 - (1.0 - found) * left / prunable
 
     def seconds_since(self, start: float) -> float:
         """Seconds since `time.perf_counter()` was `start`, with all work on a GPU finished."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        device.synchronize(self.device)
         return time.perf_counter() - start
-
-    def _peak_memory(self) -> float | None:
-        """Peak megabytes of GPU memory since the last measurement; None on a CPU."""
-        if self.device.type != "cuda":
-            return None
-        peak = torch.cuda.max_memory_allocated(self.device) / 1e6
-        torch.cuda.reset_peak_memory_stats(self.device)
-        return peak

@@ -11,6 +11,7 @@ from methods.core.filters import filters
 from methods.core.interface import Cost, Problem, Scores, count_masked
 from methods.core.masks import Mask, apply_mask, kept_weights, sparsity_of
 from methods.core.modes import evaluating, unchanged_on_error
+from methods.core.prunable import Prunable
 from methods.core.reading import FAILURES, explaining, outputs_and_loss
 from methods.core.regrowth import Regrowing, check_schedule
 from methods.core.schedule import Lap, Move, Schedule
@@ -18,12 +19,13 @@ from methods.core.ties import warn_of_ties
 from methods.core.unaltered import unaltered_network
 
 
-def score(problem: Problem, criterion: Criterion) -> Scores:
+def score(problem: Problem, criterion: Criterion, *, last: bool = True) -> Scores:
     """Score the prunable weights of a problem, and check the result.
 
     Args:
         problem: network, data and current mask.
         criterion: the criterion.
+        last: whether no further round of scores follows; ties of earlier rounds are not looked for.
 
     Returns:
         The scores.
@@ -39,14 +41,15 @@ def score(problem: Problem, criterion: Criterion) -> Scores:
     _check_supported(problem, criterion)
     weights = problem.weights
     with evaluating(problem.model, weights), torch.enable_grad():
-        rehearse(problem, reads_data=not criterion.data_free)
+        _rehearse(problem, weights, reads_data=not criterion.data_free)
         failing = explaining(problem.model, f"'{criterion.name}' fails on this network")
         with unaltered_network(problem.model, f"'{criterion.name}'"), failing:
             scores = criterion.score(problem)
-    fault = faults(problem, scores)
+    fault = _faults(problem, weights, scores)
     if fault:
         raise ValueError(f"'{criterion.name}' {fault}")
-    warn_of_ties(problem, criterion.name, scores)
+    if last:
+        warn_of_ties(problem, criterion.name, scores)
     return scores
 
 
@@ -62,7 +65,11 @@ def rehearse(problem: Problem, reads_data: bool) -> None:
     Raises:
         ValueError: if the network or the loss fails on the data, or weights that are set to zero would not stay zero.
     """
-    weights = problem.weights
+    _rehearse(problem, problem.weights, reads_data)
+
+
+def _rehearse(problem: Problem, weights: Prunable, reads_data: bool) -> None:
+    """See `rehearse`; `weights`: those of the problem, whose search takes time."""
     if not reads_data and known_to_act(problem.model, weights, watched=True):
         return
     devices = [problem.device] if problem.device.type == "cuda" else []
@@ -100,7 +107,10 @@ def _check_granularity(problem: Problem, criterion: Criterion, granularity: Gran
 
 def faults(problem: Problem, scores: Scores) -> str:
     """The first error found in scores, in a few words; '' if they are valid."""
-    weights = problem.weights
+    return _faults(problem, problem.weights, scores)
+
+
+def _faults(problem: Problem, weights: Prunable, scores: Scores) -> str:
     if not isinstance(scores, Scores) or not isinstance(scores.values, dict) or not isinstance(scores.rows, (dict, type(None))):
         return "must return methods.Scores of a dict: name -> tensor"
     if scores.rows is not None:
@@ -168,18 +178,17 @@ def cut(
     _check_granularity(problem, criterion, granularity)
     rounds = (sparsity,) if scores is not None else criterion.rounds(_present(problem, granularity, cost), sparsity)
     with unchanged_on_error(problem.model):
-        present, weights = replace(problem, granularity=granularity), problem.weights
-        apply_mask(problem.model, problem.mask)
-        for target in rounds:
-            present = replace(present, target=target)
-            found = scores if scores is not None else score(present, criterion)
+        mask, weights = problem.mask, problem.weights
+        apply_mask(problem.model, mask)
+        for number, target in enumerate(rounds, 1):
+            present = replace(problem, granularity=granularity, target=target, mask=mask)
+            found = scores if scores is not None else score(present, criterion, last=number == len(rounds))
             mask = granularity.cut(present, found, target, cost)
             with evaluating(present.model, weights):
                 criterion.compensate(present, mask, found.state)
             with acting_afterwards(present.model, weights):
                 apply_mask(present.model, mask)
-            present = replace(present, mask=mask)
-    return present.mask
+    return mask
 
 
 def _present(problem: Problem, granularity: Granularity, cost: Cost | None) -> float:

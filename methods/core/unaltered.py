@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from operator import is_
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,6 +122,10 @@ def _backend(name: str) -> _Setting:
     return _Setting(f"torch.backends.cudnn.{name}", lambda: getattr(cudnn, name), lambda value: setattr(cudnn, name, value))
 
 
+def _deterministic() -> list[bool]:
+    return [torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()]
+
+
 def _folder() -> str:
     """The working folder; "." if it was deleted."""
     try:
@@ -140,12 +145,15 @@ SETTINGS = (
     _Setting("the default dtype", torch.get_default_dtype, torch.set_default_dtype),
     _Setting("the number of threads", torch.get_num_threads, torch.set_num_threads),
     _Setting("whether gradients are computed", torch.is_grad_enabled, torch.set_grad_enabled),
-    _Setting("the use of deterministic algorithms", torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    _Setting("the use of deterministic algorithms", _deterministic, lambda on: torch.use_deterministic_algorithms(on[0], warn_only=on[1])),
     _Setting("the precision of matrix products", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     _Setting("the default device", torch.get_default_device, lambda _: torch.set_default_device(None)),
     _Setting("hooks of all modules", lambda: [tuple(hooks) for hooks in EVERY_HOOKS], _keep_hooks),
     _Setting("the use of oneDNN", lambda: torch.backends.mkldnn.enabled, lambda on: setattr(torch.backends.mkldnn, "enabled", on)),
-    _Setting("autocast", lambda: torch.is_autocast_enabled("cpu"), lambda on: torch.set_autocast_enabled("cpu", on)),
+    *(
+        _Setting("autocast", partial(torch.is_autocast_enabled, kind), partial(torch.set_autocast_enabled, kind))
+        for kind in ("cpu", "cuda")
+    ),
     _Setting("the working folder", _folder, os.chdir),
     _Setting("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
     *(_backend(name) for name in ("enabled", "benchmark", "deterministic")),

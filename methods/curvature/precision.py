@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.core.interface import Problem
+from methods.core.tensorfloat import without_tf32
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -24,7 +25,7 @@ def widened(value: Any) -> Any:
 
 @contextmanager
 def full_precision(problem: Problem) -> Iterator[Problem]:
-    """Context in which weights, buffers and batches of half precision are float32, and autocast is off.
+    """Context in which weights, buffers and batches of half precision are float32, and autocast and TensorFloat-32 are off.
 
     Args:
         problem: the problem. At the end its weights have their type again; changes made inside are rounded to it.
@@ -33,7 +34,7 @@ def full_precision(problem: Problem) -> Iterator[Problem]:
         The problem with float32 batches; the same problem if nothing has half precision.
     """
     weights = [p for p in problem.model.parameters() if p.dtype in HALF]
-    with torch.autocast(problem.device.type, enabled=False):
+    with torch.autocast(problem.device.type, enabled=False), without_tf32():
         if not weights:
             yield problem
             return

@@ -11,6 +11,7 @@ from methods.core.configurations import Granularity
 from methods.core.hyperparameters import Choice, Float, Int, Text
 from methods.core.interface import Cost, Posterior, Problem, Scores
 from methods.core.masks import Mask
+from methods.core.tensorfloat import without_tf32
 from methods.registry.registry import register
 from methods.structure.channel_groups import Coupling, removed, survivors
 from methods.structure.channel_limits import Limits, fractions, patterns
@@ -39,7 +40,7 @@ def coupling_of(problem: Problem) -> Coupling:
     key = (tuple(input_shape), tuple(shapes), tuple((n, p.shape) for n, p in model.named_parameters()))
     known = _known.get(model)
     if known is None or known[0] != key:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), without_tf32():
             coupling = traced(model, shapes, input_shape)
             rejected = torch.tensor(unsound(model, coupling, input_shape), dtype=torch.long)
         coupling = replace(coupling, free=coupling.free & ~torch.isin(coupling.pools, rejected))

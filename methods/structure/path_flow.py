@@ -105,7 +105,7 @@ def flow(model: nn.Module, weights: Mapping[str, Tensor], input_shape: tuple[int
     parameters = prunable(model)
     leaves = {n: weights.get(n, p).detach().double().abs().requires_grad_() for n, p in parameters.items()}
     ones = torch.ones(1, *input_shape, dtype=torch.float64, device=next(iter(leaves.values())).device)
-    with evaluating(model), torch.enable_grad():
+    with evaluating(model, parameters), torch.enable_grad():
         for scale in SCALES:
             with Flow({id(p): leaves[n] for n, p in parameters.items()}):
                 total = model(scale * ones).sum()
@@ -141,7 +141,7 @@ def effective_sparsity(model: nn.Module, mask: Mask, input_shape: tuple[int, ...
         n: mask.get(n, torch.ones_like(p, dtype=torch.bool)).to(p.device, torch.float64).requires_grad_() for n, p in parameters.items()
     }
     device = next(iter(leaves.values())).device
-    with evaluating(model), torch.enable_grad(), Connections({id(p): leaves[n] for n, p in parameters.items()}, reach=True):
+    with evaluating(model, parameters), torch.enable_grad(), Connections({id(p): leaves[n] for n, p in parameters.items()}, reach=True):
         total = model(torch.ones(1, *input_shape, dtype=torch.float64, device=device)).sum()
     counted = [leaves[n] for n in mask]
     gradients = torch.autograd.grad(total, counted, materialize_grads=True)

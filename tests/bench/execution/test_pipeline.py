@@ -184,7 +184,7 @@ def test_rewinding_says_how_long_it_trained_and_iterative_pruning_divides_what_t
     suite: Suite, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[int] = []
-    monkeypatch.setattr("methods.core.training_loop._Run._epoch", counting(methods.core.training_loop._Run._epoch, trained))
+    monkeypatch.setattr("methods.core.training_run.TrainingRun._epoch", counting(methods.core.training_run.TrainingRun._epoch, trained))
     rows = go(request_(suite, "imp,magnitude_iterative", tmp_path, seeds=[0]), store)
     epochs = {s: methods.Rewinding().epochs(suite.epochs, s) for s in suite.sparsities}
     assert epochs == {0.5: 3 + 4 * 3, 0.9: 3 + 11 * 3}, "a rewind to the start: 10 % of three epochs is none"

@@ -17,7 +17,7 @@ import methods
 from methods import Gradual, Move, Problem, Pruner, Recipe, Regrowing, Regrowth, Scores, Values, count_masked, fit, mask_holds
 from methods.core.layer_scaling import raw_density
 from methods.core.regrowth import moved
-from methods.core.training_loop import _Run
+from methods.core.training_run import TrainingRun
 from methods.training.map import Map
 
 Data = list[tuple[Tensor, Tensor]]
@@ -244,7 +244,7 @@ def test_training_with_one_move_is_plain_loops(batches: Data) -> None:
 
 def test_adams_memory_of_grown_weights_starts_at_zero(batches: Data) -> None:
     problem = Problem(network(), batches)
-    run = _Run(problem, Map(), Recipe(epochs=1, optimizer="adam"), batches, None, Pruner(Recorder(), WEIGHT, Regrowth(), 0.5))
+    run = TrainingRun(problem, Map(), Recipe(epochs=1, optimizer="adam"), batches, None, Pruner(Recorder(), WEIGHT, Regrowth(), 0.5))
     memories = []
     original = run._move
 
@@ -260,7 +260,9 @@ def test_adams_memory_of_grown_weights_starts_at_zero(batches: Data) -> None:
                         memories.append((n, bool(changed.any()), float(value[changed].abs().sum())))
 
     run._move = watched  # type: ignore[method-assign]
-    list(run.epochs())
+    for step in run.steps():
+        if step is not None:
+            run.differentiate(step)
     assert any(moved_ for _, moved_, _ in memories)
     assert [rest for _, _, rest in memories] == [0.0] * len(memories)
 

@@ -1,0 +1,113 @@
+"""Several networks of one architecture, trained at the same time as one: for a GPU, which small networks leave idle.
+
+The parameters of the K networks are stacked to tensors (K, ...), and one forward and backward pass by `torch.func.vmap` gives the
+gradients of all. Everything else of a training (masks, penalty, optimiser, hooks, cuts) is done for each network as if it were alone.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from methods.core.interface import Posterior
+from methods.core.modes import own_modes, unchanged_on_error
+from methods.core.training_run import Step, TrainingRun, own_draws
+
+
+class NotAlike(ValueError):
+    """Networks or trainings that cannot be done as one."""
+
+
+def fit_together(runs: Sequence[TrainingRun]) -> list[Posterior]:
+    """Train several networks in place, as `fit` does one by one, up to rounding.
+
+    The networks may differ in weights, masks, seeds and hyperparameters; architecture, loss, precision, and the number of samples,
+    batches and epochs must be the same. Dropout draws alike for all, so with dropout the seeds must be the same.
+
+    Args:
+        runs: the trainings, with the arguments of `fit`.
+
+    Returns:
+        The posterior that each training leaves. After an exception all networks are as before.
+
+    Raises:
+        NotAlike: if they cannot be trained together.
+        FloatingPointError, ValueError: as `fit` does, for any of them.
+    """
+    first = runs[0]
+    with ExitStack() as stack:
+        for run in runs:
+            stack.enter_context(unchanged_on_error(run.problem.model))
+            stack.enter_context(own_modes(run.problem.model))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(own_draws(first.problem))
+        for run in runs:
+            run.rehearse()
+        torch.manual_seed(first.seed)
+        form: object = None
+        for steps in zip(*(run.steps() for run in runs), strict=True):
+            form = form or _common_form(runs)  # at the first step, because a training may change the modules before
+            _advance(runs, steps)
+    return [run.state for run in runs]
+
+
+def _advance(runs: Sequence[TrainingRun], steps: tuple[Step | None, ...]) -> None:
+    """Take one step of all networks, or end an epoch of all."""
+    if all(step is None for step in steps):
+        for run in runs:
+            run.tell()
+        return
+    losses = _losses(runs, [step for step in steps if step is not None])
+    total = torch.stack([run.penalised(loss) for run, loss in zip(runs, losses.unbind(), strict=True)]).sum()
+    total.backward()  # type: ignore[no-untyped-call]
+
+
+def _losses(runs: Sequence[TrainingRun], steps: Sequence[Step]) -> Tensor:
+    """The loss of each network on its batch (K), differentiable in its parameters. Buffers change as in a forward pass of each."""
+    model, loss, recipe = runs[0].problem.model, runs[0].problem.loss, runs[0].recipe
+    parameters = _stacked([dict(run.problem.model.named_parameters()) for run in runs])
+    own = [dict(run.problem.model.named_buffers()) for run in runs]
+    buffers = _stacked(own)
+
+    def single(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        value: Tensor = loss(functional_call(model, (parameters, buffers), (x,)), y)
+        return value
+
+    randomness = "same" if len({run.seed for run in runs}) == 1 else "error"
+    try:
+        x, y = torch.stack([step.x for step in steps]), torch.stack([step.y for step in steps])
+        with recipe.cast(runs[0].problem.device):
+            losses: Tensor = vmap(single, randomness=randomness)(parameters, buffers, x, y)
+    except RuntimeError as error:
+        raise NotAlike(f"the network cannot be stacked: {error}") from error
+    with torch.no_grad():
+        for name, stacked in buffers.items():
+            for each, value in zip(own, stacked.unbind(), strict=True):
+                each[name].copy_(value)
+    return losses
+
+
+def _stacked(tensors: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([each[name] for each in tensors]) for name in tensors[0]}
+
+
+def _common_form(runs: Sequence[TrainingRun]) -> object:
+    """What the networks and trainings have in common; raises NotAlike if they differ in more than numbers."""
+    forms = {
+        (_form(run.problem.model), run.recipe.precision, run.problem.loss, run.n_batches, tuple((lap.first, lap.last) for lap in run.laps))
+        for run in runs
+    }
+    if len(forms) > 1:
+        raise NotAlike("the networks have different architectures, precisions, losses, or numbers of batches or epochs")
+    return forms.pop()
+
+
+def _form(model: nn.Module) -> tuple[object, ...]:
+    """What must be equal in two networks: modules with their modes and hooks, and the shapes and types of all tensors."""
+    modules = tuple(
+        (n, f"{type(m).__module__}.{type(m).__qualname__}", m.training, len(m._forward_hooks), len(m._forward_pre_hooks))
+        for n, m in model.named_modules()
+    )
+    return modules, tuple((n, t.shape, t.dtype) for tensors in (model.named_parameters(), model.named_buffers()) for n, t in tensors)
