@@ -61,6 +61,7 @@ def test_run_prints_a_leaderboard_and_writes_the_contract_columns(tiny: Path, be
         (["run", "--match", "latency"], "--match latency needs --granularity channel"),
         (["run", "--executor", "lokal"], "did you mean 'local'"),
         (["run", "--workers", "0"], "--workers must be at least 1"),
+        (["run", "--stack", "0"], "--stack must be at least 1"),
         (["run", "--device", "gpu"], "unknown device 'gpu'"),
         (["run", "--store", "sqlite:////proc/none/x.db"], "cannot open the store"),
         (["run", "--data-root", "/nowhere/at/all"], "--data-root '/nowhere/at/all' is not a directory"),
