@@ -8,6 +8,7 @@ A link counts as the file or folder that it points to. A file or folder that is 
 image is in two splits; a file in two classes, or in train and test, is refused.
 """
 
+import io
 import os
 import posixpath
 import re
@@ -16,9 +17,9 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path, PurePosixPath
+from threading import Lock
 from typing import IO, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", "
 # Left out without a word: hidden files, what systems leave in folders, and notes. No image has such a name.
 LITTER = ("thumbs.db", "desktop.ini", "__macosx")
 NOTES = (".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".html", ".pdf")
+LARGEST = 2**30  # bytes of a file in an archive: its header may claim any number
 # Raised by tarfile and the system for files that are missing, truncated or of another type.
 UNREADABLE = (OSError, RuntimeError, ValueError, IndexError, EOFError, AssertionError, tarfile.TarError)
 
@@ -57,24 +59,46 @@ class Listing(NamedTuple):
     folders: list[str]
 
 
-def decode(name: str, parts: Sequence[Path], expected: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Decode all images of train and test.
+class Labelled(NamedTuple):
+    """The images of train and test, each file once, and their labels, int64 (n,).
+
+    Classes are numbered in the order of their names, in which numbers count as numbers.
+    """
+
+    train: list[File]
+    train_targets: Tensor
+    test: list[File]
+    test_targets: Tensor
+
+
+def labelled(name: str, parts: Sequence[Path], expected: str, archives: ExitStack) -> Labelled:
+    """The images of train and test; none is decoded.
 
     Args:
         name: name of the data set, for messages.
         parts: the two folders or tar archives.
         expected: the layout that is expected, for messages.
-
-    Returns:
-        Images of train, uint8 (n, channels, height, width), their labels int64 (n,), and those of test. All images have the size of
-        the first one; one channel if all are grey, otherwise three. Classes are numbered in the order of their names, in which
-        numbers count as numbers.
+        archives: holds the archives open.
 
     Raises:
-        UserError: if a file cannot be read as an image, the folders are not classes, or the images do not fit into memory.
+        UserError: a file is not an image by its name, or the folders are not classes.
     """
-    with ExitStack() as archives:
-        return _decoded(name, parts, [listed(name, part, archives) for part in parts], expected)
+    found = [listed(name, part, archives) for part in parts]
+    for part, (files, folders) in zip(parts, found, strict=True):
+        if not files:
+            raise UserError(f"dataset {name!r}: no images can be read: {shown(part)} has none")
+        _refuse_others(name, files, expected)
+        empty = sorted(set(folders) - {file.path.parts[0] for file in files})
+        if empty:
+            raise UserError(f"dataset {name!r}: the class folder {shown(part / empty[0])} has no images: remove it, or add images")
+    train, test = _each_once(name, [listing.files for listing in found])
+    classes = [{file.path.parts[0] for file in files} for files in (train, test)]
+    if classes[0] != classes[1]:
+        odd = ", ".join(shown(c) for c in sorted(classes[0] ^ classes[1])[:5])
+        raise UserError(f"dataset {name!r}: train and test must have the same classes; only one of them has {odd}")
+    numbers = {c: k for k, c in enumerate(sorted(classes[0], key=_natural))}
+    labels = [torch.tensor([numbers[file.path.parts[0]] for file in files]) for files in (train, test)]
+    return Labelled(train, labels[0], test, labels[1])
 
 
 def listed(name: str, part: Path, archives: ExitStack) -> Listing:
@@ -92,27 +116,6 @@ def listed(name: str, part: Path, archives: ExitStack) -> Listing:
 def shown(path: object) -> str:
     """A path for messages: bytes that are not UTF-8 are escaped, so that the message can be printed and stored."""
     return os.fsencode(str(path)).decode(errors="backslashreplace")
-
-
-def _decoded(name: str, parts: Sequence[Path], found: list[Listing], expected: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    for part, (files, folders) in zip(parts, found, strict=True):
-        if not files:
-            raise UserError(f"dataset {name!r}: no images can be read: {shown(part)} has none")
-        _refuse_others(name, files, expected)
-        empty = sorted(set(folders) - {file.path.parts[0] for file in files})
-        if empty:
-            raise UserError(f"dataset {name!r}: the class folder {shown(part / empty[0])} has no images: remove it, or add images")
-    train, test = _each_once(name, [listing.files for listing in found])
-    classes = [{file.path.parts[0] for file in files} for files in (train, test)]
-    if classes[0] != classes[1]:
-        odd = ", ".join(shown(c) for c in sorted(classes[0] ^ classes[1])[:5])
-        raise UserError(f"dataset {name!r}: train and test must have the same classes; only one of them has {odd}")
-    numbers = {c: k for k, c in enumerate(sorted(classes[0], key=_natural))}
-    labels = [torch.tensor([numbers[file.path.parts[0]] for file in files]) for files in (train, test)]
-    inputs = _pixels(name, train, None, len(train) + len(test))
-    test_inputs = _pixels(name, test, (inputs.shape[3], inputs.shape[2]), len(test))
-    inputs, test_inputs = grey_if_all_are([inputs, test_inputs])
-    return inputs, labels[0], test_inputs, labels[1]
 
 
 def _each_once(name: str, parts: list[list[File]]) -> list[list[File]]:
@@ -196,12 +199,15 @@ def _archived(archive: tarfile.TarFile, part: Path) -> Listing:
     paths = [PurePosixPath(*(p for p in PurePosixPath(m.name).parts if p not in (".", "/"))) for m in members]
     stat = part.stat()
     prefix = _common_folder([p for p, m in zip(paths, members, strict=True) if not m.isdir() and not _is_litter(p)])
+    lock = Lock()
     files, folders, by_path = [], [], dict(zip((str(p) for p in paths), members, strict=True))
     for member, path in zip(members, paths, strict=True):
         inside = path.relative_to(prefix) if path.is_relative_to(prefix) else path
         if not member.isdir():
             label = shown(f"{part}: {member.name}")
-            files.append(File(inside, label, partial(_member, archive, member), (stat.st_dev, stat.st_ino, _target(member, path, by_path))))
+            files.append(
+                File(inside, label, partial(_member, archive, lock, member), (stat.st_dev, stat.st_ino, _target(member, path, by_path)))
+            )
         elif len(inside.parts) == 1 and path.is_relative_to(prefix):
             folders.append(str(inside))
     return _listing(files, folders)
@@ -229,7 +235,15 @@ def _target(member: tarfile.TarInfo, path: PurePosixPath, by_path: dict[str, tar
     return str(path)
 
 
-def _member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+def _member(archive: tarfile.TarFile, lock: Lock, member: tarfile.TarInfo) -> IO[bytes]:
+    """The content of a file in an archive, which several threads may read."""
+    if member.size > LARGEST:
+        raise OSError(f"it has {member.size / 1e9:,.1f} GB")
+    with lock:
+        return io.BytesIO(_stream(archive, member).read())
+
+
+def _stream(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
     try:
         stream = archive.extractfile(member)
     except (KeyError, RecursionError):
@@ -255,24 +269,6 @@ def _refuse_others(name: str, files: list[File], expected: str) -> None:
             raise UserError(f"dataset {name!r}: {file.label} is not one of the images that are read ({kinds}): convert or remove it")
         if len(file.path.parts) < 2:
             raise UserError(f"dataset {name!r} has images outside the class folders, e.g. {file.label}; expected {expected}")
-
-
-def _pixels(name: str, files: list[File], size: tuple[int, int] | None, count: int) -> Tensor:
-    """Images uint8 (n, 3, h, w), all in `size` (width, height), or in the size of the first one. `count`: images that need memory."""
-    pixels = np.empty(0, np.uint8)
-    for index, file in enumerate(files):
-        try:
-            with file.open() as stream:
-                colour = picture.read_rgb(stream)
-        except UNREADABLE as error:
-            raise UserError(f"dataset {name!r}: {file.label} cannot be read as an image: {one_line(error)}") from error
-        if index == 0:
-            size = size or colour.size
-            channels = 1 if picture.is_grey(colour) else 3
-            picture.refuse_too_many(f"dataset {name!r}, first image {file.label}", count, size, channels)
-            pixels = np.empty((len(files), 3, size[1], size[0]), np.uint8)
-        pixels[index] = np.asarray(picture.resized(colour, size)).transpose(2, 0, 1)
-    return torch.from_numpy(pixels)
 
 
 def grey_if_all_are(parts: Sequence[Tensor]) -> list[Tensor]:

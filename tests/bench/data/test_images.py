@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bench import UserError
 from bench.data import images
+from tests.bench.data.pictures import decode
 
 Save = Callable[[Path, int, int], None]  # (folder, class, number)
 
@@ -30,7 +31,7 @@ def made(root: Path, save: Save, classes: tuple[str, ...] = ("a", "b"), count: i
 
 
 def decoded(root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return images.decode("folder:x", [root / "train", root / "test"], "a folder per class")
+    return decode("folder:x", [root / "train", root / "test"], "a folder per class")
 
 
 def plain(folder: Path, label: int, number: int) -> None:
@@ -136,7 +137,7 @@ def test_the_class_is_the_first_folder(tmp_path: Path) -> None:
     for part in ("train", "test"):
         with tarfile.open(root / f"{part}.tar", "w") as archive:
             archive.add(root / part, arcname=f"./some/where/{part}")
-    packed = images.decode("tar:x", [root / "train.tar", root / "test.tar"], "")
+    packed = decode("tar:x", [root / "train.tar", root / "test.tar"], "")
     assert all(torch.equal(a, b) for a, b in zip(packed, decoded(root), strict=True))
 
 
@@ -282,7 +283,7 @@ def linked(kind: bytes, target: str) -> Callable[[tarfile.TarFile, Path], None]:
 
 @pytest.mark.parametrize(("kind", "target"), [(tarfile.SYMTYPE, "1.png"), (tarfile.LNKTYPE, "a/1.png")])
 def test_a_file_that_is_linked_in_an_archive_is_read_once(tmp_path: Path, kind: bytes, target: str) -> None:
-    _, labels, _, _ = images.decode("tar:x", archived(tmp_path, linked(kind, target)), "")
+    _, labels, _, _ = decode("tar:x", archived(tmp_path, linked(kind, target)), "")
     assert labels.tolist() == [0, 0, 1, 1]
 
 
@@ -292,7 +293,7 @@ def test_links_in_an_archive_are_the_files_that_they_point_to(tmp_path: Path, ki
         archive.add(folder / "b" / "1.png", ".store/x")
         linked(kind, target)(archive, folder)
 
-    train, labels, _, _ = images.decode("tar:x", archived(tmp_path, add), "")
+    train, labels, _, _ = decode("tar:x", archived(tmp_path, add), "")
     assert labels.tolist() == [0, 0, 0, 1, 1]
     assert torch.equal(train[2], train[4])
 
@@ -301,10 +302,10 @@ def test_links_in_an_archive_are_the_files_that_they_point_to(tmp_path: Path, ki
 def test_links_of_an_archive_to_another_class_or_to_themselves_are_refused(tmp_path: Path, kind: bytes) -> None:
     target = {tarfile.SYMTYPE: "../b/1.png", tarfile.LNKTYPE: "b/1.png"}[kind]
     with pytest.raises(UserError, match="are the same file, but in two classes"):
-        images.decode("tar:x", archived(tmp_path / "1", linked(kind, target)), "")
+        decode("tar:x", archived(tmp_path / "1", linked(kind, target)), "")
     target = {tarfile.SYMTYPE: "z.png", tarfile.LNKTYPE: "a/z.png"}[kind]
     with pytest.raises(UserError, match=r"a/z\.png cannot be read as an image: it is a link to .*, which is not a file in the archive"):
-        images.decode("tar:x", archived(tmp_path / "2", linked(kind, target)), "")
+        decode("tar:x", archived(tmp_path / "2", linked(kind, target)), "")
 
 
 def test_an_empty_class_is_said(tmp_path: Path) -> None:
@@ -319,20 +320,20 @@ def test_an_empty_class_is_said(tmp_path: Path) -> None:
         archive.addfile(member)
 
     with pytest.raises(UserError, match=r"the class folder .*/train\.tar/c has no images"):
-        images.decode("tar:x", archived(tmp_path / "packed", add), "")
+        decode("tar:x", archived(tmp_path / "packed", add), "")
 
 
 def test_links_out_of_an_archive_and_paths_with_dots_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a/z.png cannot be read as an image: it is a link to /etc/passwd, which is not a file in"):
-        images.decode("tar:x", archived(tmp_path / "1", linked(tarfile.SYMTYPE, "/etc/passwd")), "")
+        decode("tar:x", archived(tmp_path / "1", linked(tarfile.SYMTYPE, "/etc/passwd")), "")
     dots = archived(tmp_path / "2", lambda archive, folder: archive.add(folder / "a" / "0.png", "a/../b/9.png"))
     with pytest.raises(UserError, match=r"train.tar: the path a/../b/9.png contains '..'"):
-        images.decode("tar:x", dots, "")
+        decode("tar:x", dots, "")
 
 
 def test_the_last_version_of_a_file_in_an_archive_counts(tmp_path: Path) -> None:
     parts = archived(tmp_path, lambda archive, folder: archive.add(folder / "b" / "1.png", "a/0.png"))
-    train, labels, _, _ = images.decode("tar:x", parts, "")
+    train, labels, _, _ = decode("tar:x", parts, "")
     assert labels.tolist() == [0, 0, 1, 1]
     assert torch.equal(train[0], train[3])
 

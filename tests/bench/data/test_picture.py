@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from bench import UserError
-from bench.data import examples, images, picture
+from bench.data import examples, picture
+from tests.bench.data.pictures import decode
 
 GREY = np.array([[0, 10, 200], [255, 90, 30]], np.uint8)
 
@@ -86,7 +87,7 @@ def test_a_first_image_that_is_too_large_is_refused_before_memory_is_allocated(t
     real = np.empty
     monkeypatch.setattr(np, "empty", lambda shape, *more: real(shape, *more) if np.prod(shape) < 10**6 else pytest.fail("allocated"))
     with pytest.raises(UserError, match=wanted):
-        images.decode("x", parts, "")
+        decode("x", parts, "")
 
 
 def test_examples_of_any_source_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +144,7 @@ def test_truncated_images_name_the_file(tmp_path: Path) -> None:
     file = tmp_path / "test" / "b" / "0.png"
     file.write_bytes(file.read_bytes()[:45])
     with pytest.raises(UserError, match=r"/test/b/0\.png cannot be read as an image: ") as error:
-        images.decode("x", [tmp_path / "train", tmp_path / "test"], "")
+        decode("x", [tmp_path / "train", tmp_path / "test"], "")
     assert "\n" not in str(error.value)
 
 
@@ -153,5 +154,5 @@ def test_equal_names_but_for_zeros_or_case_have_one_order(tmp_path: Path) -> Non
         for value, name in enumerate(names):
             (tmp_path / part / name).mkdir(parents=True)
             Image.new("L", (2, 2), 40 * value).save(tmp_path / part / name / "0.png")
-    train: Tensor = images.decode("x", [tmp_path / "train", tmp_path / "test"], "")[0]
+    train: Tensor = decode("x", [tmp_path / "train", tmp_path / "test"], "")[0]
     assert [names[int(image.flatten()[0]) // 40] for image in train] == ["01", "1", "2", "A", "a"]
