@@ -99,11 +99,15 @@ class Split:
     def _read_ahead(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         pinned = self.device.type == "cuda"  # so that copies to the GPU do not wait
 
-        def read(rows: Tensor) -> Tensor:
-            batch = torch.empty((len(rows), *self.input_shape), dtype=self.raw.dtype, pin_memory=pinned)
+        def empty(rows: Tensor) -> Tensor:
+            return torch.empty((len(rows), *self.input_shape), dtype=self.raw.dtype, pin_memory=pinned)
+
+        def read(task: tuple[Tensor, Tensor]) -> Tensor:
+            rows, batch = task
             return torch.index_select(self.raw, 0, rows, out=batch)
 
-        for batch in computed(read, chunks, READERS, AHEAD):
+        # The consumer's thread allocates: memory that one thread allocates and another frees is reused badly.
+        for batch in computed(read, ((rows, empty(rows)) for rows in chunks), READERS, AHEAD):
             yield batch.to(self.device, non_blocking=pinned)
 
 

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from bench.data import Batches, Dataset, Split, load, sources
-from bench.data import batches as window
+from bench.data import Batches, Dataset, Split, decoded, load, sources
+from bench.data import batches as made
 from bench.data import dataset as data
+from bench.data import picture as picture_of_file
 from bench.data.files import digest
 from bench.data.statistics import statistics
 from bench.spec.errors import UserError
@@ -185,7 +186,7 @@ def test_each_use_of_randomness_has_its_own_stream(monkeypatch: pytest.MonkeyPat
         used.append(purpose)
         return derive(seed, *purpose)
 
-    monkeypatch.setattr(window, "derive", recorded)
+    monkeypatch.setattr(made, "derive", recorded)
     _ = list(Batches(numbered(4), 2, augment=("crop", "flip")))
     assert sorted(used) == [("crop", "0"), ("flip", "0"), ("order", "0")]
 
@@ -194,7 +195,7 @@ def test_a_crop_is_a_window_of_the_padded_image_on_every_channel() -> None:
     images = torch.rand(6, 3, 9, 7, generator=torch.Generator().manual_seed(0))
     draws = torch.tensor([[0, 0, 0], [2, 4, 0], [4, 1, 1], [2, 2, 0], [2, 2, 1], [3, 0, 1]])
     padded = torch.nn.functional.pad(images, [2] * 4)
-    results = window._window(images, 2, draws)
+    results = made._window(images, 2, draws)
     for image, (row, column, flip), result in zip(padded, draws.tolist(), results, strict=True):
         window = image[:, row : row + 9, column : column + 7]
         assert torch.equal(result, window.flip(2) if flip else window)
@@ -277,19 +278,19 @@ def test_grey_images_have_one_channel_and_odd_sizes_become_the_first(tmp_path: P
 def test_images_are_decoded_once(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, cache = f"{kind}:{pack(tree(tmp_path / 'data'))}", tmp_path / "cache"
     first = load(name, None, cache=cache)
-    (stored,) = cache.iterdir()
+    (stored,) = cache.glob("*.safetensors")
 
     def refuse(*args: object) -> None:
         raise AssertionError("decoded again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sources.images, "decode", refuse)
+        patch.setattr(picture_of_file, "decode_rgb", refuse)
         assert load(name, None, cache=cache).fingerprint == first.fingerprint
     for changed in ("data/train.tar", "data/train/cat/0.png"):
         stat = (tmp_path / changed).stat()
         os.utime(tmp_path / changed, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
     assert load(name, None, cache=cache).fingerprint == first.fingerprint
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("*.safetensors"))) == 2
     assert stored in cache.iterdir()
 
 
@@ -306,17 +307,33 @@ def test_a_damaged_cache_is_built_again(tmp_path: Path, damage: str) -> None:
 
     name, cache = f"folder:{tree(tmp_path / 'data')}", tmp_path / "cache"
     first = load(name, None, cache=cache)
-    (stored,) = cache.iterdir()
-    whole = stored.read_bytes()
+    (stored,) = cache.glob("*.safetensors")
+    files, whole, pixels = set(cache.iterdir()), stored.read_bytes(), first.train.read()
     if damage == "other":
         save_file({"x": torch.zeros(1)}, stored)
     else:
         at = len(whole) - 100
         bitten = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
         stored.write_bytes({"cut": whole[:-50], "byte": bitten, "empty": b""}[damage])
-    assert load(name, None, cache=cache).fingerprint == first.fingerprint
+    again = load(name, None, cache=cache)
+    assert again.fingerprint == first.fingerprint
+    assert torch.equal(again.train.read(), pixels)
     assert stored.read_bytes() == whole
-    assert list(cache.iterdir()) == [stored]
+    assert set(cache.iterdir()) == files
+
+
+def test_the_digest_of_decoded_images_is_compared_only_if_the_file_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, cache = f"folder:{tree(tmp_path / 'data')}", tmp_path / "cache"
+    first = load(name, None, cache=cache)
+    (stored,) = cache.glob("*.safetensors")
+    hashed: list[int] = []
+    monkeypatch.setattr(decoded, "digest", lambda tensors: hashed.append(1) or digest(tensors))
+    assert load(name, None, cache=cache).fingerprint == first.fingerprint
+    assert hashed == []
+    os.utime(stored, ns=(0, 10**18))
+    for _ in range(2):
+        assert load(name, None, cache=cache).fingerprint == first.fingerprint
+    assert hashed == [1], "compared once for the new time"
 
 
 def test_an_unwritable_cache_is_said(tmp_path: Path) -> None:
