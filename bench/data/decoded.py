@@ -71,17 +71,21 @@ def decode(name: str, parts: Sequence[Path], expected: str, cache: Path | None =
 
 
 def key(name: str, parts: Sequence[Path]) -> str:
-    """A hash of the path, size and time of every image file, and of how they are decoded."""
-    files = list(parts)
-    with ExitStack() as archives:
-        for part in filter(Path.is_dir, parts):
-            files += [part / file.path for file in images.listed(name, part, archives).files]
-    return stamped(files)
+    """A hash of the path, size and time of every image file or archive, and of how they are decoded.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    folders = filter(Path.is_dir, parts)
+    return _hash_of(chain(((str(p.absolute()), p.stat()) for p in parts), *(images.file_stats(name, folder) for folder in folders)))
 
 
 def stamped(files: Iterable[Path]) -> str:
-    """A hash of the path, size and time of files, and of how images are decoded."""
-    stats = [(str(file.absolute()), file.stat()) for file in files if file.exists()]  # a link may be broken
+    """A hash of the path, size and time of files."""
+    return _hash_of((str(file.absolute()), file.stat()) for file in files)
+
+
+def _hash_of(stats: Iterable[tuple[str, os.stat_result]]) -> str:
     lines = sorted(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}" for file, stat in stats)
     return hashlib.sha256("\n".join([f"decoded by rule {DECODING}", *lines]).encode(errors="surrogateescape")).hexdigest()
 
@@ -94,7 +98,8 @@ def _decoded(name: str, parts: Sequence[Path], expected: str, stored: Path) -> D
         except OSError as error:
             raise UserError(f"decoded images cannot be stored in {stored.parent}: {line(error)}") from error
     read = _mapped(stored, fresh=True)
-    assert read is not None
+    if read is None:
+        raise UserError(f"decoded images in {stored} cannot be read again")
     return read
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.data.images import grey_if_all_are
 from bench.data.picture import memory, refuse_too_many, resized, upright_rgb
 from bench.spec.errors import UserError
 from bench.spec.own_file import one_line
@@ -124,8 +123,8 @@ def coloured(parts: Mapping[str, Part], pictures: bool) -> dict[str, Part]:
     """The parts, with one channel if they are pictures and all of them are grey."""
     if not pictures:
         return dict(parts)
-    inputs = grey_if_all_are([part.inputs for part in parts.values()])
-    return {name: Part(x, part.targets) for (name, part), x in zip(parts.items(), inputs, strict=True)}
+    grey = all(torch.equal(part.inputs[:, :1].expand_as(part.inputs), part.inputs) for part in parts.values())
+    return {name: Part(x[:, :1].contiguous() if grey else x, targets) for name, (x, targets) in parts.items()}
 
 
 def _check_inputs(title: str, inputs: Tensor) -> None:

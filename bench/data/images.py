@@ -13,8 +13,8 @@ import os
 import posixpath
 import re
 import tarfile
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from threading import Lock
@@ -110,7 +110,11 @@ def listed(name: str, part: Path, archives: ExitStack) -> Listing:
     try:
         return _in_folders(part) if part.is_dir() else _archived(archives.enter_context(tarfile.open(part)), part)
     except UNREADABLE as error:
-        raise UserError(f"dataset {name!r}: no images can be read from {shown(part)}: {one_line(error)}") from error
+        raise _unreadable(name, part, error) from error
+
+
+def _unreadable(name: str, part: Path, error: Exception) -> UserError:
+    return UserError(f"dataset {name!r}: no images can be read from {shown(part)}: {one_line(error)}")
 
 
 def shown(path: object) -> str:
@@ -144,10 +148,33 @@ def _listing(files: list[File], folders: list[str]) -> Listing:
     )
 
 
+def file_stats(name: str, part: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """(absolute path, size and time) of the files of a folder that `listed` lists, in any order. Much faster, for a million files.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        for entry in _walked(part.absolute(), []):
+            if os.path.splitext(entry.name)[1].lower() not in NOTES:
+                with suppress(OSError):  # a broken link
+                    yield entry.path, entry.stat()
+    except UNREADABLE as error:
+        raise _unreadable(name, part, error) from error
+
+
 def _in_folders(part: Path) -> Listing:
-    """The files below a folder. Each folder of the disk is visited once, under its own path if it is below `part`."""
-    files: list[File] = []
+    """The files below a folder."""
     folders: list[str] = []
+    files = [_file(part, Path(entry.path)) for entry in _walked(part, folders)]
+    return _listing(files, folders)
+
+
+def _walked(part: Path, folders: list[str]) -> Iterator[os.DirEntry[str]]:
+    """The files below a folder that are not hidden. Each folder of the disk is visited once, under its own path if it is below `part`.
+
+    The names of the folders directly below `part` are added to `folders`.
+    """
     visited: dict[tuple[int, int], Path] = {}
     own, links = [part], list[Path]()  # folders to visit: first those of `part` itself, then those that links point to
     while own or links:
@@ -161,14 +188,12 @@ def _in_folders(part: Path) -> Listing:
             folders.append(folder.name)
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                path = Path(entry.path)
-                if _is_hidden(PurePosixPath(entry.name)):
+                if _is_hidden_name(entry.name):
                     continue
-                if not os.path.isdir(entry.path):
-                    files.append(_file(part, path))
+                if not (os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()):  # a link may be broken, or a loop
+                    yield entry
                     continue
-                (links if entry.is_symlink() else own).append(path)
-    return _listing(files, folders)
+                (links if entry.is_symlink() else own).append(Path(entry.path))
 
 
 def _refuse_two_classes(part: Path, folder: Path, before: Path) -> None:
@@ -254,7 +279,11 @@ def _stream(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
 
 
 def _is_hidden(path: PurePosixPath) -> bool:
-    return any(p.startswith(".") or p.lower() in LITTER for p in path.parts)
+    return any(map(_is_hidden_name, path.parts))
+
+
+def _is_hidden_name(name: str) -> bool:
+    return name.startswith(".") or name.lower() in LITTER
 
 
 def _is_litter(path: PurePosixPath) -> bool:
@@ -269,9 +298,3 @@ def _refuse_others(name: str, files: list[File], expected: str) -> None:
             raise UserError(f"dataset {name!r}: {file.label} is not one of the images that are read ({kinds}): convert or remove it")
         if len(file.path.parts) < 2:
             raise UserError(f"dataset {name!r} has images outside the class folders, e.g. {file.label}; expected {expected}")
-
-
-def grey_if_all_are(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Images (n, 3, h, w) with one channel if all of them are grey, otherwise as they are."""
-    grey = all(torch.equal(images[:, :1].expand_as(images), images) for images in parts)
-    return [images[:, :1].contiguous() if grey else images for images in parts]

@@ -1,11 +1,14 @@
 """Image folders as people have them: every file is read as viewers show it, or named and refused."""
 
+import itertools
 import os
 import struct
 import tarfile
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from bench import UserError
-from bench.data import images
+from bench.data import decoded as stored
+from bench.data import images, picture
 from tests.bench.data.pictures import decode
 
 Save = Callable[[Path, int, int], None]  # (folder, class, number)
@@ -350,3 +354,44 @@ def test_a_transparent_value_of_sixteen_bits_is_white(tmp_path: Path) -> None:
         Image.fromarray(np.array([[257, 1000], [30000, 257]], np.uint16)).save(folder / f"{number}.png", transparency=257)
 
     assert decoded(made(tmp_path, save))[0][0, 0].tolist() == [[255, 4], [117, 255]]
+
+
+def test_threads_keep_the_order_of_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode_rgb, delays = picture.decode_rgb, itertools.cycle([0.02, 0.0, 0.01, 0.0, 0.0])
+
+    def slow(stream: IO[bytes]) -> Any:
+        time.sleep(next(delays))
+        return decode_rgb(stream)
+
+    monkeypatch.setattr(picture, "decode_rgb", slow)
+    monkeypatch.setattr(stored, "THREADS", 4)
+    train, labels, test, _ = decoded(made(tmp_path, plain, count=20))
+    for found in (train, test):
+        assert found[:, 0, 0, 0].tolist() == [100 * label + number for label in range(2) for number in range(20)]
+    assert labels.tolist() == [0] * 20 + [1] * 20
+
+
+@pytest.mark.parametrize("colourful", [None, "train/a/0.png", "test/b/1.png"])
+def test_images_are_grey_only_if_all_are(tmp_path: Path, colourful: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored, "BLOCK", 1)  # one image at a time
+    root = made(tmp_path, plain, count=3)
+    if colourful is not None:
+        pixels = np.zeros((4, 6, 3), np.uint8)
+        pixels[2, 3, 1] = 1
+        Image.fromarray(pixels).save(root / colourful)
+    train, _, test, _ = decoded(root)
+    assert train.shape == test.shape == (6, 3 if colourful else 1, 4, 6)
+    for found, part in ((train, "train"), (test, "test")):
+        for image, file in zip(found, [root / part / c / f"{k}.png" for c in "ab" for k in range(3)], strict=True):
+            wanted = np.asarray(Image.open(file)).transpose(2, 0, 1)
+            assert torch.equal(image.expand(3, -1, -1), torch.from_numpy(wanted.copy()))
+
+
+def test_an_archive_that_claims_a_file_of_gigabytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = made(tmp_path, plain)
+    for part in ("train", "test"):
+        with tarfile.open(root / f"{part}.tar", "w") as archive:
+            archive.add(root / part, arcname=".")
+    monkeypatch.setattr(images, "LARGEST", 50)
+    with pytest.raises(UserError, match=r"train\.tar: .*png cannot be read as an image: it has 0\.0 GB"):
+        decode("tar:x", [root / "train.tar", root / "test.tar"], "")
