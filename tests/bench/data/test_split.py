@@ -222,6 +222,23 @@ def test_raw_examples_go_to_a_device_only_if_they_fit_and_once(free: int, fits: 
     )
 
 
+@pytest.mark.parametrize("augment", [(), ("crop", "flip")])
+def test_examples_on_the_host_make_batches_on_the_device(augment: tuple[str, ...]) -> None:
+    """The device "meta" has no values, but mixing it with tensors of the CPU is an error, as for a GPU."""
+    raw, device = raw_images(9, 3, 8, 8), torch.device("meta")
+    host = Split(raw, torch.arange(9), torch.arange(9), torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
+    part = host.placed(raw, device)
+    assert (part.raw.device.type, part.index.device.type, part.device, part.targets.device) == ("cpu", "cpu", device, device)
+    assert part._slow
+    found = [(x.device, tuple(x.shape), x.dtype, y.device, len(y)) for x, y in Batches(part.shuffled(0), 4, augment=augment)]
+    assert found == [(device, (n, 3, 8, 8), torch.float32, device, n) for n in (4, 5)]
+    assert part.read(2).device == device
+    assert [len(x) for x in part.batches(5)] == [5, 4]
+    moved = host.placed(raw.to(device), device)
+    assert not moved._slow
+    assert [x.device for x, _ in Batches(moved.shuffled(0), 4, augment=augment)] == [device] * 2
+
+
 # --- memory
 
 
