@@ -51,12 +51,13 @@ def train(model: torch.nn.Module, split: data.Split, protocol: Protocol, epochs:
     momentum = {} if protocol.optimizer == "adam" else {"momentum": 0.9}
     optimizer = make(model.parameters(), lr=1e-3, weight_decay=1e-3, fused=True, **momentum)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs * -(-len(split) // protocol.batch_size)))
+    inputs = split.read()
     masked = [(p, mask[n]) for n, p in model.named_parameters() if mask is not None and n in mask]
     for _ in range(epochs):
         model.train()
         for index in torch.randperm(len(split)).split(protocol.batch_size):
             optimizer.zero_grad()
-            F.cross_entropy(model(split.inputs[index]), split.targets[index]).backward()
+            F.cross_entropy(model(inputs[index]), split.targets[index]).backward()
             optimizer.step()
             schedule.step()
             with torch.no_grad():
@@ -78,7 +79,7 @@ def bare(suite: Suite, folder: Path) -> float:
     protocol = suite.protocol(architecture)
     split = loading.load_data(block.dataset, protocol, Environment("cpu", None, folder)).train
     batches = data.Batches(split, protocol.batch_size, shuffle=False)
-    shape = tuple(split.inputs.shape[1:])
+    shape = split.input_shape
     start = time.perf_counter()
     for _ in suite.seeds:
         dense = network(architecture, shape)

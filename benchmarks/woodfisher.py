@@ -49,7 +49,7 @@ def trained(split: data.Split, seed: int, epochs: int, lr: float, batch_size: in
 @torch.no_grad()
 def accuracy(model: nn.Module, split: data.Split) -> float:
     """In percent."""
-    return 100.0 * float((model(split.inputs).argmax(1) == split.targets).float().mean())
+    return 100.0 * float((model(split.read()).argmax(1) == split.targets).float().mean())
 
 
 def parsed(options: str) -> dict[str, object]:

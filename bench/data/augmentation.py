@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bench.data.dataset import Batches, Dataset
+from bench.data.batches import Batches
+from bench.data.cards import Card
+from bench.data.dataset import Dataset
 from bench.spec.errors import UserError
 from bench.spec.suite import Protocol
 from methods import derive
@@ -40,7 +42,7 @@ def training_batches(dataset: Dataset, protocol: Protocol, seed: int) -> "Batche
     return TrainingBatches(batches, dataset, protocol)
 
 
-def check_augmentation(dataset: Dataset, augment: tuple[str, ...]) -> None:
+def check_augmentation(dataset: Dataset | Card, augment: tuple[str, ...]) -> None:
     """Raise UserError if an augmentation does not fit the data: no images, or for RandAugment no known range of pixel values."""
     for name in augment:
         if len(dataset.input_shape) != 3:
@@ -125,7 +127,7 @@ class _RandAugment:
         from torchvision.transforms import v2
 
         assert dataset.pixel_range is not None
-        device = dataset.train.inputs.device
+        device = dataset.train.device
         low, high = dataset.pixel_range
         # x · scale + shift is in [0, 1].
         self.shift, self.scale = ((dataset.mean - low) / (high - low)).to(device), (dataset.std / (high - low)).to(device)

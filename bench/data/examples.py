@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.data.images import grey_if_all_are
-from bench.data.picture import refuse_too_many, resized, upright_rgb
+from bench.data.picture import memory, refuse_too_many, resized, upright_rgb
 from bench.spec.errors import UserError
 from bench.spec.own_file import one_line
 
@@ -50,7 +49,7 @@ def stacked(title: str, items: Iterable[tuple[Any, Any]], size: tuple[int, int] 
         if picture and fit:
             value = resized(upright_rgb(value), size)
             size = size or value.size
-            refuse_too_many(title, index + 1, size, 1)
+            refuse_too_many(title, index + 1, size, 6, memory())  # three bytes each, and again while they are stacked
         pictures &= picture
         inputs.append(_input(where, value))
         if inputs[-1].shape != inputs[0].shape or inputs[-1].dtype != inputs[0].dtype:
@@ -66,7 +65,7 @@ def paired(title: str, inputs: Any, targets: Any) -> Part:
     found = []
     for name, value in (("inputs", inputs), ("labels", targets)):
         try:
-            found.append(value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.array(value, order="C")))
+            found.append(value.detach().cpu().clone() if isinstance(value, Tensor) else torch.from_numpy(np.array(value, order="C")))
         except (TypeError, ValueError) as error:
             raise UserError(f"{title}: the {name} are {_kind(value)}, not a tensor or an array: {one_line(error)}") from None
     x, y = found
@@ -124,8 +123,8 @@ def coloured(parts: Mapping[str, Part], pictures: bool) -> dict[str, Part]:
     """The parts, with one channel if they are pictures and all of them are grey."""
     if not pictures:
         return dict(parts)
-    inputs = grey_if_all_are([part.inputs for part in parts.values()])
-    return {name: Part(x, part.targets) for (name, part), x in zip(parts.items(), inputs, strict=True)}
+    grey = all(torch.equal(part.inputs[:, :1].expand_as(part.inputs), part.inputs) for part in parts.values())
+    return {name: Part(x[:, :1].contiguous() if grey else x, targets) for name, (x, targets) in parts.items()}
 
 
 def _check_inputs(title: str, inputs: Tensor) -> None:

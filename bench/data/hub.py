@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.data import picture
 from bench.data.examples import Part, checked, coloured, stacked
-from bench.data.images import UNREADABLE, decode, shown
+from bench.data.images import UNREADABLE, shown
 from bench.spec.errors import UserError, nearest
 from bench.spec.own_file import one_line
 
@@ -45,9 +45,7 @@ def read_timm(name: str, root: Path | None, cache: Path | None) -> dict[str, Par
     if source.lower() == "hfds":
         return read_hf(name, root, cache)
     if root is None:
-        raise UserError(f"dataset '{name}' needs a directory: pass --data-root DIR")
-    if which.lower() in IMAGE_FOLDERS:
-        return _in_folders(name, root)
+        raise _no_root(name)
     train, test = (_opened(name, which, root, splits) for splits in (("train",), ("test", "validation")))
     return _of_pictures(name, {"train": _examples(train), "test": _examples(test)})
 
@@ -72,16 +70,29 @@ def _opened(name: str, which: str, root: Path, splits: tuple[str, ...]) -> Any:
     raise UserError(f"dataset '{name}' cannot be opened: {failures[0]}" + f"; {failures[-1]}" * (len(splits) > 1))
 
 
-def _in_folders(name: str, root: Path) -> dict[str, Part]:
-    """Images in one folder per split, read as `folder:PATH` is; the folders may have any name that timm accepts for a split."""
+def image_folders(name: str, root: Path | None) -> list[Path] | None:
+    """The folders of train and test of `timm:torch/image_folder`, which are read as those of `folder:PATH`; None for another name.
+
+    They may have any name that timm accepts for a split.
+
+    Raises:
+        UserError: a folder is missing.
+    """
+    if name.removeprefix("timm:").lower() not in IMAGE_FOLDERS:
+        return None
+    if root is None:
+        raise _no_root(name)
     parts = []
     for folders, title in ((("train", "training"), "train"), (HELD_OUT, "test or validation")):
         found = next((root / folder for folder in folders if (root / folder).is_dir()), None)
         if found is None:
             raise UserError(f"dataset '{name}': '{root}' has no folder {title}")
         parts.append(found)
-    inputs, targets, test_inputs, test_targets = decode(name, parts, "a folder for each split, with one sub-folder per class")
-    return {"train": Part(inputs, targets), "test": Part(test_inputs, test_targets)}
+    return parts
+
+
+def _no_root(name: str) -> UserError:
+    return UserError(f"dataset '{name}' needs a directory: pass --data-root DIR")
 
 
 def _examples(opened: Any) -> Iterator[tuple[Any, Any]]:

@@ -2,6 +2,8 @@
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +20,14 @@ _START = 16  # bytes that Pillow needs to recognise a format
 _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # versions 2 and 1
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Context in which Pillow does not warn of large images below its limit, which are decoded. Not for threads: see `decode_rgb`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
 def read_rgb(stream: IO[bytes]) -> Any:
     """An image as viewers show it, see `upright_rgb`.
 
@@ -27,11 +37,15 @@ def read_rgb(stream: IO[bytes]) -> Any:
     Raises:
         ValueError: it is not an image of `FORMATS`, or cannot be decoded. The message is one line.
     """
+    with quiet():
+        return decode_rgb(stream)
+
+
+def decode_rgb(stream: IO[bytes]) -> Any:
+    """`read_rgb` for threads: what they warn of is decided by the thread that starts them, see `quiet`."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large images below Pillow's limit are decoded
-            with Image.open(stream, formats=FORMATS) as image:
-                return upright_rgb(image)
+        with Image.open(stream, formats=FORMATS) as image:
+            return upright_rgb(image)
     except UnidentifiedImageError:
         raise ValueError(_other_content(stream)) from None
     except Exception as error:  # Pillow raises exceptions of any type for damaged files
@@ -101,32 +115,26 @@ def resized(image: Any, size: tuple[int, int] | None) -> Any:
     return image if size is None or image.size == size else image.resize(size, Image.Resampling.BILINEAR)
 
 
-def refuse_too_many(title: str, count: int, size: tuple[int, int], channels: int) -> None:
-    """Refuse images that do not fit into memory, before it is allocated.
-
-    Each pixel takes three bytes when it is decoded, and four bytes for each of its channels when it is standardised.
+def refuse_too_many(title: str, count: int, size: tuple[int, int], per_pixel: int, limit: int, what: str = "memory") -> None:
+    """Refuse images for which there is not enough space, before it is used.
 
     Args:
         title: the data set, for messages.
         count: number of images.
         size: (width, height) of the first image; all others are scaled to it.
-        channels: 1 if the images may be grey, otherwise 3.
+        per_pixel: bytes that one pixel needs.
+        limit: bytes that there are.
+        what: of what, for messages.
 
     Raises:
-        UserError: the images need more memory than this machine has.
+        UserError: the images need more.
     """
-    needed, limit = count * size[0] * size[1] * (3 + 4 * channels), memory()
+    needed = count * size[0] * size[1] * per_pixel
     if needed > limit:
         raise UserError(
-            f"{title}: {count:,} images of {size[0]} x {size[1]} pixels need {needed / 1e9:,.1f} GB of memory, the limit of this machine is"
-            f" {limit / 1e9:,.1f} GB; all images are scaled to the size of the first one: make that one smaller"
+            f"{title}: {count:,} images of {size[0]} x {size[1]} pixels need {needed / 1e9:,.1f} GB of {what}, but"
+            f" {limit / 1e9:,.1f} GB are available; all images are scaled to the size of the first one: make that one smaller"
         )
-
-
-def is_grey(image: Any) -> bool:
-    """Whether an RGB image is grey."""
-    red, green, blue = image.split()
-    return bool(red.tobytes() == green.tobytes() == blue.tobytes())
 
 
 @cache

@@ -4,13 +4,10 @@ or function (`bench.data.own`).
 All functions return whole, decoded tensors. `bench.data.dataset` splits and standardises them.
 """
 
-import hashlib
-import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,18 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.data import hub, images, own
+from bench.data import decoded, hub, images, own
 from bench.data.examples import Part
+from bench.data.files import line, write
 from bench.spec import own_file
 from bench.spec.errors import UserError, nearest
 
-_TORCHVISION = {  # our name -> torchvision's class
-    "mnist": "MNIST",
-    "fashion_mnist": "FashionMNIST",
-    "kmnist": "KMNIST",
-    "cifar10": "CIFAR10",
-    "cifar100": "CIFAR100",
-    "svhn": "SVHN",
+_TORCHVISION = {  # our name -> torchvision's class, and its files
+    "mnist": ("MNIST", "MNIST/raw/*"),
+    "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw/*"),
+    "kmnist": ("KMNIST", "KMNIST/raw/*"),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py/*"),
+    "cifar100": ("CIFAR100", "cifar-100-python/*"),
+    "svhn": ("SVHN", "*_32x32.mat"),
 }
 _DESCRIPTIONS = {
     "digits": "1,797 handwritten digits, 8x8 grey, 10 classes (inside scikit-learn)",
@@ -49,9 +47,6 @@ _DESCRIPTIONS = {
     own_file.FORM: "your own: a function that returns (train, test) or (train, validation, test)",
 }
 _SCHEMES = {form.partition(":")[0]: form for form in _DESCRIPTIONS if ":" in form and form != own_file.FORM}
-DECODING = (
-    4  # counts the changes of what `bench.data.images` and `bench.data.picture` make of files, so that a cache from before is not used
-)
 
 
 def names() -> list[str]:
@@ -78,7 +73,8 @@ def describe(name: str) -> str:
 class Raw(NamedTuple):
     """A data set before splitting: images uint8 or float32 (n, c, h, w), or features float64 (n, f); targets int64 (n,).
 
-    Without validation examples, some of train are held out.
+    Without validation examples, some of train are held out. `content` is the SHA-256 of the first four tensors if these are
+    memory-mapped, otherwise None.
     """
 
     train_inputs: Tensor
@@ -86,18 +82,17 @@ class Raw(NamedTuple):
     test_inputs: Tensor
     test_targets: Tensor
     validation: Part | None = None
+    content: str | None = None
 
 
-STORED = Raw._fields[:4]  # in the cache of decoded images
-
-
-def read(name: str, root: Path | None, cache: Path | None) -> Raw:
+def read(name: str, root: Path | None, cache: Path | None, stamped: str | None = None) -> Raw:
     """Read a data set with its published test split.
 
     Args:
         name: name of the data set.
         root: directory with torchvision's data sets.
         cache: directory for decoded images; None to decode them each time.
+        stamped: the result of `stamp`, if it is known.
 
     Raises:
         UserError: if the data are missing, unreadable or cannot be downloaded.
@@ -106,10 +101,32 @@ def read(name: str, root: Path | None, cache: Path | None) -> Raw:
         return _read_torchvision(name, root)
     if own.is_own(name):
         return _of_parts(own.read(name, root))
-    scheme, colon, path = name.partition(":")
-    if scheme in ("timm", "hf"):
-        return _of_parts(hub.read_timm(name, root, cache) if scheme == "timm" else hub.read_hf(name, root, cache))
-    return _read_images(name, scheme, _located(Path(path).expanduser(), root), cache) if colon else _read_sklearn(name)
+    if ":" not in name:
+        return _read_sklearn(name)
+    parts = _image_parts(name, root)
+    if parts is None:
+        return _of_parts(hub.read_timm(name, root, cache) if name.startswith("timm:") else hub.read_hf(name, root, cache))
+    found = decoded.decode(name, parts, describe(name), cache, stamped)
+    return Raw(found.train_inputs, found.train_targets, found.test_inputs, found.test_targets, content=found.content)
+
+
+def stamp(name: str, root: Path | None) -> str | None:
+    """A hash of path, size and time of the files that decide the content of a data set. None if they are not known.
+
+    They are not known for data sets of timm, of the Hugging Face Hub, and of the user's own functions.
+
+    Raises:
+        UserError: the data are missing or unreadable.
+    """
+    if own.is_own(name):
+        return None
+    if name in _TORCHVISION:
+        files = [] if root is None else sorted(file for file in root.glob(_TORCHVISION[name][1]) if file.is_file())
+        return decoded.stamped(files) if files else None
+    if ":" not in name:
+        return ""  # inside scikit-learn
+    parts = _image_parts(name, root)
+    return None if parts is None else decoded.key(name, parts)
 
 
 def place(name: str, root: Path | None) -> Path | None:
@@ -155,7 +172,7 @@ def _read_torchvision(name: str, root: Path | None) -> Raw:
             raw = _torchvision(name, Path(scratch), download=True)
             for file in Path(scratch).rglob("*"):
                 if file.is_file() and file.suffix != ".gz":  # torchvision reads the unpacked files
-                    _write(root / file.relative_to(scratch), partial(shutil.copyfile, file))
+                    write(root / file.relative_to(scratch), partial(shutil.copyfile, file))
     except Exception as error:
         raise UserError(
             f"dataset {name!r} is missing or incomplete in {root} and cannot be downloaded ({line(error)}):"
@@ -172,7 +189,7 @@ def _torchvision(name: str, root: Path, *, download: bool) -> Raw:
     tensors = []
     for part in ("train", "test"):
         which: dict[str, Any] = {"split": part} if name == "svhn" else {"train": part == "train"}
-        source = getattr(datasets, _TORCHVISION[name])(root, download=download, **which)
+        source = getattr(datasets, _TORCHVISION[name][0])(root, download=download, **which)
         pixels = torch.as_tensor(source.data)
         if pixels.ndim == 3:  # MNIST and similar: (n, h, w)
             pixels = pixels[:, None]
@@ -184,53 +201,17 @@ def _torchvision(name: str, root: Path, *, download: bool) -> Raw:
     return Raw(train, labels, test, test_labels)
 
 
-def _read_images(name: str, scheme: str, path: Path, cache: Path | None) -> Raw:
-    """The images of a user, from the cache if there is one."""
-    parts = [path / (f"{part}.tar" if scheme == "tar" else part) for part in ("train", "test")]
+def _image_parts(name: str, root: Path | None) -> list[Path] | None:
+    """The folders or archives of train and test of a user's images; None for other data sets."""
+    scheme, _, path = name.partition(":")
+    if scheme not in ("folder", "tar"):
+        return hub.image_folders(name, root) if scheme == "timm" else None
+    place = _located(Path(path).expanduser(), root)
+    parts = [place / (f"{part}.tar" if scheme == "tar" else part) for part in ("train", "test")]
     for part in parts:
         if not (part.is_file() if scheme == "tar" else part.is_dir()):
             raise UserError(f"dataset {name!r}: {images.shown(part)} is missing; expected {describe(name)}")
-    if cache is None:
-        return Raw(*images.decode(name, parts, describe(name)))
-    stored = cache / f"images-{_sources_key(name, parts)[:20]}.safetensors"
-    raw = _read_cache(stored)
-    if raw is None:
-        raw = Raw(*images.decode(name, parts, describe(name)))
-        _write_cache(stored, raw)
-    return raw
-
-
-def _sources_key(name: str, parts: list[Path]) -> str:
-    """A hash of the path, size and time of every image file, and of how they are decoded."""
-    files = list(parts)
-    with ExitStack() as archives:
-        for part in filter(Path.is_dir, parts):
-            files += [part / file.path for file in images.listed(name, part, archives).files]
-    stats = [(str(file.absolute()), file.stat()) for file in files if file.exists()]  # a link may be broken
-    lines = sorted(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}" for file, stat in stats)
-    return hashlib.sha256("\n".join([f"decoded by rule {DECODING}", *lines]).encode(errors="surrogateescape")).hexdigest()
-
-
-def _read_cache(file: Path) -> Raw | None:
-    """The decoded images in `file`; None if it is missing or damaged."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt") as stored:
-            raw = Raw(*(stored.get_tensor(field) for field in STORED))
-            return raw if (stored.metadata() or {}).get("sha256") == digest(raw[:4]) else None
-    except (OSError, SafetensorError):
-        return None
-
-
-def _write_cache(file: Path, raw: Raw) -> None:
-    from safetensors.torch import save_file
-
-    try:
-        tensors = dict(zip(STORED, raw[:4], strict=True))
-        _write(file, lambda target: save_file(tensors, target, metadata={"sha256": digest(tensors.values())}))
-    except OSError as error:
-        raise UserError(f"decoded images cannot be stored in {file.parent}: {line(error)}") from error
+    return parts
 
 
 def hold_out(name: str, targets: Tensor, size: float | int, seed: int) -> tuple[Tensor, Tensor]:
@@ -255,25 +236,3 @@ def hold_out(name: str, targets: Tensor, size: float | int, seed: int) -> tuple[
     except ValueError as error:
         raise UserError(f"dataset {name!r}: too few examples to split off {size}: {line(error)}") from error
     return torch.from_numpy(kept), torch.from_numpy(held)
-
-
-def digest(tensors: Iterable[Tensor]) -> str:
-    """SHA-256 (hex) of the dtypes, shapes and bytes of tensors on the CPU."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().view(-1).numpy().data)
-    return digest.hexdigest()
-
-
-def _write(file: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary name, then rename: readers see the whole file or none."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=file.parent, prefix=".partial-") as scratch:
-        write(Path(scratch) / file.name)
-        os.replace(Path(scratch) / file.name, file)
-
-
-def line(error: BaseException) -> str:
-    """The first line of the message of an error, or its type if it has no message."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -141,9 +141,9 @@ def _card(row: dict[str, Any], job: Job, found: trial.PrunedNetwork) -> dict[str
     """The content of card.json, without the digest of the weights."""
     data = load_data(job.dataset, job.protocol, job.environment)
     drop = ("hyperparameters", "latency_ms", "dense_latency_ms")
-    latencies, inputs = {}, data.train.inputs[: cost.LATENCY_BATCHES[-1]]
+    latencies, inputs = {}, data.train.read(cost.LATENCY_BATCHES[-1])
     for batch in cost.LATENCY_BATCHES:
-        dense, pruned = cost.latency([found.whole, found.model], data.train.inputs[:batch], found.mask)
+        dense, pruned = cost.latency([found.whole, found.model], inputs[:batch], found.mask)
         latencies[f"batch_{batch}"] = {"dense": dense, "pruned": pruned}
     return {
         "format": FORMAT,

@@ -95,7 +95,7 @@ def point_key(decided: dict[str, Any], finetune_epochs: int, lr_scale: float | N
 
 
 def cells(request: Request, seeds: Iterable[int], notes: list[str]) -> Iterator[Cell]:
-    """The cells of a request. Each data set is loaded once, for its fingerprint.
+    """The cells of a request. Data sets are opened only if the cache has no card of them, see `bench.data.cards`.
 
     Args:
         request: what to run.
@@ -108,18 +108,18 @@ def cells(request: Request, seeds: Iterable[int], notes: list[str]) -> Iterator[
     """
     for dataset, architecture in ((b.dataset, a) for b in request.suite.blocks for a in b.architectures):
         protocol = protocol_of(request.suite, architecture)
-        loaded = loading.load_data(dataset, protocol, dataclasses.replace(request.environment, device="cpu"))
-        if not build.accepts(architecture, loaded.input_shape):
-            shape = "x".join(map(str, loaded.input_shape))
+        card = loading.load_card(dataset, protocol, request.environment)
+        if not build.accepts(architecture, card.input_shape):
+            shape = "x".join(map(str, card.input_shape))
             notes.append(f"{architecture} does not support {dataset} (inputs of shape {shape}); skipped")
             continue
-        data.check_augmentation(loaded, protocol.augment)
+        data.check_augmentation(card, protocol.augment)
         for method in request.methods:
             _check_optimizer(method, protocol)
-        _check_given(protocol, architecture, dataset, loaded)
-        common = _common(request, protocol, loaded.fingerprint, architecture)
-        common["tensors"] = networks.tensors(architecture, loaded.input_shape, loaded.classes, protocol.include, protocol.exclude)
-        common |= _own(protocol, architecture, loaded.input_shape, loaded.classes)
+        _check_given(protocol, architecture, dataset, card)
+        common = _common(request, protocol, card.fingerprint, architecture)
+        common["tensors"] = networks.tensors(architecture, card.input_shape, card.classes, protocol.include, protocol.exclude)
+        common |= _own(protocol, architecture, card.input_shape, card.classes)
         for seed in seeds:
             yield Cell(request, dataset, architecture, protocol, seed, {**common, "seed": seed})
 
@@ -132,18 +132,18 @@ def _check_optimizer(method: Method, protocol: Protocol) -> None:
         raise UserError(f"{method.name}: {error}; all@decoupled are all methods") from None
 
 
-def _check_given(protocol: Protocol, architecture: str, dataset: str, loaded: data.Dataset) -> None:
+def _check_given(protocol: Protocol, architecture: str, dataset: str, card: data.Card) -> None:
     """Raise UserError, before anything runs, if given weights cannot be loaded or there are too few samples for calibration."""
     if protocol.pretrained or protocol.weights is not None:
-        model = build.create(architecture, loaded.input_shape, loaded.classes, protocol.pretrained)
+        model = build.create(architecture, card.input_shape, card.classes, protocol.pretrained)
         if protocol.weights is not None:
             weights.load(model, protocol.weights, f"architecture '{architecture}'")
         elif not protocol.epochs:
-            build.check_head(architecture, loaded.classes)
-    if protocol.calibration is not None and protocol.calibration > len(loaded.train):
+            build.check_head(architecture, card.classes)
+    if protocol.calibration is not None and protocol.calibration > card.train:
         raise UserError(
-            f"calibration = {protocol.calibration}, but dataset '{dataset}' has {len(loaded.train)} training samples: "
-            f"use --calibration {len(loaded.train)} or fewer"
+            f"calibration = {protocol.calibration}, but dataset '{dataset}' has {card.train} training samples: "
+            f"use --calibration {card.train} or fewer"
         )
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 import methods
-from bench.data import dataset, own, sources
+from bench.data import dataset, own
 from bench.data.examples import check_inputs, check_labels
+from bench.data.files import digest
 from bench.networks import build
 from bench.networks import own as own_networks
 from bench.planning.catalogue import load_plugins
@@ -173,9 +174,9 @@ def _data(name: str, function: Callable[..., Any], root: Path | None) -> list[Fi
     asked.ask("can be split for training and validation", lambda: dataset.load(name, root))
 
     def repeats() -> None:
-        first = sources.digest(tensor for part in parts.values() for tensor in part)
+        first = digest(tensor for part in parts.values() for tensor in part)
         again = own.tensors(name, own.returned(function, name, root))
-        if first != sources.digest(tensor for part in again.values() for tensor in part):
+        if first != digest(tensor for part in again.values() for tensor in part):
             raise UserError("two calls return different examples: fix the seed of everything that is random")
 
     asked.ask("returns the same examples in every call", repeats)

@@ -50,7 +50,7 @@ class Plan:
 
 
 def plan(request: Request, store: Store) -> Plan:
-    """Plan a request: all its rows, and jobs for those that are not stored. Each data set is loaded once, for its fingerprint.
+    """Plan a request: all its rows, and jobs for those that are not stored.
 
     Args:
         request: what to run.

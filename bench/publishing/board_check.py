@@ -1,6 +1,5 @@
 """Check a whole published leaderboard without computing its rows again: every row, all rows together, and what its suite requires."""
 
-import dataclasses
 import importlib.metadata
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -90,8 +89,8 @@ def _blocks_without_rows(board: Board, environment: Environment) -> Iterator[str
         if (dataset, architecture) in there:
             continue
         try:
-            data = loading.load_data(dataset, protocol_of(board.suite, architecture), dataclasses.replace(environment, device="cpu"))
-            if build.accepts(architecture, data.input_shape):
+            card = loading.load_card(dataset, protocol_of(board.suite, architecture), environment)
+            if build.accepts(architecture, card.input_shape):
                 yield BLOCKS_WITHOUT_ROWS.format(f"{dataset}/{architecture}")
         except UserError as error:
             yield f"{BLOCKS_WITHOUT_ROWS.format(f'{dataset}/{architecture}')} ({error})"

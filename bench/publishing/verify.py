@@ -155,8 +155,7 @@ def _with_more(row: Row, got: Row, verdict: Verdict, board: Board, environment: 
     suspects = [name for name in (*row_comparison.ACCURACIES, "top5") if row_comparison.unequal(row, got, (name,))]
     if not suspects:
         return verdict
-    data = loading.load_data(row.dataset, protocol_of(board.suite, row.architecture), dataclasses.replace(environment, device="cpu"))
-    samples = len(data.held_out)
+    samples = loading.load_card(row.dataset, protocol_of(board.suite, row.architecture), environment).test
     counts = {name: getattr(row, name) * samples for name in suspects}
     broken = [f"{name}: {getattr(row, name)!r} is not a multiple of 1/{samples} ({samples} test samples)"
               for name, count in counts.items() if abs(count - round(count)) > 1e-6]  # fmt: skip

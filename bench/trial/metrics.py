@@ -163,7 +163,7 @@ def worst_class_accuracy(outputs: Outputs) -> float:
 def logits_of(model: nn.Module, split: Split) -> Tensor:
     """The model's outputs on a split: float32 (n, classes), on the CPU. The model is left in eval mode."""
     model.eval()
-    return torch.cat([model(x) for x in split.inputs.split(BATCH)]).float().cpu()
+    return torch.cat([model(x) for x in split.batches(BATCH)]).float().cpu()
 
 
 def hits(logits: Tensor, targets: Tensor) -> Tensor:

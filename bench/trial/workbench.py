@@ -210,7 +210,7 @@ class Workbench:
         latencies = {}
         timed = self.job.split == "test" or self.job.match == "latency"
         if cut.target and timed and (compacts or self.granularity.fixed_sparsity is not None):
-            inputs = self.dataset.train.inputs[: cost.LATENCY_BATCHES[-1]]
+            inputs = self.dataset.train.read(cost.LATENCY_BATCHES[-1])
             dense, pruned = cost.latency([self.initial(), small.model], inputs, mask=small.mask)
             latencies = {"latency_ms": pruned, "dense_latency_ms": dense}
             if self.job.match == "latency":

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.data import Batches, Dataset, Split, check_augmentation, load, training_batches
-from bench.data.dataset import _pixel_range
+from bench.data.statistics import statistics
 from bench.spec.errors import UserError
 from bench.spec.suite import Protocol
 
@@ -22,7 +22,7 @@ def images(n: int = 20, channels: int = 3, side: int = 8, classes: int = 4) -> D
     generator = torch.Generator().manual_seed(0)
     raw = torch.randint(256, (n, channels, side, side), generator=generator).float()
     mean, std = raw.mean((0, 2, 3))[:, None, None], raw.std((0, 2, 3))[:, None, None]
-    split = Split((raw - mean) / std, torch.arange(n) % classes)
+    split = Split.of((raw - mean) / std, torch.arange(n) % classes)
     return Dataset("own", classes, (channels, side, side), split, split, split, "", mean, std, (0.0, 255.0))
 
 
@@ -60,7 +60,7 @@ def test_smoothing_gives_the_targets_of_its_formula() -> None:
 def test_mixup_of_two_samples_is_the_mixture_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """λ = 0.3: each sample is 0.3 of itself and 0.7 of the other one, inputs and targets alike."""
     monkeypatch.setattr(torch.distributions.Beta, "sample", lambda *_: torch.tensor([0.3]))
-    split = Split(torch.tensor([[1.0, 2.0], [5.0, -2.0]]), torch.tensor([0, 2]))
+    split = Split.of(torch.tensor([[1.0, 2.0], [5.0, -2.0]]), torch.tensor([0, 2]))
     dataset = Dataset("table", 3, (2,), split, split, split, "", torch.zeros(2), torch.ones(2))
     ((x, y),) = read(dataset, mixup=1.0)
     order = torch.argsort(y[:, 2])  # the batch is shuffled: the sample with more of class 0 first
@@ -174,7 +174,7 @@ def test_the_length_and_the_shapes_are_those_of_the_plain_batches() -> None:
 
 
 def test_data_that_do_not_fit_an_augmentation_are_refused_in_one_line() -> None:
-    table = Dataset("table", 2, (5,), *[Split(torch.zeros(4, 5), torch.zeros(4).long())] * 3, "", torch.zeros(5), torch.ones(5))
+    table = Dataset("table", 2, (5,), *[Split.of(torch.zeros(4, 5), torch.zeros(4).long())] * 3, "", torch.zeros(5), torch.ones(5))
     for dataset, augment, message in (
         (table, ("flip",), "'flip' needs images, not tabular data: dataset 'table' has none"),
         (table, ("randaugment",), "'randaugment' needs images, not tabular data"),
@@ -192,6 +192,6 @@ def test_the_range_of_pixels_is_known_for_uint8_and_for_floats_between_0_and_1()
     assert load("digits", None).pixel_range == (0.0, 16.0)
     assert load("breast_cancer", None).pixel_range is None
     ramp = torch.linspace(0, 1, 12).view(1, 3, 2, 2)
-    assert _pixel_range(ramp) == _pixel_range(ramp / 2) == (0.0, 1.0)
-    assert _pixel_range(ramp - 0.5) is _pixel_range(2 * ramp) is None
-    assert _pixel_range(torch.zeros(2, 1, 2, 2, dtype=torch.uint8)) == (0.0, 1.0)
+    ranges = [statistics(images, torch.arange(len(images)))[2] for images in (ramp, ramp / 2, ramp - 0.5, 2 * ramp)]
+    assert ranges == [(0.0, 1.0), (0.0, 1.0), None, None]
+    assert statistics(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.arange(2))[2] == (0.0, 1.0)

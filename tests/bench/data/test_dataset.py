@@ -18,8 +18,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from bench.data import Batches, Dataset, Split, load, sources
+from bench.data import Batches, Dataset, Split, decoded, load, sources
+from bench.data import batches as made
 from bench.data import dataset as data
+from bench.data import picture as picture_of_file
+from bench.data.files import digest
+from bench.data.statistics import statistics
 from bench.spec.errors import UserError
 from methods import derive
 
@@ -34,7 +38,7 @@ def message(error: pytest.ExceptionInfo[UserError]) -> str:
 
 
 def rows(split: Split) -> set[bytes]:
-    return {example.numpy().tobytes() for example in split.inputs}
+    return {example.numpy().tobytes() for example in split.read()}
 
 
 # --- the splits
@@ -52,9 +56,9 @@ def test_splits_are_disjoint_stratified_and_whole(name: str, shape: tuple[int, .
     assert len(set.union(*map(rows, splits))) == total
     whole = torch.cat([split.targets for split in splits]).bincount() / total
     for split in splits:
-        assert split.inputs.dtype == torch.float32
+        assert split.read().dtype == torch.float32
         assert split.targets.dtype == torch.int64
-        assert split.inputs.shape == (len(split), *shape)
+        assert split.read().shape == (len(split), *shape)
         torch.testing.assert_close(split.targets.bincount() / len(split), whole, atol=0.01, rtol=0)
 
 
@@ -69,23 +73,23 @@ def test_the_split_seed_moves_validation_but_never_test() -> None:
 def test_standardisation_comes_from_the_train_split_only(name: str) -> None:
     dataset = load(name, None)
     axes = (0, 2, 3) if len(dataset.input_shape) == 3 else (0,)
-    mean, std = dataset.train.inputs.mean(axes), dataset.train.inputs.std(axes, correction=0)
+    mean, std = dataset.train.read().mean(axes), dataset.train.read().std(axes, correction=0)
     torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-5, rtol=0)
     torch.testing.assert_close(std, torch.ones_like(std), atol=1e-5, rtol=0)
-    assert dataset.validation.inputs.mean(axes).abs().max() > 1e-4
-    assert dataset.test.inputs.mean(axes).abs().max() > 1e-4
+    assert dataset.validation.read().mean(axes).abs().max() > 1e-4
+    assert dataset.test.read().mean(axes).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("inputs", [torch.full((5, 2, 3, 3), 7, dtype=torch.uint8), torch.full((5, 2), 0.1, dtype=torch.float64)])
 def test_a_constant_is_centred_not_divided_by_zero(inputs: Tensor) -> None:
-    mean, std = data._moments(inputs)
+    mean, std = statistics(inputs, torch.arange(len(inputs)))[:2]
     assert torch.equal(std, torch.ones_like(std))
     torch.testing.assert_close((inputs.float() - mean) / std, torch.zeros(inputs.shape))
 
 
 def test_moments_of_images_are_those_of_their_pixels() -> None:
     images = torch.randint(256, (50, 3, 4, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    mean, std = data._moments(images)
+    mean, std = statistics(images, torch.arange(len(images)))[:2]
     torch.testing.assert_close(mean.flatten(), images.double().mean((0, 2, 3)).float())
     torch.testing.assert_close(std.flatten(), images.double().std((0, 2, 3), correction=0).float())
 
@@ -95,7 +99,7 @@ def test_train_limit_keeps_a_stratified_part_of_train_alone() -> None:
     assert len(part.train) == 200
     assert part.train.targets.bincount().min() >= 19
     assert torch.equal(part.validation.targets, whole.validation.targets)
-    assert part.train.inputs.mean().abs() < 1e-5
+    assert part.train.read().mean().abs() < 1e-5
     assert load("digits", None, train_limit=10**6).fingerprint == whole.fingerprint
 
 
@@ -113,7 +117,7 @@ def test_the_fingerprint_sees_one_changed_byte_and_the_shape() -> None:
     tensor = torch.zeros(2, 6)
     changed = tensor.clone()
     changed[1, 5] = 1e-30
-    assert len({sources.digest([each]) for each in (tensor, changed, tensor.view(3, 4), tensor.double())}) == 4
+    assert len({digest([each]) for each in (tensor, changed, tensor.view(3, 4), tensor.double())}) == 4
 
 
 # --- batches
@@ -122,7 +126,7 @@ def test_the_fingerprint_sees_one_changed_byte_and_the_shape() -> None:
 def numbered(n: int, side: int = 8) -> Split:
     """Images that hold their own number in every pixel, plus a column ramp."""
     ramp = torch.linspace(0, 0.5, side).expand(n, 1, side, side)
-    return Split(torch.arange(n).view(-1, 1, 1, 1) + ramp, torch.arange(n))
+    return Split.of(torch.arange(n).view(-1, 1, 1, 1) + ramp, torch.arange(n))
 
 
 @settings(max_examples=60, deadline=None)
@@ -160,13 +164,13 @@ def test_an_epoch_broken_off_or_resumed_does_not_change_the_next() -> None:
 
 def test_augmentation_and_order_draw_from_separate_streams_and_leave_the_data_alone() -> None:
     split = numbered(40)
-    before = split.inputs.clone()
+    before = split.read().clone()
     plain = list(Batches(split, 8, seed=2))
     crop, flip, both = (list(Batches(split, 8, seed=2, augment=augment)) for augment in [("crop",), ("flip",), ("crop", "flip")])
     for augmented in (crop, flip, both):
         assert all(torch.equal(a[1], p[1]) for a, p in zip(augmented, plain, strict=True))
         assert any(not torch.equal(a[0], p[0]) for a, p in zip(augmented, plain, strict=True))
-    assert torch.equal(split.inputs, before)
+    assert torch.equal(split.read(), before)
     flipped = 0
     for (inputs, _), (originals, _) in zip(flip, plain, strict=True):
         for image, original in zip(inputs, originals, strict=True):
@@ -182,7 +186,7 @@ def test_each_use_of_randomness_has_its_own_stream(monkeypatch: pytest.MonkeyPat
         used.append(purpose)
         return derive(seed, *purpose)
 
-    monkeypatch.setattr(data, "derive", recorded)
+    monkeypatch.setattr(made, "derive", recorded)
     _ = list(Batches(numbered(4), 2, augment=("crop", "flip")))
     assert sorted(used) == [("crop", "0"), ("flip", "0"), ("order", "0")]
 
@@ -191,7 +195,7 @@ def test_a_crop_is_a_window_of_the_padded_image_on_every_channel() -> None:
     images = torch.rand(6, 3, 9, 7, generator=torch.Generator().manual_seed(0))
     draws = torch.tensor([[0, 0, 0], [2, 4, 0], [4, 1, 1], [2, 2, 0], [2, 2, 1], [3, 0, 1]])
     padded = torch.nn.functional.pad(images, [2] * 4)
-    results = data._window(images, 2, draws)
+    results = made._window(images, 2, draws)
     for image, (row, column, flip), result in zip(padded, draws.tolist(), results, strict=True):
         window = image[:, row : row + 9, column : column + 7]
         assert torch.equal(result, window.flip(2) if flip else window)
@@ -206,7 +210,7 @@ def test_batches_refuse_what_they_cannot_do() -> None:
     with pytest.raises(UserError, match=r"flop.*crop, flip.*flip") as unknown:
         Batches(numbered(4), 2, augment=("flop",))
     with pytest.raises(UserError, match="needs images") as tabular:
-        Batches(Split(torch.zeros(4, 3), torch.zeros(4).long()), 2, augment=("flip",))
+        Batches(Split.of(torch.zeros(4, 3), torch.zeros(4).long()), 2, augment=("flip",))
     with pytest.raises(UserError, match="batch size 0") as empty:
         Batches(numbered(4), 0)
     for error in (unknown, tabular, empty):
@@ -258,7 +262,7 @@ def test_folder_and_tar_read_the_same_images(tmp_path: Path) -> None:
     assert (len(folder.train), len(folder.validation), len(folder.test)) == (20, 4, 8)
     assert folder.fingerprint == tar.fingerprint
     for split in (folder.train, folder.validation, folder.test):  # the brighter class is the second, dog
-        brightness = split.inputs.mean((1, 2, 3))
+        brightness = split.read().mean((1, 2, 3))
         assert brightness[split.targets == 1].min() > brightness[split.targets == 0].max()
 
 
@@ -274,19 +278,19 @@ def test_grey_images_have_one_channel_and_odd_sizes_become_the_first(tmp_path: P
 def test_images_are_decoded_once(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, cache = f"{kind}:{pack(tree(tmp_path / 'data'))}", tmp_path / "cache"
     first = load(name, None, cache=cache)
-    (stored,) = cache.iterdir()
+    (stored,) = cache.glob("*.safetensors")
 
     def refuse(*args: object) -> None:
         raise AssertionError("decoded again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sources.images, "decode", refuse)
+        patch.setattr(picture_of_file, "decode_rgb", refuse)
         assert load(name, None, cache=cache).fingerprint == first.fingerprint
     for changed in ("data/train.tar", "data/train/cat/0.png"):
         stat = (tmp_path / changed).stat()
         os.utime(tmp_path / changed, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
     assert load(name, None, cache=cache).fingerprint == first.fingerprint
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("*.safetensors"))) == 2
     assert stored in cache.iterdir()
 
 
@@ -303,17 +307,33 @@ def test_a_damaged_cache_is_built_again(tmp_path: Path, damage: str) -> None:
 
     name, cache = f"folder:{tree(tmp_path / 'data')}", tmp_path / "cache"
     first = load(name, None, cache=cache)
-    (stored,) = cache.iterdir()
-    whole = stored.read_bytes()
+    (stored,) = cache.glob("*.safetensors")
+    files, whole, pixels = set(cache.iterdir()), stored.read_bytes(), first.train.read()
     if damage == "other":
         save_file({"x": torch.zeros(1)}, stored)
     else:
         at = len(whole) - 100
         bitten = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
         stored.write_bytes({"cut": whole[:-50], "byte": bitten, "empty": b""}[damage])
-    assert load(name, None, cache=cache).fingerprint == first.fingerprint
+    again = load(name, None, cache=cache)
+    assert again.fingerprint == first.fingerprint
+    assert torch.equal(again.train.read(), pixels)
     assert stored.read_bytes() == whole
-    assert list(cache.iterdir()) == [stored]
+    assert set(cache.iterdir()) == files
+
+
+def test_the_digest_of_decoded_images_is_compared_only_if_the_file_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, cache = f"folder:{tree(tmp_path / 'data')}", tmp_path / "cache"
+    first = load(name, None, cache=cache)
+    (stored,) = cache.glob("*.safetensors")
+    hashed: list[int] = []
+    monkeypatch.setattr(decoded, "digest", lambda tensors: hashed.append(1) or digest(tensors))
+    assert load(name, None, cache=cache).fingerprint == first.fingerprint
+    assert hashed == []
+    os.utime(stored, ns=(0, 10**18))
+    for _ in range(2):
+        assert load(name, None, cache=cache).fingerprint == first.fingerprint
+    assert hashed == [1], "compared once for the new time"
 
 
 def test_an_unwritable_cache_is_said(tmp_path: Path) -> None:
@@ -467,8 +487,8 @@ def test_colour_becomes_channels_first(name: str, cls: str, fake: type, monkeypa
     dataset = load(name, Path())
     assert dataset.input_shape == (3, 32, 32)
     assert dataset.classes == 5
-    assert not dataset.test.inputs[:, :2].any()  # the empty channels
-    assert torch.equal(dataset.test.inputs[:, 2, 0, 0].argsort(), torch.arange(20))
+    assert not dataset.test.read()[:, :2].any()  # the empty channels
+    assert torch.equal(dataset.test.read()[:, 2, 0, 0].argsort(), torch.arange(20))
 
 
 def offline(*args: object, **kwargs: object) -> None:
@@ -539,13 +559,13 @@ def test_without_validation_all_training_examples_are_left() -> None:
 def test_given_moments_standardise_pixels_of_0_to_1() -> None:
     raw, dataset = sources.read("digits", None, None), load("digits", None, validation=0, moments=([0.25], [0.5]))
     wanted = (raw.train_inputs.double() / 255 - 0.25) / 0.5
-    torch.testing.assert_close(dataset.train.inputs.double(), wanted, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(dataset.train.read().double(), wanted, rtol=1e-6, atol=1e-6)
     assert (dataset.mean.flatten().tolist(), dataset.std.flatten().tolist()) == ([63.75], [127.5])
     assert dataset.fingerprint != load("digits", None, validation=0).fingerprint
     rows = load("breast_cancer", None, moments=([1.0] * 30, [2.0] * 30))
-    torch.testing.assert_close(rows.test.inputs * 2 + 1, sources.read("breast_cancer", None, None).test_inputs.float())
+    torch.testing.assert_close(rows.test.read() * 2 + 1, sources.read("breast_cancer", None, None).test_inputs.float())
     grey = load("digits", None, validation=0, moments=([0.15, 0.25, 0.35], [0.4, 0.5, 0.6]))
-    torch.testing.assert_close(grey.train.inputs, dataset.train.inputs)
+    torch.testing.assert_close(grey.train.read(), dataset.train.read())
     with pytest.raises(UserError, match="has 1 channels, but mean and std have 2 numbers"):
         load("digits", None, moments=([0.5] * 2, [0.5] * 2))
 

@@ -1,11 +1,14 @@
 """Image folders as people have them: every file is read as viewers show it, or named and refused."""
 
+import itertools
 import os
 import struct
 import tarfile
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from bench import UserError
-from bench.data import images
+from bench.data import decoded as stored
+from bench.data import images, picture
+from tests.bench.data.pictures import decode
 
 Save = Callable[[Path, int, int], None]  # (folder, class, number)
 
@@ -30,7 +35,7 @@ def made(root: Path, save: Save, classes: tuple[str, ...] = ("a", "b"), count: i
 
 
 def decoded(root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return images.decode("folder:x", [root / "train", root / "test"], "a folder per class")
+    return decode("folder:x", [root / "train", root / "test"], "a folder per class")
 
 
 def plain(folder: Path, label: int, number: int) -> None:
@@ -136,7 +141,7 @@ def test_the_class_is_the_first_folder(tmp_path: Path) -> None:
     for part in ("train", "test"):
         with tarfile.open(root / f"{part}.tar", "w") as archive:
             archive.add(root / part, arcname=f"./some/where/{part}")
-    packed = images.decode("tar:x", [root / "train.tar", root / "test.tar"], "")
+    packed = decode("tar:x", [root / "train.tar", root / "test.tar"], "")
     assert all(torch.equal(a, b) for a, b in zip(packed, decoded(root), strict=True))
 
 
@@ -282,7 +287,7 @@ def linked(kind: bytes, target: str) -> Callable[[tarfile.TarFile, Path], None]:
 
 @pytest.mark.parametrize(("kind", "target"), [(tarfile.SYMTYPE, "1.png"), (tarfile.LNKTYPE, "a/1.png")])
 def test_a_file_that_is_linked_in_an_archive_is_read_once(tmp_path: Path, kind: bytes, target: str) -> None:
-    _, labels, _, _ = images.decode("tar:x", archived(tmp_path, linked(kind, target)), "")
+    _, labels, _, _ = decode("tar:x", archived(tmp_path, linked(kind, target)), "")
     assert labels.tolist() == [0, 0, 1, 1]
 
 
@@ -292,7 +297,7 @@ def test_links_in_an_archive_are_the_files_that_they_point_to(tmp_path: Path, ki
         archive.add(folder / "b" / "1.png", ".store/x")
         linked(kind, target)(archive, folder)
 
-    train, labels, _, _ = images.decode("tar:x", archived(tmp_path, add), "")
+    train, labels, _, _ = decode("tar:x", archived(tmp_path, add), "")
     assert labels.tolist() == [0, 0, 0, 1, 1]
     assert torch.equal(train[2], train[4])
 
@@ -301,10 +306,10 @@ def test_links_in_an_archive_are_the_files_that_they_point_to(tmp_path: Path, ki
 def test_links_of_an_archive_to_another_class_or_to_themselves_are_refused(tmp_path: Path, kind: bytes) -> None:
     target = {tarfile.SYMTYPE: "../b/1.png", tarfile.LNKTYPE: "b/1.png"}[kind]
     with pytest.raises(UserError, match="are the same file, but in two classes"):
-        images.decode("tar:x", archived(tmp_path / "1", linked(kind, target)), "")
+        decode("tar:x", archived(tmp_path / "1", linked(kind, target)), "")
     target = {tarfile.SYMTYPE: "z.png", tarfile.LNKTYPE: "a/z.png"}[kind]
     with pytest.raises(UserError, match=r"a/z\.png cannot be read as an image: it is a link to .*, which is not a file in the archive"):
-        images.decode("tar:x", archived(tmp_path / "2", linked(kind, target)), "")
+        decode("tar:x", archived(tmp_path / "2", linked(kind, target)), "")
 
 
 def test_an_empty_class_is_said(tmp_path: Path) -> None:
@@ -319,20 +324,20 @@ def test_an_empty_class_is_said(tmp_path: Path) -> None:
         archive.addfile(member)
 
     with pytest.raises(UserError, match=r"the class folder .*/train\.tar/c has no images"):
-        images.decode("tar:x", archived(tmp_path / "packed", add), "")
+        decode("tar:x", archived(tmp_path / "packed", add), "")
 
 
 def test_links_out_of_an_archive_and_paths_with_dots_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a/z.png cannot be read as an image: it is a link to /etc/passwd, which is not a file in"):
-        images.decode("tar:x", archived(tmp_path / "1", linked(tarfile.SYMTYPE, "/etc/passwd")), "")
+        decode("tar:x", archived(tmp_path / "1", linked(tarfile.SYMTYPE, "/etc/passwd")), "")
     dots = archived(tmp_path / "2", lambda archive, folder: archive.add(folder / "a" / "0.png", "a/../b/9.png"))
     with pytest.raises(UserError, match=r"train.tar: the path a/../b/9.png contains '..'"):
-        images.decode("tar:x", dots, "")
+        decode("tar:x", dots, "")
 
 
 def test_the_last_version_of_a_file_in_an_archive_counts(tmp_path: Path) -> None:
     parts = archived(tmp_path, lambda archive, folder: archive.add(folder / "b" / "1.png", "a/0.png"))
-    train, labels, _, _ = images.decode("tar:x", parts, "")
+    train, labels, _, _ = decode("tar:x", parts, "")
     assert labels.tolist() == [0, 0, 1, 1]
     assert torch.equal(train[0], train[3])
 
@@ -349,3 +354,44 @@ def test_a_transparent_value_of_sixteen_bits_is_white(tmp_path: Path) -> None:
         Image.fromarray(np.array([[257, 1000], [30000, 257]], np.uint16)).save(folder / f"{number}.png", transparency=257)
 
     assert decoded(made(tmp_path, save))[0][0, 0].tolist() == [[255, 4], [117, 255]]
+
+
+def test_threads_keep_the_order_of_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode_rgb, delays = picture.decode_rgb, itertools.cycle([0.02, 0.0, 0.01, 0.0, 0.0])
+
+    def slow(stream: IO[bytes]) -> Any:
+        time.sleep(next(delays))
+        return decode_rgb(stream)
+
+    monkeypatch.setattr(picture, "decode_rgb", slow)
+    monkeypatch.setattr(stored, "THREADS", 4)
+    train, labels, test, _ = decoded(made(tmp_path, plain, count=20))
+    for found in (train, test):
+        assert found[:, 0, 0, 0].tolist() == [100 * label + number for label in range(2) for number in range(20)]
+    assert labels.tolist() == [0] * 20 + [1] * 20
+
+
+@pytest.mark.parametrize("colourful", [None, "train/a/0.png", "test/b/1.png"])
+def test_images_are_grey_only_if_all_are(tmp_path: Path, colourful: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored, "BLOCK", 1)  # one image at a time
+    root = made(tmp_path, plain, count=3)
+    if colourful is not None:
+        pixels = np.zeros((4, 6, 3), np.uint8)
+        pixels[2, 3, 1] = 1
+        Image.fromarray(pixels).save(root / colourful)
+    train, _, test, _ = decoded(root)
+    assert train.shape == test.shape == (6, 3 if colourful else 1, 4, 6)
+    for found, part in ((train, "train"), (test, "test")):
+        for image, file in zip(found, [root / part / c / f"{k}.png" for c in "ab" for k in range(3)], strict=True):
+            wanted = np.asarray(Image.open(file)).transpose(2, 0, 1)
+            assert torch.equal(image.expand(3, -1, -1), torch.from_numpy(wanted.copy()))
+
+
+def test_an_archive_that_claims_a_file_of_gigabytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = made(tmp_path, plain)
+    for part in ("train", "test"):
+        with tarfile.open(root / f"{part}.tar", "w") as archive:
+            archive.add(root / part, arcname=".")
+    monkeypatch.setattr(images, "LARGEST", 50)
+    with pytest.raises(UserError, match=r"train\.tar: .*png cannot be read as an image: it has 0\.0 GB"):
+        decode("tar:x", [root / "train.tar", root / "test.tar"], "")

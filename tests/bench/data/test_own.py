@@ -59,7 +59,7 @@ def with_labels(inputs: Any) -> Examples:
 
 
 def raw(split: data.Split, dataset: data.Dataset) -> Tensor:
-    return split.inputs * dataset.std + dataset.mean
+    return split.read() * dataset.std + dataset.mean
 
 
 def every(dataset: data.Dataset) -> Tensor:
@@ -112,8 +112,8 @@ def test_moments_of_float_images_are_those_of_each_channel_over_the_training_exa
         assert found.mean[c].item() == pytest.approx(mean, rel=1e-6)
         assert found.std[c].item() == pytest.approx(deviation, rel=1e-6)
         wanted = (images[30:, c].double().numpy() - mean) / deviation
-        np.testing.assert_allclose(found.test.inputs[:, c].numpy(), wanted, atol=1e-5)
-    assert found.train.inputs.dtype == torch.float32
+        np.testing.assert_allclose(found.test.read()[:, c].numpy(), wanted, atol=1e-5)
+    assert found.train.read().dtype == torch.float32
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
@@ -128,7 +128,7 @@ def test_moments_of_float_images_are_those_of_each_channel_over_the_training_exa
 def test_rows_of_features_are_standardised_by_feature(loaded: Callable[..., data.Dataset]) -> None:
     rows = np.random.default_rng(0).normal([0, 100], [1, 3], (40, 2))
     found = loaded(((rows, LABELS), (rows, LABELS), (rows, LABELS)))
-    np.testing.assert_allclose(found.train.inputs.numpy(), (rows - rows.mean(0)) / rows.std(0), atol=1e-5)
+    np.testing.assert_allclose(found.train.read().numpy(), (rows - rows.mean(0)) / rows.std(0), atol=1e-5)
     assert found.input_shape == (2,)
 
 

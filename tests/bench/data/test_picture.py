@@ -2,8 +2,10 @@
 
 import io
 import random
+import shutil
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from bench import UserError
-from bench.data import examples, images, picture
+from bench.data import decoded, examples, picture
+from tests.bench.data.pictures import decode
 
 GREY = np.array([[0, 10, 200], [255, 90, 30]], np.uint8)
 
@@ -70,27 +73,31 @@ def test_values_of_an_unknown_scale_are_refused(values: np.ndarray, said: str) -
         picture.read_rgb(saved(Image.fromarray(values), "TIFF"))
 
 
-def test_a_first_image_that_is_too_large_is_refused_before_memory_is_allocated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_image_that_is_too_large_is_refused_before_disk_space_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for part in ("train", "test"):
         for name in ("a", "b"):
             (tmp_path / part / name).mkdir(parents=True)
             for k in range(50):
                 Image.new("RGB", (8, 8), (k, 0, 0)).save(tmp_path / part / name / f"{k + 1}.png")
     Image.new("RGB", (3000, 2000), (1, 2, 3)).save(tmp_path / "train" / "a" / "0.png")
-    monkeypatch.setattr(picture, "memory", lambda: 10**10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=3 * 10**9))
     parts = [tmp_path / "train", tmp_path / "test"]
     wanted = (
-        r"dataset 'x', first image .*/train/a/0\.png: 201 images of 3000 x 2000 pixels need 18\.1 GB of memory, the limit of this machine"
-        r" is 10\.0 GB; all images are scaled to the size of the first one: make that one smaller$"
-    )  # 201 * 3000 * 2000 * (3 + 4 * 3) bytes
-    real = np.empty
-    monkeypatch.setattr(np, "empty", lambda shape, *more: real(shape, *more) if np.prod(shape) < 10**6 else pytest.fail("allocated"))
-    with pytest.raises(UserError, match=wanted):
-        images.decode("x", parts, "")
+        r"dataset 'x', first image .*/train/a/0\.png: 201 images of 3000 x 2000 pixels need 3\.6 GB of disk space, but 3\.0 GB are"
+        r" available; all images are scaled to the size of the first one: make that one smaller$"
+    )  # 201 * 3000 * 2000 * 3 bytes
+    (tmp_path / "cache").mkdir()
+    for cache in (None, tmp_path / "cache"):
+        with pytest.raises(UserError, match=wanted):
+            decoded.decode("x", parts, "", cache)
+    assert not list((tmp_path / "cache").iterdir())
+    Image.new("L", (3000, 2000), 1).save(tmp_path / "train" / "a" / "0.png")
+    with pytest.raises(UserError, match=r"need 4\.8 GB of disk space"):  # a second file with one channel may follow
+        decode("x", parts, "")
 
 
 def test_examples_of_any_source_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture, "memory", lambda: 100_000)
+    monkeypatch.setattr(examples, "memory", lambda: 100_000)
     given = ((Image.new("L", (100, 100)), 0) for _ in range(100))
     with pytest.raises(UserError, match=r"the part: 2 images of 100 x 100 pixels need 0\.0 GB"):
         examples.stacked("the part", given, fit=True)
@@ -143,7 +150,7 @@ def test_truncated_images_name_the_file(tmp_path: Path) -> None:
     file = tmp_path / "test" / "b" / "0.png"
     file.write_bytes(file.read_bytes()[:45])
     with pytest.raises(UserError, match=r"/test/b/0\.png cannot be read as an image: ") as error:
-        images.decode("x", [tmp_path / "train", tmp_path / "test"], "")
+        decode("x", [tmp_path / "train", tmp_path / "test"], "")
     assert "\n" not in str(error.value)
 
 
@@ -153,5 +160,5 @@ def test_equal_names_but_for_zeros_or_case_have_one_order(tmp_path: Path) -> Non
         for value, name in enumerate(names):
             (tmp_path / part / name).mkdir(parents=True)
             Image.new("L", (2, 2), 40 * value).save(tmp_path / part / name / "0.png")
-    train: Tensor = images.decode("x", [tmp_path / "train", tmp_path / "test"], "")[0]
+    train: Tensor = decode("x", [tmp_path / "train", tmp_path / "test"], "")[0]
     assert [names[int(image.flatten()[0]) // 40] for image in train] == ["01", "1", "2", "A", "a"]

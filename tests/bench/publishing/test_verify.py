@@ -373,7 +373,7 @@ def test_suspect_values_are_whole_numbers_of_test_samples(tiny: Path) -> None:
 def test_fractions_that_are_rounded_down_are_whole_numbers_of_samples(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """1 / 49 * 49 is smaller than 1 in floating point."""
     assert 1 / 49 * 49 < 1
-    monkeypatch.setattr(verify.loading, "load_data", lambda *_: SimpleNamespace(held_out=range(49)))
+    monkeypatch.setattr(verify.loading, "load_card", lambda *_: SimpleNamespace(test=49))
     board, place = parts_board(tiny, []), Environment("cpu", None, tiny)
     for k in range(50):
         row = replace(rows_of_a_board()[0], accuracy=k / 49, recipe="{}")

@@ -78,7 +78,7 @@ def test_at_chance_is_no_better_than_naming_the_most_frequent_class() -> None:
 def test_logits_are_those_of_eval_mode_in_order() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.9)).train()
     x = torch.randn(1201, 2)
-    assert torch.allclose(logits_of(model, Split(x, torch.zeros(1201))), model[0](x), atol=1e-6)
+    assert torch.allclose(logits_of(model, Split.of(x, torch.zeros(1201))), model[0](x), atol=1e-6)
 
 
 def test_flops_and_sizes_by_hand() -> None:
