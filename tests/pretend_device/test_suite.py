@@ -5,7 +5,10 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 
+from bench.data.batches import Batches
+from bench.data.split import Split
 from bench.execution.executors import Inline
 from bench.execution.run import run
 from bench.planning.request import make_request
@@ -99,3 +102,32 @@ def test_what_cannot_be_trained_as_one_is_trained_one_by_one(tmp_path: Path, mon
     together = rows(device.NAME, tmp_path / "together", "finetune_epochs = [0, 1]\n", stack=2, **choice)
     measured = ("status", "accuracy", "nll", "kept_weights", "training_flops")
     assert [[getattr(r, n) for n in measured] for r in together] == [[getattr(r, n) for n in measured] for r in alone]
+
+
+def test_peak_memory_is_without_the_data(tmp_path: Path) -> None:
+    """More examples in the data set need no more memory in its rows, up to the index of the examples."""
+    few, many = (
+        next(
+            r for r in rows(device.NAME, tmp_path / str(n), f"train_limit = {n}\n", methods=["magnitude"]) if not r.sparsity
+        ).peak_memory_mb
+        for n in (256, 1024)
+    )
+    assert few is not None
+    assert many is not None
+    assert few > 0.1  # the network's parameters, gradients and momentum alone
+    data = (1024 - 256) * 8 * 8 * 4 / 1e6  # megabytes of the further examples in float32
+    assert many - few < data / 4
+
+
+def test_batches_of_data_that_stay_on_the_host_are_those_on_the_device() -> None:
+    generator = torch.Generator().manual_seed(0)
+    raw, targets = torch.randint(256, (50, 1, 4, 4), dtype=torch.uint8, generator=generator), torch.arange(50) % 5
+    split = Split(raw, torch.arange(50), targets, torch.tensor([100.0]).view(1, 1, 1), torch.tensor([50.0]).view(1, 1, 1))
+    whole = (raw.float() - 100.0) / 50.0
+    for placed in (split.placed(raw, DEVICE), split.placed(raw.to(DEVICE), DEVICE)):
+        found = list(Batches(placed, 16, seed=3))
+        assert all(x.device == DEVICE and y.device == DEVICE for x, y in found)
+        order = torch.cat([y for _, y in Batches(split, 16, seed=3)])
+        assert torch.equal(torch.cat([y for _, y in found]).cpu(), order)
+        again = list(Batches(split.placed(raw, DEVICE), 16, shuffle=False))
+        assert torch.equal(torch.cat([x for x, _ in again]).cpu(), whole)
