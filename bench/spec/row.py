@@ -4,6 +4,7 @@ To add a metric, add a field here and a function of the same name in `bench.tria
 """
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from bench.spec.columns import Judged, Role, column, declared
@@ -35,7 +36,7 @@ def _origin(meaning: str, role: Role = Role.ORIGIN, default: Any = "", **more: A
     return column(meaning, role, default=default, **{"empty": True, **more})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     """One line of results.csv: one method, data set, architecture, sparsity and seed. The fields are the columns, in this order.
 
@@ -146,7 +147,7 @@ class Row:
     @property
     def identity(self) -> tuple[Any, ...]:
         """The values of the columns `KEY`, which identify the row."""
-        return tuple(getattr(self, name) for name in KEY)
+        return _identity(self)
 
 
 # The key columns, in the order of the specification.
@@ -154,6 +155,7 @@ KEY = (
     "method", "tuning", "ablation", "match", "granularity", "dataset", "architecture", "sparsity", "seed", "epochs", "finetune_epochs",
     "recalibration",
 )  # fmt: skip
+_identity = attrgetter(*KEY)
 DECLARED = declared(Row)
 COLUMNS = tuple(DECLARED)
 
