@@ -21,6 +21,7 @@ from bench.spec.errors import UserError
 from bench.spec.row import ABLATIONS, Row
 from bench.spec.suite import Suite
 from bench.storage import files, results_csv
+from bench.storage.contents import Contents
 from bench.storage.rows import Store
 
 ENOUGH_SEEDS = 5  # protocol, rule 9
@@ -40,7 +41,7 @@ class Publication:
 
     folder: Path
     board: Board
-    changes: dict[str, bytes | None]
+    changes: Contents
     readme: str | None
     notes: tuple[str, ...]
 
@@ -211,7 +212,7 @@ def _kept(there: Board | None, suite: Suite, rows: list[Row]) -> list[Row]:
 
 def _publication(board: Board, folder: Path, notes: list[str]) -> Publication:
     """The changes in the folder and in the tables of the README."""
-    made = board_folder.evidence(board) | board_folder.derived(board)
+    made = board_folder.files_of(board)
     readme_file, text = folder.resolve().parent.parent / "README.md", None
     if board.suite.name == SHOWN and readme_file.is_file():
         old = readme_file.read_text(encoding="utf-8")
