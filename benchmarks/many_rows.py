@@ -4,7 +4,8 @@
 
 The rows are made up: all methods on ten blocks (data set and architecture), with noise over seeds. They are what a run would have
 stored, so that `publish` and the checks of `--merge` accept them. One half of the rows of the published board is tuned. Making them is
-not measured and takes longer than the rest; with `--folder` they are kept for the next call. The goal is a minute and 2 GB for each command.
+not measured and takes longer than the rest; with `--folder` they are kept for the next call. Seconds are those of the processor. The
+goal is a minute and 2 GB for each command.
 """
 
 import argparse
@@ -15,7 +16,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from bench.publishing.board_folder import Board
 from bench.spec.choices import Narrowing, Resources
 from bench.spec.row import Row
 from bench.spec.setting import Search, decoded
-from bench.storage import results_csv
+from bench.storage import files, results_csv
 from bench.storage.rows import Store
 from methods import count_masked
 
@@ -129,8 +129,6 @@ def make(folder: Path, rows: int) -> None:
     new = [row for row in made if row.method == LAST]
     results_csv.write_rows(new, folder / "contributed.csv")
     board = Board(half.suite.model_copy(update={"trials": 10}), tuple(row for row in made if row.method != LAST))
-    from bench.storage import files
-
     files.write_files(folder / "board" / NAME, board_folder.evidence(board))
     print(f"{methods} methods; {seeds} seeds in the store, {len(made):,} rows of the board, {len(new):,} of them to merge")
 
@@ -144,13 +142,12 @@ def run(folder: Path, name: str, profile: bool) -> tuple[float, float]:
     """Seconds and largest memory in MB of a command."""
     log = folder / f"{name}.log"
     how = ["-m", "cProfile", "-o", str(folder / f"{name}.prof"), "-m", "bench"] if profile else ["-m", "bench"]
-    start = time.perf_counter()
     with log.open("w") as file:
         process = subprocess.Popen([sys.executable, *how, *COMMANDS[name]], cwd=folder, stdout=file, stderr=file)
         _, code, usage = os.wait4(process.pid, 0)
     if code:
         raise SystemExit(f"{name} failed: {log.read_text()[-2000:]}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def main() -> None:
@@ -167,7 +164,7 @@ def main() -> None:
         if not (folder / "contributed.csv").exists():
             make(folder, options.rows)
         print(f"{'command':<10}{'seconds':>10}{'MB':>10}")
-        for name in options.only.split(","):
+        for name in filter(None, options.only.split(",")):
             seconds, memory = run(folder, name, options.profile)
             print(f"{name:<10}{seconds:>10.1f}{memory:>10.0f}")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.execution import pipeline
 from bench.execution.environment import open_request, open_store
-from bench.planning.plan import Plan, plan
+from bench.planning.plan import Plan, plan_rows
 from bench.planning.request import Request
 from bench.publishing import board_folder, board_rules, merge, readme, trust
 from bench.publishing.board_folder import Board
@@ -164,9 +164,11 @@ def _without(options: list[str], name: str) -> list[str]:
 
 def _collect(request: Request, store: Store, options: list[str], notes: list[str]) -> list[Row]:
     """All rows of a request: with default hyperparameters, tuned if the suite has trials, and every complete ablation."""
-    rows = _rows(plan(request, store), store, options, notes)
+    rows = _rows(plan_rows(request), store, options, notes)
     for name in ABLATIONS:
-        planned = plan(dataclasses.replace(request, ablations=(name,)), store)
+        if not store.contains("ablation", name):
+            continue
+        planned = plan_rows(dataclasses.replace(request, ablations=(name,)))
         wanted = sum(row.ablation == name for row in planned.expected.values())
         found = [row for row in pipeline.collect(planned, store) if row.ablation == name]
         if len(found) == wanted:
@@ -180,7 +182,7 @@ def _tuned(request: Request, store: Store, options: list[str], notes: list[str])
     found, left = pipeline.searched(request, store)
     if left:
         raise UserError(f"{left} of {left + len(found)} searches are incomplete. Run this to finish them: {shlex.join([*RUN, *options])}")
-    return _rows(plan(dataclasses.replace(request, tuned=found), store), store, options, notes)
+    return _rows(plan_rows(dataclasses.replace(request, tuned=found)), store, options, notes)
 
 
 def _rows(planned: Plan, store: Store, options: list[str], notes: list[str]) -> list[Row]:

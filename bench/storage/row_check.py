@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from bench.spec import strict_json
 from bench.spec.columns import Column
-from bench.spec.row import DECLARED, PROTOCOL_VERSION, SCHEMA, Row
+from bench.spec.row import DECLARED, PROTOCOL_VERSION, SCHEMA, Row, rows_of_columns
 from bench.storage.csv_file import restored
 
 TYPES = {"string": str, "integer": int, "number": float}
@@ -70,20 +70,21 @@ def rows_of(
     """
     columns = [_Column(name, any_protocol) for name in header if name in DECLARED]
     places = [k for k, name in enumerate(header) if name in DECLARED]
-    missing = {name: _empty(name) if default is None else default for name, default in DEFAULTS.items() if name not in header}
+    missing: dict[str, Iterable[Any]] = {name: itertools.repeat(default) for name, default in DEFAULTS.items() if name not in header}
     lines = iter(lines)
     while part := list(itertools.islice(lines, PART)):
         whole = [cells for _, cells in part if len(cells) == len(header)]
         by_column = list(zip(*whole, strict=True)) or [()] * len(header)
-        values = zip(*(column.values(by_column[k]) for column, k in zip(columns, places, strict=True)), strict=True)
+        values = {column.name: column.values(by_column[k]) for column, k in zip(columns, places, strict=True)}
+        rows = iter(rows_of_columns(len(whole), missing | values))
         valid = not any(column.invalid for column in columns)
         for number, cells in part:
             if len(cells) != len(header):
                 yield number, None, [f"{len(cells)} cells, expected {len(header)}"]
                 continue
-            found = next(values)
-            if valid or not any(value is _INVALID for value in found):
-                yield number, Row(**dict(zip((c.name for c in columns), found, strict=True)), **missing), []
+            row = next(rows)
+            if valid or not any(getattr(row, name) is _INVALID for name in values):
+                yield number, row, []
             else:
                 yield number, *row_of(dict(zip(header, cells, strict=True)), any_protocol=any_protocol)
 
@@ -104,11 +105,12 @@ class _Column:
         """The value of each cell."""
         if DECLARED[self.name].type == "number":
             self._known = {}  # most differ: only those of one part are kept
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
-        self._known |= self._checked(new)
+        new = set(texts) - self._known.keys()
+        if new:
+            self._known |= self._checked(new)
         return [self._known[text] for text in texts]
 
-    def _checked(self, texts: list[str]) -> dict[str, Any]:
+    def _checked(self, texts: set[str]) -> dict[str, Any]:
         made: dict[str, Any] = dict.fromkeys(texts, _INVALID)
         cells = {text: restored(text) for text in texts}
         if DECLARED[self.name].empty and cells.pop("", None) is not None:
