@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote, unquote, unquote_to_bytes
 
@@ -47,6 +48,11 @@ class Board:
 
     suite: Suite
     rows: tuple[Row, ...]
+
+    @cached_property
+    def first_of_block(self) -> dict[tuple[str, str], Row]:
+        """(data set, architecture) -> its first row."""
+        return {(row.dataset, row.architecture): row for row in reversed(self.rows)}
 
 
 def file_name(method: str) -> str:

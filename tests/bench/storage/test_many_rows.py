@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.spec import strict_json
-from bench.spec.row import COLUMNS, SCHEMA, Row, rows_of_columns
+from bench.spec.row import COLUMNS, SCHEMA, Row, changed, rows_of_columns
 from bench.storage import contents, results_csv, row_check
 from bench.storage.contents import Contents
 from bench.storage.migration import all_migrated, migrated
@@ -148,3 +148,9 @@ def test_contents_are_the_same_in_memory_and_in_a_file(size: int, monkeypatch: p
     assert both.removes("d")
     assert not both.removes("a")
     assert list(both.only(["c", "a"]).items()) == [("c", b"67"), ("a", b"12345")]
+
+
+def test_a_changed_row_is_a_replaced_one() -> None:
+    (row,) = many(1)
+    assert changed(row, seed=7, accuracy=None) == dataclasses.replace(row, seed=7, accuracy=None)
+    assert row == many(1)[0]
