@@ -15,7 +15,7 @@ from bench.planning import searches
 from bench.planning.plan import Plan
 from bench.planning.request import Found, Request
 from bench.spec.digest import digest
-from bench.spec.row import Row
+from bench.spec.row import Row, changed
 from bench.spec.setting import Setting, decoded
 from bench.storage.checkpoints import Networks
 from bench.storage.rows import Leases, Store
@@ -236,7 +236,7 @@ def _values(row: Row, names: tuple[str, ...]) -> tuple[Any, ...]:
 
 def _with(row: Row, names: tuple[str, ...], values: tuple[Any, ...]) -> Row:
     """The row with these values: the same object if it has them already, as most rows do."""
-    return row if _values(row, names) == values else dataclasses.replace(row, **dict(zip(names, values, strict=True)))
+    return row if _values(row, names) == values else changed(row, **dict(zip(names, values, strict=True)))
 
 
 def _dense_of(row: Row) -> Identity:

@@ -9,7 +9,7 @@ from bench.planning.cells import Cell, cells, point_key
 from bench.planning.jobs import dense_name, job_of, recipe_of
 from bench.planning.request import Request
 from bench.spec.errors import UserError
-from bench.spec.row import RECALIBRATIONS, Row
+from bench.spec.row import RECALIBRATIONS, Row, changed
 from bench.spec.setting import Setting
 from bench.storage.checkpoints import Networks
 from bench.storage.rows import Store
@@ -29,7 +29,7 @@ class Planned:
 
     def row(self, point: Point) -> Row:
         """The row of a point, without measurements."""
-        return dataclasses.replace(
+        return changed(
             self.shared, sparsity=point.sparsity, finetune_epochs=point.finetune_epochs, epochs=self.job.training_epochs(point.sparsity),
             hyperparameters=self.shared.hyperparameters if point.finetune_epochs else self.unfinished,
         )  # fmt: skip

@@ -27,7 +27,7 @@ class Contents(Mapping[str, Any]):
                 self._places[name] = (self._file.seek(0, 2), len(content))
                 self._file.write(content)
 
-    def __getitem__(self, name: str) -> bytes | None:
+    def __getitem__(self, name: str) -> Any:
         place = self._places[name]
         if place is None:
             return None

@@ -177,4 +177,4 @@ _CELLS = TypeAdapter[dict[str, Any]](
 @functools.cache
 def _cells_of(name: str) -> TypeAdapter[dict[str, Any]]:
     """The check of several cells of one column."""
-    return TypeAdapter(dict[str, _KINDS[name]])  # type: ignore[misc]
+    return TypeAdapter(dict[str, _KINDS[name]])  # type: ignore[valid-type]
