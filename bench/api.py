@@ -151,12 +151,17 @@ def read(path: str | Path) -> pd.DataFrame:
     Raises:
         bench.UserError: there are no such files, or one cannot be read.
     """
+    return frame(read_rows(path))
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """As `read`, but a list of rows."""
     path = Path(path)
     files = [path] if path.is_file() else [*sorted((path / "results").glob("*.csv")), *path.glob("results.csv")]
     if not files:
         raise UserError(f"'{path}' is neither a results.csv nor a folder with results")
     try:
-        return frame(row for file in files for row in results_csv.read_rows(file))
+        return [row for file in files for row in results_csv.read_rows(file)]
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from None
 

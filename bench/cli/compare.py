@@ -10,7 +10,7 @@ from bench.cli.tables import Shown, make_console, print_table, say
 from bench.execution import environment, pipeline
 from bench.planning import catalogue
 from bench.planning.catalogue import WHEN
-from bench.planning.plan import plan
+from bench.planning.plan import plan_rows
 from bench.planning.request import Request
 from bench.publishing.page import cells
 from bench.ranking import comparison, tracks
@@ -47,7 +47,7 @@ def compare(suite: str, pair: tuple[str, str], narrowing: Narrowing, resources: 
 
 def _rows(console: Console, request: Request, store: Store, command: list[str]) -> list[Row]:
     """The rows of both methods: at the defaults, and tuned if these are complete. Raises UserError where some are not in the store."""
-    planned = plan(request, store)
+    planned = plan_rows(request)
     wanted = sum(bool(row.criterion) for row in planned.expected.values())
     rows = [row for row in pipeline.collect(planned, store) if row.criterion]
     if len(rows) < wanted:
@@ -67,7 +67,7 @@ def _tuned(request: Request, store: Store) -> list[Row]:
     found, left = pipeline.searched(request, store)
     if left:
         return []
-    planned = plan(dataclasses.replace(request, tuned=found), store)
+    planned = plan_rows(dataclasses.replace(request, tuned=found))
     rows = pipeline.collect(planned, store)
     return [row for row in rows if row.criterion] if len(rows) == len(planned.expected) else []
 

@@ -1,6 +1,7 @@
 """`run --dry-run`: what would run, what is stored already, and about how long the rest takes."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 
 from rich import box
@@ -31,7 +32,7 @@ def show(console: Console, request: Request, store: Store, pool: Executor, chose
     work: list[Job | Study] = list(planned.jobs)
     if chosen is not None:
         tuned = plan(dataclasses.replace(request, tuned=chosen), store)
-        planned.expected |= tuned.expected
+        planned.expected = {**planned.expected, **tuned.expected}
         work += tuned.jobs
     elif request.suite.trials:
         networks, studies = searches(request, store.url)
@@ -41,9 +42,9 @@ def show(console: Console, request: Request, store: Store, pool: Executor, chose
     timed = _calibrations(work, pool, lambda line: say(console, line))
     table = Table("data set", "architecture", "rows", "left", "trainings left", "epochs left", "about", box=box.SIMPLE_HEAD)
     total = 0.0
-    for dataset, architecture in dict.fromkeys((r.dataset, r.architecture) for r in planned.expected.values()):
+    blocks = Counter((row.dataset, row.architecture) for row in planned.expected.values())
+    for (dataset, architecture), rows in blocks.items():
         mine = [w for w in work if (_job(w).dataset, _job(w).architecture) == (dataset, architecture)]
-        rows = sum((r.dataset, r.architecture) == (dataset, architecture) for r in planned.expected.values())
         left = sum(len(w.points) for w in mine if isinstance(w, Job))
         trainings = sum(_job(w).trainings * (w.rounds.trials if isinstance(w, Study) else 1) for w in mine)
         seconds = sum(_seconds(w, timed) for w in mine) / pool.workers

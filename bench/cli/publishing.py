@@ -33,8 +33,8 @@ def _finish(console: Console, found: Publication, dry_run: bool) -> None:
     """Say what changes, and write it."""
     for note in found.notes:
         say(console, note)
-    for name, content in found.changes.items():
-        what = "removed" if content is None else "changed" if (found.folder / name).exists() else "new"
+    for name in found.changes:
+        what = "removed" if found.changes.removes(name) else "changed" if (found.folder / name).exists() else "new"
         say(console, f"{what:<8} {found.folder / name}")
     if found.readme is not None:
         say(console, f"changed  {found.readme_file.name} above '{found.folder.parent}': the leaderboard's tables")

@@ -59,7 +59,7 @@ def table(
     from bench.cli import run as running
     from bench.cli.tables import make_console
 
-    running.show(make_console(), api.rows_of(api.read(path)), style)
+    running.show(make_console(), api.read_rows(path), style)
 
 
 def choose(
@@ -79,7 +79,7 @@ def choose(
     from bench import api
     from bench.cli.tables import make_console
 
-    rows = api.rows_of(api.read(path))
+    rows = api.read_rows(path)
     choosing.show(make_console(), rows, path, budget=budget, by=smallest, every=every)
 
 

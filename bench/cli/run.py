@@ -1,6 +1,7 @@
 """`run`, `status` and `table`: what they print."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from bench.cli.tables import Shown, make_console, print_board, print_dense, prin
 from bench.execution import environment, pipeline
 from bench.execution.display import Display
 from bench.execution.run import tuned_of
-from bench.planning.plan import plan
+from bench.planning.plan import plan_rows
 from bench.publishing import board_folder, text_tables
 from bench.ranking import leaderboard, tracks, tuning_gain
 from bench.spec.choices import Narrowing, Resources
@@ -108,18 +109,17 @@ def status(suite: str, narrowing: Narrowing, resources: Resources) -> None:
 
     console = make_console()
     request, store = environment.open_request(suite, narrowing, resources), environment.open_store(resources)
-    planned = plan(request, store)
-    have = {key: row.status for key, row in store.get(planned.expected).items()}
+    planned = plan_rows(request)
+    have = {key: row.status for key, row in store.rows(planned.expected)}
     say(console, f"suite {request.suite.name}, at the defaults: {len(have)} of {len(planned.expected)} rows in the store")
     if request.suite.trials:
         found, left = pipeline.searched(request, store)
         say(console, f"tuning: {len(found)} of {len(found) + left} searches finished")
-        tuned = plan(dataclasses.replace(request, tuned=found), store).expected if found else {}
-        say(console, f"tuned: {len(store.get(tuned))} of {len(tuned)} rows of these in the store")
-    names = list(dict.fromkeys(row.method for row in planned.expected.values()))
-    counts = {name: [key for key, row in planned.expected.items() if row.method == name] for name in names}
-    failed = [sum(have.get(key) == "failed" for key in counts[name]) for name in names]
-    done = [sum(key in have for key in counts[name]) - f for name, f in zip(names, failed, strict=True)]
-    missing = [len(counts[name]) - d - f for name, d, f in zip(names, done, failed, strict=True)]
-    numbers = (("finished", done), ("failed", failed), ("missing", missing))
-    print_table(console, "", [Shown("method", names, name=True), *(Shown(heading, list(map(str, n))) for heading, n in numbers)])
+        tuned = plan_rows(dataclasses.replace(request, tuned=found)).expected if found else {}
+        say(console, f"tuned: {sum(1 for _ in store.rows(tuned))} of {len(tuned)} rows of these in the store")
+    counts: dict[str, Counter[str]] = {}
+    for key, row in planned.expected.items():
+        status = have.get(key, "missing")
+        counts.setdefault(row.method, Counter())[status if status in ("missing", "failed") else "finished"] += 1
+    numbers = [Shown(kind, [str(count[kind]) for count in counts.values()]) for kind in ("finished", "failed", "missing")]
+    print_table(console, "", [Shown("method", list(counts), name=True), *numbers])

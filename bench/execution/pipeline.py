@@ -4,6 +4,7 @@ Failed rows are stored, so that they are shown; the next run tries them again.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from bench.planning import searches
 from bench.planning.plan import Plan
 from bench.planning.request import Found, Request
 from bench.spec.digest import digest
-from bench.spec.row import Row
+from bench.spec.row import Row, changed
 from bench.spec.setting import Setting, decoded
 from bench.storage.checkpoints import Networks
 from bench.storage.rows import Leases, Store
@@ -219,23 +220,29 @@ def collect(made: Plan, store: Store) -> list[Row]:
         made: the plan.
         store: the stored rows.
     """
-    found = store.get(made.expected)
     named = ("suite", "method", "tuning", "granularity", "match", "hyperparameters")
-    rows = [
-        dataclasses.replace(found[key], **{name: getattr(blank, name) for name in named})
-        for key, blank in made.expected.items()
-        if key in found
-    ]
+    rows = [_with(row, named, _values(made.expected[key], named)) for key, row in store.rows(made.expected)]
     dense = {_dense_of(r): r for r in rows if not r.criterion}
-    joined = []
-    for row in rows:
+    for k, row in enumerate(rows):
         reference = dense.get(_dense_of(row))
         if reference is not None and reference.accuracy is not None:
-            row = dataclasses.replace(row, dense_accuracy=reference.accuracy, dense_nll=reference.nll)
-        joined.append(row)
-    return joined
+            rows[k] = _with(row, ("dense_accuracy", "dense_nll"), (reference.accuracy, reference.nll))
+    return rows
+
+
+def _values(row: Row, names: tuple[str, ...]) -> tuple[Any, ...]:
+    return tuple(getattr(row, name) for name in names)
+
+
+def _with(row: Row, names: tuple[str, ...], values: tuple[Any, ...]) -> Row:
+    """The row with these values: the same object if it has them already, as most rows do."""
+    return row if _values(row, names) == values else changed(row, **dict(zip(names, values, strict=True)))
 
 
 def _dense_of(row: Row) -> Identity:
-    training = Setting(decoded(row.hyperparameters).training).encoded()
-    return row.training, training, row.dataset, row.architecture, row.seed, row.finetune_epochs
+    return row.training, _training_of(row.hyperparameters), row.dataset, row.architecture, row.seed, row.finetune_epochs
+
+
+@functools.lru_cache(maxsize=10_000)
+def _training_of(hyperparameters: str) -> str:
+    return Setting(decoded(hyperparameters).training).encoded()

@@ -1,7 +1,7 @@
 """The jobs of a request: expand its cells into rows, group the rows into jobs, skip rows already stored."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,7 @@ from bench.planning.cells import Cell, cells, point_key
 from bench.planning.jobs import dense_name, job_of, recipe_of
 from bench.planning.request import Request
 from bench.spec.errors import UserError
-from bench.spec.row import RECALIBRATIONS, Row
+from bench.spec.row import RECALIBRATIONS, Row, changed
 from bench.spec.setting import Setting
 from bench.storage.checkpoints import Networks
 from bench.storage.rows import Store
@@ -21,10 +21,40 @@ from methods import Method, Stage
 
 @dataclass(frozen=True)
 class Planned:
-    """A job and its rows: key -> row without measurements, one per point of the job."""
+    """A job, and what its rows share. `unfinished`: the hyperparameters of rows without fine-tuning."""
 
     job: Job
-    rows: dict[str, Row]
+    shared: Row
+    unfinished: str
+
+    def row(self, point: Point) -> Row:
+        """The row of a point, without measurements."""
+        return changed(
+            self.shared, sparsity=point.sparsity, finetune_epochs=point.finetune_epochs, epochs=self.job.training_epochs(point.sparsity),
+            hyperparameters=self.shared.hyperparameters if point.finetune_epochs else self.unfinished,
+        )  # fmt: skip
+
+    @property
+    def rows(self) -> dict[str, Row]:
+        """Key -> row without measurements, one per point of the job."""
+        return {point.key: self.row(point) for point in self.job.points}
+
+
+class Expected(Mapping[str, Row]):
+    """Key -> row without measurements, in the order of jobs. Each row is made when it is asked for: all of them may need a gigabyte."""
+
+    def __init__(self, jobs: Iterable[Planned]) -> None:
+        self._places = {point.key: (planned, point) for planned in jobs for point in planned.job.points}
+
+    def __getitem__(self, key: str) -> Row:
+        planned, point = self._places[key]
+        return planned.row(point)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 @dataclass
@@ -37,7 +67,7 @@ class Plan:
     """
 
     environment: Environment
-    expected: dict[str, Row] = field(default_factory=dict)
+    expected: Mapping[str, Row] = field(default_factory=dict)
     ready: list[Job] = field(default_factory=list)
     blocked: dict[str, list[Job]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -59,12 +89,21 @@ def plan(request: Request, store: Store) -> Plan:
     Raises:
         UserError: nothing of the request can be run.
     """
+    made, jobs = _planned_rows(request)
+    _skip_stored(made, jobs, store)
+    return made
+
+
+def plan_rows(request: Request) -> Plan:
+    """Plan the rows of a request only, without jobs; raises UserError as `plan` does."""
+    return _planned_rows(request)[0]
+
+
+def _planned_rows(request: Request) -> tuple[Plan, list[Job]]:
     made = Plan(request.environment, timeout=request.suite.timeout)
     every = expanded(request, made.notes)
-    for planned in every:
-        made.expected |= planned.rows
-    _skip_stored(made, [planned.job for planned in every], store)
-    return made
+    made.expected = Expected(every)
+    return made, [planned.job for planned in every]
 
 
 def expanded(request: Request, notes: list[str] | None = None) -> list[Planned]:
@@ -156,19 +195,12 @@ def planned(
     one = Row(**common, sparsity=0.0, epochs=cell.protocol.epochs, finetune_epochs=0, hyperparameters=setting.encoded())
     job = job_of(one, cell.protocol, cell.request.environment, network=network, points=points, split=split)
     unfinished = dataclasses.replace(setting, finetune_lr_scale=None).encoded()  # only for rows with fine-tuning
-    rows = {
-        point.key: dataclasses.replace(
-            one, sparsity=point.sparsity, finetune_epochs=point.finetune_epochs, epochs=job.training_epochs(point.sparsity),
-            hyperparameters=one.hyperparameters if point.finetune_epochs else unfinished,
-        )
-        for point in points
-    }  # fmt: skip
-    return Planned(job, rows)
+    return Planned(job, one, unfinished)
 
 
 def _skip_stored(made: Plan, jobs: list[Job], store: Store) -> None:
     """Add the jobs to the plan, with only the points that are not stored."""
-    have = {key for key, row in store.get(made.expected).items() if row.status != "failed"}
+    have = {key for key, row in store.rows(made.expected) if row.status != "failed"}
     networks = Networks(made.environment.cache / "networks")
     left = [dataclasses.replace(j, points=tuple(p for p in j.points if p.key not in have)) for j in jobs]
     waiting = [j for j in left if j.points and _prunes_dense(j) and not networks.has(j.network)]

@@ -7,27 +7,27 @@
 Numbers in derived tables have ten significant digits. Differences between processors and libraries are smaller.
 """
 
-import dataclasses
 import hashlib
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote, unquote, unquote_to_bytes
 
-import pandas as pd
 import tomli_w
 
 from bench.publishing import datapackage
 from bench.publishing.page import page
 from bench.publishing.plots import curves
 from bench.publishing.plots.plain import is_plain
-from bench.ranking import leaderboard, tuning_gain
+from bench.ranking import leaderboard, tracks, tuning_gain
 from bench.spec.errors import UserError
-from bench.spec.row import COLUMNS, Row
+from bench.spec.row import Row
 from bench.spec.suite import Suite, load_suite
 from bench.storage import results_csv
+from bench.storage.contents import Contents
 
 SUITE = "suite.toml"
 DERIVED = ("index.html", "leaderboard.csv", "tuned.csv", "datapackage.json", "schemas/*.json", "plots/*.svg", "plots/*.png")
@@ -48,6 +48,11 @@ class Board:
 
     suite: Suite
     rows: tuple[Row, ...]
+
+    @cached_property
+    def first_of_block(self) -> dict[tuple[str, str], Row]:
+        """(data set, architecture) -> its first row."""
+        return {(row.dataset, row.architecture): row for row in reversed(self.rows)}
 
 
 def file_name(method: str) -> str:
@@ -78,7 +83,7 @@ def method_of(path: Path) -> str:
     return rows[0].method
 
 
-def evidence(board: Board) -> dict[str, bytes]:
+def evidence(board: Board) -> Contents:
     """The files with the evidence: path relative to the folder -> content.
 
     Raises:
@@ -87,26 +92,32 @@ def evidence(board: Board) -> dict[str, bytes]:
     by_method: dict[str, list[Row]] = {}
     for row in board.rows:
         by_method.setdefault(row.method, []).append(row)
-    files = {f"results/{file_name(method)}": results_csv.rows_text(rows).encode() for method, rows in by_method.items()}
-    if len({name.lower() for name in files}) < len(files):
+    if len({file_name(name).lower() for name in by_method}) < len(by_method):
         raise UserError("the names of two methods differ only in upper and lower case; some file systems cannot store both files")
+    files = Contents((f"results/{file_name(method)}", results_csv.rows_text(rows).encode()) for method, rows in by_method.items())
     return files | {SUITE: suite_toml(board.suite).encode()}
 
 
-def derived(board: Board) -> dict[str, bytes]:
-    """The derived files: path relative to the folder -> content. Equal boards give equal bytes."""
+def derived(board: Board, own: Contents | None = None) -> dict[str, bytes]:
+    """The derived files: path relative to the folder -> content. Equal boards give equal bytes.
+
+    Args:
+        board: the evidence.
+        own: its files, if they are there already.
+    """
     rows = results_csv.ordered(board.rows)
+    own = evidence(board) if own is None else own
     table = leaderboard.leaderboard(rows)
     files = {"leaderboard.csv": results_csv.table_text(table, DIGITS).encode()}
     gains = tuning_gain.tuned(rows)
     if len(gains):
         files["tuned.csv"] = results_csv.table_text(gains, DIGITS).encode()
-    csvs = files | {name: content for name, content in evidence(board).items() if name.endswith(".csv")}
+    csvs = own.only(name for name in own if name.endswith(".csv")) | files
     files |= datapackage.schema_files(csvs)
     files["datapackage.json"] = datapackage.package(board.suite, csvs).encode()
     pictures = curves.draw(rows, table)
     shown = {_title(name): text.decode() for name, text in pictures.items() if name.startswith(tuple(SHOWN)) and name.endswith(".svg")}
-    raw = pd.DataFrame([dataclasses.astuple(row) for row in rows], columns=list(COLUMNS))
+    raw = tracks.columns(rows, page.USED)
     files["index.html"] = page.page(board.suite.name, board.suite.description, table, gains, raw, shown).encode()
     return files | {f"plots/{name}": content for name, content in pictures.items()}
 
@@ -139,7 +150,13 @@ def read(folder: Path) -> Board:
     return Board(load_suite(str(own) if own.is_file() else folder.resolve().name), tuple(rows))
 
 
-def changes(folder: Path, files: dict[str, bytes]) -> dict[str, bytes | None]:
+def files_of(board: Board) -> Contents:
+    """All files of a leaderboard: path relative to the folder -> content."""
+    own = evidence(board)
+    return own | derived(board, own)
+
+
+def changes(folder: Path, files: Contents) -> Contents:
     """What must change in a folder so that it contains exactly these files.
 
     Args:
@@ -151,8 +168,9 @@ def changes(folder: Path, files: dict[str, bytes]) -> dict[str, bytes | None]:
     """
     ours = ("results/*.csv", *DERIVED)
     there = {path.relative_to(folder).as_posix() for pattern in ours for path in folder.glob(pattern)}
-    new = {name: content for name, content in files.items() if _bytes(folder / name) != content}
-    return dict(sorted({**new, **dict.fromkeys(there - files.keys())}.items()))
+    new = files.only(name for name, content in files.items() if _bytes(folder / name) != content)
+    every = new | dict.fromkeys(there - files.keys())
+    return every.only(sorted(every))
 
 
 def stale(folder: Path, board: Board) -> dict[str, str]:
@@ -168,7 +186,7 @@ def stale(folder: Path, board: Board) -> dict[str, str]:
         Path relative to the folder -> reason.
     """
     found: dict[str, str] = {}
-    wanted = evidence(board) | derived(board)
+    wanted = files_of(board)
     there = {path.relative_to(folder).as_posix(): path for path in _inside(folder)}
     for name in sorted(wanted.keys() | there.keys()):
         if name not in there:

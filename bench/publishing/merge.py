@@ -16,8 +16,7 @@ from bench.publishing.noise import Noise
 from bench.spec.errors import UserError
 from bench.spec.row import COLUMNS, Row
 from bench.spec.setting import decoded
-from bench.storage import csv_file
-from bench.storage.row_check import row_of
+from bench.storage import csv_file, row_check
 
 MOST = 5  # names in a message
 
@@ -46,8 +45,7 @@ def check(path: Path, board: Board) -> Checked:
     seen: dict[tuple[Any, ...], int] = {}
     numbers: dict[int, int] = {}
     repeated: list[tuple[int, row_comparison.Pair]] = []
-    for number, record in _records(path):
-        row, faults = _row(record)
+    for number, row, faults in row_check.rows_of(COLUMNS, _records(path)):
         if row is not None and not faults:
             faults = row_rules.faults(row, board)
             first = seen.setdefault(row.identity, number)
@@ -93,16 +91,19 @@ def _contradictions(repeated: list[tuple[int, row_comparison.Pair]], board: Boar
 
 def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(row number, cells) of each line below the header. UserError if the file is not a CSV with the columns of results.csv."""
+    number = 0
     try:
-        lines = csv_file.lines(path)
+        for number, (_, cells) in enumerate(csv_file.lines(path), 1):
+            if number > 1:
+                yield number, cells
+            elif tuple(cells) != COLUMNS:
+                raise UserError(f"'{path}' does not have the columns of results.csv: {_header_fault(cells)}")
     except ValueError as error:
         raise UserError(str(error)) from None
-    header = lines[0][1] if lines else []
-    if tuple(header) != COLUMNS:
-        raise UserError(f"'{path}' does not have the columns of results.csv: {_header_fault(header)}")
-    if len(lines) == 1:
+    if number == 0:
+        raise UserError(f"'{path}' does not have the columns of results.csv: {_header_fault([])}")
+    if number == 1:
         raise UserError(f"'{path}' has no rows")
-    yield from enumerate((cells for _, cells in lines[1:]), 2)
 
 
 def _header_fault(header: list[str]) -> str:
@@ -117,13 +118,6 @@ def _header_fault(header: list[str]) -> str:
 def _few(names: list[str]) -> str:
     """The first names of a list."""
     return ", ".join(names[:MOST]) + f" and {len(names) - MOST} more" * (len(names) > MOST)
-
-
-def _row(cells: list[str]) -> tuple[Row | None, list[str]]:
-    """The row of these cells, or None and the errors."""
-    if len(cells) != len(COLUMNS):
-        return None, [f"{len(cells)} cells, expected {len(COLUMNS)}"]
-    return row_of(dict(zip(COLUMNS, cells, strict=True)))
 
 
 def _configuration(there: Row, row: Row) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.execution import pipeline
 from bench.execution.environment import open_request, open_store
-from bench.planning.plan import Plan, plan
+from bench.planning.plan import Plan, plan_rows
 from bench.planning.request import Request
 from bench.publishing import board_folder, board_rules, merge, readme, trust
 from bench.publishing.board_folder import Board
@@ -21,6 +21,7 @@ from bench.spec.errors import UserError
 from bench.spec.row import ABLATIONS, Row
 from bench.spec.suite import Suite
 from bench.storage import files, results_csv
+from bench.storage.contents import Contents
 from bench.storage.rows import Store
 
 ENOUGH_SEEDS = 5  # protocol, rule 9
@@ -40,7 +41,7 @@ class Publication:
 
     folder: Path
     board: Board
-    changes: dict[str, bytes | None]
+    changes: Contents
     readme: str | None
     notes: tuple[str, ...]
 
@@ -163,9 +164,11 @@ def _without(options: list[str], name: str) -> list[str]:
 
 def _collect(request: Request, store: Store, options: list[str], notes: list[str]) -> list[Row]:
     """All rows of a request: with default hyperparameters, tuned if the suite has trials, and every complete ablation."""
-    rows = _rows(plan(request, store), store, options, notes)
+    rows = _rows(plan_rows(request), store, options, notes)
     for name in ABLATIONS:
-        planned = plan(dataclasses.replace(request, ablations=(name,)), store)
+        if not store.contains("ablation", name):
+            continue
+        planned = plan_rows(dataclasses.replace(request, ablations=(name,)))
         wanted = sum(row.ablation == name for row in planned.expected.values())
         found = [row for row in pipeline.collect(planned, store) if row.ablation == name]
         if len(found) == wanted:
@@ -179,7 +182,7 @@ def _tuned(request: Request, store: Store, options: list[str], notes: list[str])
     found, left = pipeline.searched(request, store)
     if left:
         raise UserError(f"{left} of {left + len(found)} searches are incomplete. Run this to finish them: {shlex.join([*RUN, *options])}")
-    return _rows(plan(dataclasses.replace(request, tuned=found), store), store, options, notes)
+    return _rows(plan_rows(dataclasses.replace(request, tuned=found)), store, options, notes)
 
 
 def _rows(planned: Plan, store: Store, options: list[str], notes: list[str]) -> list[Row]:
@@ -211,12 +214,14 @@ def _kept(there: Board | None, suite: Suite, rows: list[Row]) -> list[Row]:
 
 def _publication(board: Board, folder: Path, notes: list[str]) -> Publication:
     """The changes in the folder and in the tables of the README."""
-    made = board_folder.evidence(board) | board_folder.derived(board)
+    made = board_folder.files_of(board)
     readme_file, text = folder.resolve().parent.parent / "README.md", None
     if board.suite.name == SHOWN and readme_file.is_file():
         old = readme_file.read_text(encoding="utf-8")
         text = readme.rewritten(old, made["leaderboard.csv"])
         text = None if text == old else text
+    if not any(name.startswith("plots/accuracy") for name in made):
+        notes.append("note: many tracks and blocks: only ranks and costs of scoring are drawn; `bench.plot` draws the curves of one track")
     failed = sum(row.status == "failed" for row in board.rows)
     if failed:
         notes.append(f"{failed} of {len(board.rows)} rows failed; they count as accuracy 0")

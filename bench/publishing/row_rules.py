@@ -66,7 +66,7 @@ def _of_suite(row: Row, board: Board) -> Iterator[str]:
     for name, own in said.items():
         if getattr(row, name) != own:
             yield f"{name} '{getattr(row, name)}', this leaderboard has '{own}'"
-    there = next((r for r in board.rows if (r.dataset, r.architecture) == (row.dataset, row.architecture)), row)
+    there = board.first_of_block.get((row.dataset, row.architecture), row)
     started = _start(suite, row.architecture, there)
     if not row.initial_weights.startswith(started):
         yield f"initial_weights '{row.initial_weights}', this leaderboard has '{started}'"

@@ -205,7 +205,8 @@ def _caveat(row: Row, environment: Environment) -> str:
 
 def _compute(rows: Sequence[Row], board: Board, environment: Environment, pool: pipeline.Pool, show: Show) -> list[Row]:
     """The same rows, computed on this machine."""
-    plan = Plan(environment, timeout=board.suite.timeout)
+    expected: dict[str, Row] = {}
+    plan = Plan(environment, expected, timeout=board.suite.timeout)
     dense: dict[str, Job] = {}
     references: list[str] = []
     keys = [f"row {k}" for k in range(len(rows))]
@@ -213,7 +214,7 @@ def _compute(rows: Sequence[Row], board: Board, environment: Environment, pool: 
         job = _job(row, board, environment, key)
         reference = _reference(row, job, key)
         references.append(reference.points[0].key)
-        plan.expected |= {name: _blank(row, environment) for name in (key, references[-1])}
+        expected |= {name: _blank(row, environment) for name in (key, references[-1])}
         known = dense.get(job.network)
         dense[job.network] = dataclasses.replace(reference, points=(*(known.points if known else ()), *reference.points))
         if job.criterion:

@@ -81,7 +81,7 @@ class BoardColumn:
 
 def _mean_at(entry: Entry, column: str, sparsity: float) -> float:
     """Mean of a column at one sparsity, over seeds and then over blocks."""
-    rows = entry.ran[np.isclose(entry.ran["sparsity"], sparsity)]
+    rows = entry.ran.loc[np.isclose(entry.ran["sparsity"], sparsity), [*BLOCK, column]]
     return float(rows.groupby(BLOCK)[column].mean().mean())
 
 

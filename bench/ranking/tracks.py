@@ -6,18 +6,24 @@ that were not trained here (no epochs), and those whose statistics of batch norm
 with default and with tuned hyperparameters are in different tracks (rule 4). A block is a data set with an architecture.
 """
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from bench.spec.row import COLUMNS, DENSE, Row
+from bench.spec.row import DECLARED, DENSE, KEY, Row
 
 ONE_SHOT = {"after": "one-shot after training", "during": "one-shot while training", "init": "one-shot at initialisation"}
 GIVEN = "one-shot on given weights"
 BLOCK = ["dataset", "architecture"]
 DECIDING = ("stage", "finetune_epochs", "granularity", "match", "epochs", "recalibration")  # the columns that decide a track
+USED = (  # the columns that rankings and plots read; all columns would need too much memory
+    *KEY, "criterion", "training", "stage", "status", "accuracy", "nll", "ece", "dense_accuracy", "parameters", "parameters_kept", "flops",
+    "flops_kept", "score_seconds", "train_seconds", "latency_ms", "dense_latency_ms", "plugin_metrics", "training_flops",
+    "dense_training_flops",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,17 +43,24 @@ class Track:
 
 
 def frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """Rows as a table with the columns of results.csv and a column `track`; ablations get their own method names, "name (ablation)"."""
-    table = pd.DataFrame([[getattr(row, name) for name in COLUMNS] for row in rows], columns=list(COLUMNS))
+    """Rows as a table with the columns `USED` and a column `track`; ablations get their own method names, "name (ablation)"."""
+    table = columns(rows, USED)
     ablated = table["ablation"] != "none"
     table.loc[ablated, "method"] += " (" + table["ablation"] + ")"
     table["track"] = names(table)
     return table
 
 
-def names(table: pd.DataFrame) -> list[str]:
+def columns(rows: Iterable[Row], names: Iterable[str]) -> pd.DataFrame:
+    """Rows as a table with some of the columns of results.csv. Equal texts stay one object in memory."""
+    rows = list(rows)
+    found = {name: [getattr(row, name) for row in rows] for name in names}
+    return pd.DataFrame({n: pd.Series(v, dtype=object) if DECLARED[n].type == "string" else v for n, v in found.items()})
+
+
+def names(table: pd.DataFrame) -> pd.Series:
     """The name of each row's track. `table`: the columns of results.csv."""
-    return [track_name(*kind) for kind in zip(*(table[name] for name in DECIDING), strict=True)]
+    return pd.Series([track_name(*kind) for kind in zip(*(table[name] for name in DECIDING), strict=True)], table.index, dtype=object)
 
 
 def of_row(row: Row) -> str:
@@ -55,6 +68,7 @@ def of_row(row: Row) -> str:
     return track_name(*(getattr(row, name) for name in DECIDING))
 
 
+@functools.cache
 def track_name(
     stage: str, finetune_epochs: int, granularity: str = "weight", match: str = "weights", epochs: int = 1, recalibration: str = "none"
 ) -> str:  # fmt: skip
@@ -82,8 +96,8 @@ def track_name(
     return name + ", batch norm recalibrated" * (recalibration == "batchnorm")
 
 
-def split(table: pd.DataFrame) -> list[Track]:
-    """The tracks of a table, the one-shot tracks first. Rows of dense networks are in no track.
+def split(table: pd.DataFrame) -> Iterator[Track]:
+    """The tracks of a table, one after the other, the one-shot tracks first. Rows of dense networks are in no track.
 
     Args:
         table: rows as `frame` returns them.
@@ -92,9 +106,9 @@ def split(table: pd.DataFrame) -> list[Track]:
         ValueError: a method has rows in a block without any dense accuracy.
     """
     order = {name: place for place, name in enumerate([*ONE_SHOT.values(), GIVEN])}
-    groups = table[table["track"] != ""].groupby(["track", "tuning"], sort=False)
-    found = [_track(str(name), str(tuning), part, table) for (name, tuning), part in groups]
-    return sorted(found, key=lambda t: (order.get(t.name.partition(",")[0], len(order)), t.name, t.tuning))
+    places = {key: found for key, found in table.groupby(["track", "tuning"], sort=False).indices.items() if key[0]}
+    for name, tuning in sorted(places, key=lambda key: (order.get(key[0].partition(",")[0], len(order)), *key)):
+        yield _track(str(name), str(tuning), table.iloc[places[name, tuning]], table)
 
 
 def _track(name: str, tuning: str, part: pd.DataFrame, table: pd.DataFrame) -> Track:

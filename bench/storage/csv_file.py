@@ -3,7 +3,9 @@
 import csv
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO, TextIO
 
 LONGEST = 131_072  # characters of a cell: the limit of Python's csv module
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # also with apostrophes in front, so that removing one restores the text exactly
@@ -19,8 +21,8 @@ def restored(text: str) -> str:
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
-def lines(path: Path) -> list[tuple[int, list[str]]]:
-    """All lines of a CSV file: (line of the file where they end, cells).
+def lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a CSV file, one after the other: (line of the file where it ends, cells).
 
     Args:
         path: path of the file.
@@ -31,29 +33,34 @@ def lines(path: Path) -> list[tuple[int, list[str]]]:
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise ValueError(f"cannot read '{path}': it is not a plain file")
-        content = path.read_bytes()
+        with path.open("rb") as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
+            _check(path, file)
+            file.seek(0)
+            yield from _parsed(path, text)
     except OSError as error:
         raise ValueError(f"cannot read '{path}': {error.strerror}") from None
-    if content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
-        raise ValueError(
-            f"'{path}' starts with a byte-order mark, as a spreadsheet writes it: spreadsheets change numbers; use the original"
-        )
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"'{path}', line {content[: error.start].count(10) + 1}: not UTF-8") from None
-    if "\0" in text:
-        raise ValueError(f"'{path}', line {text[: text.index(chr(0))].count(chr(10)) + 1}: a zero byte")
-    return _parsed(path, text)
 
 
-def _parsed(path: Path, text: str) -> list[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    found = []
+def _check(path: Path, file: BinaryIO) -> None:
+    """ValueError unless the file is UTF-8 without a byte-order mark and without zero bytes."""
+    for number, line in enumerate(file, 1):
+        if number == 1 and line.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+            raise ValueError(
+                f"'{path}' starts with a byte-order mark, as a spreadsheet writes it: spreadsheets change numbers; use the original"
+            )
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"'{path}', line {number}: not UTF-8") from None
+        if 0 in line:
+            raise ValueError(f"'{path}', line {number}: a zero byte")
+
+
+def _parsed(path: Path, text: TextIO) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(text, strict=True)
     try:
         for cells in reader:
-            found.append((reader.line_num, cells))
+            yield reader.line_num, cells
     except csv.Error as error:
         reason = f"a cell has more than {LONGEST} characters" if "field limit" in str(error) else str(error)
         raise ValueError(f"'{path}', line {reader.line_num}: not CSV: {reason}") from None
-    return found

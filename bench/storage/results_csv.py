@@ -5,10 +5,12 @@ apostrophe in front, and reading removes it. Numbers are not texts: negative num
 """
 
 import csv
+import itertools
 from collections.abc import Iterable
+from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,6 +19,8 @@ from bench.spec.row import COLUMNS, Row
 from bench.storage import csv_file, files, row_check
 from bench.storage.csv_file import neutralised
 from bench.storage.migration import schema_of
+
+_cells = attrgetter(*COLUMNS)
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:
@@ -32,16 +36,25 @@ def write_rows(rows: Iterable[Row], path: Path) -> None:
 
 def rows_text(rows: Iterable[Row]) -> str:
     """The content of a results.csv: the header, and the rows sorted by their key."""
-    lines = [[_text(getattr(row, name)) for name in COLUMNS] for row in ordered(rows)]
+    safe = _Neutralised()
+    lines = ([safe[value] if isinstance(value, str) else value for value in _cells(row)] for row in ordered(rows))
     written: list[str] = []
     # The csv module quotes cells with characters of the line terminator; cells with a carriage return must be quoted as well.
-    csv.writer(SimpleNamespace(write=written.append), lineterminator="\r\n").writerows([COLUMNS, *lines])
+    csv.writer(SimpleNamespace(write=written.append), lineterminator="\r\n").writerows(itertools.chain([COLUMNS], lines))
     return "".join(line.removesuffix("\r\n") + "\n" for line in written)
+
+
+class _Neutralised(dict[str, str]):
+    """Text -> the text as it is written; each is looked at once."""
+
+    def __missing__(self, text: str) -> str:
+        self[text] = neutralised(text)
+        return self[text]
 
 
 def ordered(rows: Iterable[Row]) -> list[Row]:
     """The rows in the order of a results.csv."""
-    return sorted(rows, key=lambda row: tuple(map(_sortable, row.identity)))
+    return sorted(rows, key=attrgetter("identity"))
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -50,15 +63,13 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         ValueError: it cannot be read or is not a results.csv. The message is one line with the file, the line and the first fault.
     """
-    (_, header), *others = csv_file.lines(path) or [(1, [])]
+    lines = csv_file.lines(path)
+    _, header = next(lines, (1, []))
     if schema_of(header) is None:
         hint = " (columns must be separated by commas)" if len(header) == 1 and ";" in header[0] else ""
         raise ValueError(f"{path}: this is not the header of results.csv{hint}")
     rows = []
-    for number, cells in others:
-        if len(cells) != len(header):
-            raise ValueError(f"{path}, line {number}: {len(cells)} cells, expected {len(header)}")
-        row, faults = row_check.row_of(dict(zip(header, cells, strict=True)), any_protocol=True)
+    for number, row, faults in row_check.rows_of(header, lines, any_protocol=True):
         if row is None:
             raise ValueError(f"{path}, line {number}: {faults[0]}")
         rows.append(row)
@@ -85,13 +96,3 @@ def table_text(table: "pd.DataFrame", float_format: str | None = None) -> str:
     """
     safe = table.map(lambda value: neutralised(value) if isinstance(value, str) else value)
     return str(safe.to_csv(index=False, lineterminator="\n", float_format=float_format))
-
-
-def _sortable(value: Any) -> tuple[int, Any]:
-    return (0, value) if isinstance(value, (int, float)) else (1, str(value))
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    return neutralised(value) if isinstance(value, str) else repr(value) if isinstance(value, float) else str(value)

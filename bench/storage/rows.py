@@ -6,6 +6,7 @@ Any database that SQLAlchemy supports (default: SQLite). The key of a row is the
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import secrets
@@ -40,7 +41,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from bench.spec.errors import UserError
 from bench.spec.row import Row
 from bench.storage.database import DEFAULT_URL, create_file_folder, engine_options, insistent, parsed_url, reason_of, shown
-from bench.storage.migration import migrated
+from bench.storage.migration import all_migrated
 
 LEASE = 60.0  # seconds; a lease that was not renewed for so long may be taken by another run
 GIVING = 2.0  # most seconds that the end of a run waits for its leases to be given back
@@ -87,16 +88,25 @@ class Store:
         Raises:
             UserError: a row cannot be read: it was written by a later release, or is damaged.
         """
-        wanted, found = list(keys), {}
-        for i in range(0, len(wanted), PART):
-            query = select(_rows.c.key, _rows.c.row).where(_rows.c.key.in_(wanted[i : i + PART]))
-            for key, text in self._read(query):
-                try:
-                    found[key] = _row_of(text)
-                except ValueError as error:
-                    hint = "`store clean unreadable` removes such rows"
-                    raise UserError(f"the store '{shown(self.url)}' has a row that cannot be read: {error}; {hint}") from None
-        return found
+        return dict(self.rows(keys))
+
+    def rows(self, keys: Iterable[str]) -> Iterator[tuple[str, Row]]:
+        """Iterate over (key, row) of those of the keys that are stored, in their order; UserError as in `get`."""
+        left = iter(keys)
+        while part := list(itertools.islice(left, PART)):
+            texts = dict(map(tuple, self._read(select(_rows.c.key, _rows.c.row).where(_rows.c.key.in_(part)))))
+            there = [key for key in part if key in texts]
+            try:
+                yield from zip(there, _rows_of([texts[key] for key in there]), strict=True)
+            except ValueError as error:
+                hint = "`store clean unreadable` removes such rows"
+                raise UserError(f"the store '{shown(self.url)}' has a row that cannot be read: {error}; {hint}") from None
+
+    def contains(self, column: str, value: str) -> bool:
+        """Whether any row has this text in a column. No row is read."""
+        said = json.dumps({column: value})[1:-1]
+        query = select(_rows.c.key).where(_rows.c.row.contains(said, autoescape=True)).limit(1)
+        return bool(self._read(query))
 
     def every(self) -> Iterator[tuple[str, Row | None]]:
         """Iterate over (key, row) of all rows in the order of their keys; None for a row of a later release, or a damaged one."""
@@ -104,11 +114,11 @@ class Store:
         while True:
             query = select(_rows.c.key, _rows.c.row).order_by(_rows.c.key).limit(PART)
             part = self._read(query if last is None else query.where(_rows.c.key > last))
-            for key, text in part:
-                try:
-                    yield key, _row_of(text)
-                except ValueError:
-                    yield key, None
+            try:
+                found: list[Row | None] = [*_rows_of([text for _, text in part])]
+            except ValueError:
+                found = [_readable(text) for _, text in part]
+            yield from zip((key for key, _ in part), found, strict=True)
             if len(part) < PART:
                 return
             last = part[-1][0]
@@ -187,15 +197,27 @@ def _upsert(
             connection.execute(insert(table), [record])
 
 
-def _row_of(text: Any) -> Row:
-    """The row of a record's JSON. Raises ValueError if it was written by a later release, or is damaged."""
+def _rows_of(texts: Iterable[Any]) -> list[Row]:
+    """The rows of records in JSON. Raises ValueError if one was written by a later release, or is damaged."""
+    return all_migrated([_record_of(text) for text in texts])
+
+
+def _record_of(text: Any) -> dict[str, Any]:
     try:
         record = json.loads(text)
     except (ValueError, TypeError, RecursionError):
         raise ValueError("it is not JSON") from None
     if not isinstance(record, dict):
         raise ValueError("it is not a JSON object")
-    return migrated(record)
+    return record
+
+
+def _readable(text: Any) -> Row | None:
+    """The row of a record in JSON; None if it cannot be read."""
+    try:
+        return _rows_of([text])[0]
+    except ValueError:
+        return None
 
 
 class Leases:

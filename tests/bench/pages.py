@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -39,7 +40,7 @@ def rows_of(methods: list[str], seeds: tuple[int, ...] = (0, 1, 2), **more: Any)
 
 
 def made(rows: list[Row], plots: dict[str, str] | None = None, suite: str = "tiny") -> str:
-    table = pd.DataFrame([vars(r) for r in rows])
+    table = pd.DataFrame([asdict(r) for r in rows])
     return page.page(suite, "for tests", leaderboard.leaderboard(rows), tuning_gain.tuned(rows), table, plots or {})
 
 

@@ -16,17 +16,22 @@ from typing import Any
 
 import jinja2
 import markupsafe
+import numpy as np
 import pandas as pd
 
 from bench.publishing.page import board_columns, cells, tables
 from bench.ranking import leaderboard, tracks
 from bench.ranking.columns import BASELINE
-from bench.spec.row import COLLAPSED, COLUMNS, DENSE
+from bench.spec.row import COLLAPSED, DENSE
 
 TEMPLATES = resources.files("bench.publishing.page") / "templates"
 TEXTS = (
     "dataset", "architecture", "granularity", "match", "method", "criterion", "training", "stage", "tuning", "ablation", "status", "error",
 )  # fmt: skip
+USED = tuple(dict.fromkeys((
+    *TEXTS, *tracks.DECIDING, "sparsity", "seed", "accuracy", "dense_accuracy", "hyperparameters", "protocol", "version", "commit", "torch",
+    "device",
+)))  # fmt: skip
 STAGES = {stage: track.removeprefix("one-shot ") for stage, track in tracks.ONE_SHOT.items()}
 PICTURE = re.compile(rb"data:image/svg\+xml,([^\"]*)")  # an embedded plot
 POLICY = "default-src 'none'; style-src '{style}'; script-src '{script}'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -108,9 +113,10 @@ def _image(svg: str) -> str:
 
 def _prepared(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with all columns, texts without NaN, and track and method names (with ablation) as in the leaderboard."""
-    table = rows.reindex(columns=list(COLUMNS))
+    table = rows.reindex(columns=list(USED))
     for name in TEXTS:
-        table[name] = pd.Series([cells.words(value) for value in table[name]], table.index, dtype=object)
+        places, values = pd.factorize(table[name])  # each different value once; -1 is a missing one
+        table[name] = pd.Series(np.array([*map(cells.words, values), ""], dtype=object)[places], table.index, dtype=object)
     table["finetune_epochs"] = table["finetune_epochs"].fillna(0).astype(int)
     known = {"", *tracks.ONE_SHOT}
     stages = [stage if stage in known else "" for stage in table["stage"]]

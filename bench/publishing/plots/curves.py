@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import matplotlib
@@ -43,6 +44,8 @@ CONTROLS = {
     "random": {"color": "#8c8c8c", "linestyle": "-", "marker": "x"},
     "random_init": {"color": "#8c8c8c", "linestyle": "--", "marker": "+"},
 }
+MOST_PANELS = 40  # of one kind of curves, over all tracks: these take a minute to draw
+SUMMARIES = ("ranks", "scoring")  # kinds of pictures without a panel for each block
 WIDE = 3.6  # inches of one panel
 HIGH = 2.7
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
@@ -59,8 +62,14 @@ class Track:
     dense: pd.DataFrame
 
 
-def figures(rows: Iterable[Row], board: pd.DataFrame) -> Iterator[tuple[str, str, Figure]]:
-    """(kind, slug of the track, figure) of every picture. `board`: the leaderboard of the rows."""
+def figures(rows: Iterable[Row], board: pd.DataFrame, *, summaries: bool = False) -> Iterator[tuple[str, str, Figure]]:
+    """(kind, slug of the track, figure) of every picture.
+
+    Args:
+        rows: the rows.
+        board: their leaderboard.
+        summaries: only pictures without a panel for each block.
+    """
     table = tracks.frame(rows)
     ran = table[table["status"] != "unsupported"].assign(value=tracks.accuracy)
     styles = _styles(ran.loc[(ran["track"] != "") & (ran["ablation"] == "none"), "method"])
@@ -68,20 +77,33 @@ def figures(rows: Iterable[Row], board: pd.DataFrame) -> Iterator[tuple[str, str
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         for track in _tracks(ran, board):
-            for kind, figure in _figures(track, styles):
-                yield kind, track.slug, figure
+            for kind, make in _figures(track, styles):
+                if not summaries or kind in SUMMARIES:
+                    yield kind, track.slug, make()
 
 
 def draw(rows: Iterable[Row], board: pd.DataFrame) -> dict[str, bytes]:
-    """File name -> contents of every picture. `board`: the leaderboard of the rows."""
+    """File name -> contents of every picture; without those with a panel for each block, if these are too many.
+
+    Args:
+        rows: the rows.
+        board: their leaderboard.
+    """
     files: dict[str, bytes] = {}
-    for kind, slug, figure in figures(rows, board):
+    rows = list(rows)
+    for kind, slug, figure in figures(rows, board, summaries=are_many(rows, board)):
         for suffix, metadata in (("svg", {"Date": None}), ("png", {})):
             file = io.BytesIO()
             figure.savefig(file, format=suffix, metadata=metadata)
             figure.set_layout_engine("none")  # laid out: the second format keeps it
             files[f"{kind}-{slug}.{suffix}"] = file.getvalue()
     return files
+
+
+def are_many(rows: Iterable[Row], board: pd.DataFrame) -> bool:
+    """Whether curves would need too many panels, one for each track and block. `board`: the leaderboard of the rows."""
+    count = len(board[["track", "tuning"]].drop_duplicates())
+    return count * len({(row.dataset, row.architecture) for row in rows}) > MOST_PANELS
 
 
 def drawn_by(content: bytes) -> str:
@@ -111,20 +133,20 @@ def _styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     return CONTROLS | made
 
 
-def _figures(track: Track, styles: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Figure]]:
-    yield "accuracy", _curves(track, styles, "value", "test accuracy", _against_sparsity, spread=True)
-    yield "ranks", diagrams.ranks(track.name, track.board, pd.concat([track.rows, track.dense]))
-    yield "flops", _curves(track, styles, "value", "test accuracy", _against_share("flops_kept", "flops", "FLOPs / dense FLOPs"))
+def _figures(track: Track, styles: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    """(kind, what makes the figure) of every picture of a track."""
+    curves = partial(_curves, track, styles)
+    accuracy = partial(curves, "value", "test accuracy")
+    yield "accuracy", partial(accuracy, _against_sparsity, spread=True)
+    yield "ranks", lambda: diagrams.ranks(track.name, track.board, pd.concat([track.rows, track.dense]))
+    yield "flops", partial(accuracy, _against_share("flops_kept", "flops", "FLOPs / dense FLOPs"))
     if track.rows["latency_ms"].notna().any():
-        yield (
-            "latency",
-            _curves(track, styles, "value", "test accuracy", _against_share("latency_ms", "dense_latency_ms", "latency / dense latency")),
-        )
-    yield "nll", _curves(track, styles, "nll", "NLL, nats per sample", _against_sparsity, logarithmic=True)
-    yield "ece", _curves(track, styles, "ece", "expected calibration error", _against_sparsity)
+        yield "latency", partial(accuracy, _against_share("latency_ms", "dense_latency_ms", "latency / dense latency"))
+    yield "nll", partial(curves, "nll", "NLL, nats per sample", _against_sparsity, logarithmic=True)
+    yield "ece", partial(curves, "ece", "expected calibration error", _against_sparsity)
     cost = track.board["scoring_epochs"].astype(float)
     if (cost > 0).any():
-        yield "scoring", diagrams.scoring(track.name, track.board)
+        yield "scoring", partial(diagrams.scoring, track.name, track.board)
 
 
 Place = Callable[[Axes, pd.DataFrame], pd.Series]
@@ -196,7 +218,7 @@ def _curves(
     step = _smallest_gap(track.rows["sparsity"]) * 0.6 / max(1, len(methods))  # intervals are drawn next to each other
     for axes, block in zip(panels, blocks, strict=False):
         rows = track.rows[(track.rows["dataset"] == block[0]) & (track.rows["architecture"] == block[1])]
-        rows = rows.assign(x=place(axes, rows), y=rows[column].astype(float))
+        rows = rows.assign(x=place(axes, rows), y=rows[column].astype(float))[["method", "sparsity", "x", "y"]]
         for k, method in enumerate(methods):
             _line(axes, rows[rows["method"] == method], styles[method], (k - (len(methods) - 1) / 2) * step if spread else 0.0, spread)
         if column == "value" and block in dense.index:

@@ -264,6 +264,18 @@ def made_up(blocks: int = 1) -> list[Row]:
     return rows
 
 
+def test_where_curves_would_need_too_many_panels_only_ranks_and_scoring_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = made_up()
+    board = leaderboard.leaderboard(rows)
+    panels = len(board[["track", "tuning"]].drop_duplicates()) * len({(row.dataset, row.architecture) for row in rows})
+    monkeypatch.setattr(curves, "MOST_PANELS", panels)
+    every = curves.draw(rows, board)
+    monkeypatch.setattr(curves, "MOST_PANELS", panels - 1)
+    few = curves.draw(rows, board)
+    assert {name.partition("-")[0] for name in few} == {"ranks", "scoring"} < {name.partition("-")[0] for name in every}
+    assert few == {name: every[name] for name in few}
+
+
 def test_pictures_are_the_same_every_time_whatever_the_order_and_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     import matplotlib
 

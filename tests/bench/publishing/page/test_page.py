@@ -6,7 +6,7 @@ import re
 import shlex
 import urllib.parse
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pandas as pd
@@ -67,7 +67,7 @@ def steady(heights: dict[str, float], blocks: tuple[str, ...] = ("digits", "brea
 
 
 def tables_of(rows: list[Row]) -> list[tables.Board]:
-    return tables.boards(leaderboard.leaderboard(rows), page._prepared(pd.DataFrame([vars(r) for r in rows])))
+    return tables.boards(leaderboard.leaderboard(rows), page._prepared(pd.DataFrame([asdict(r) for r in rows])))
 
 
 def test_ranks_are_ranges_and_lines_come_by_area() -> None:
@@ -96,7 +96,7 @@ def test_a_dense_network_that_did_not_train_is_a_warning() -> None:
 def test_a_point_of_a_block_is_the_mean_of_its_seeds_with_a_t_interval() -> None:
     accuracies = {0: 0.5, 1: 0.6, 2: 0.7}
     rows = [dense("digits", 0), *(row("snip", seed=s, accuracy=a) for s, a in accuracies.items())]
-    (board,) = tables.boards(leaderboard.leaderboard(rows), page._prepared(pd.DataFrame([vars(r) for r in rows])))
+    (board,) = tables.boards(leaderboard.leaderboard(rows), page._prepared(pd.DataFrame([asdict(r) for r in rows])))
     point = board.blocks.lines[0].cells[-1]
     assert float(point.value) == pytest.approx(0.6)
     assert point.note == "±24.8"  # 4.303 * 0.1 / sqrt(3)
@@ -153,7 +153,7 @@ def test_the_same_input_gives_the_same_bytes() -> None:
 
 def test_a_table_read_back_gives_the_same_page(tmp_path: Any) -> None:
     rows = rows_of(["magnitude", "snip"]) + rows_of(["magnitude", "snip"], tuning="tuned", hyperparameters=search())[6:]
-    tables = leaderboard.leaderboard(rows), tuning_gain.tuned(rows), pd.DataFrame([vars(r) for r in rows])
+    tables = leaderboard.leaderboard(rows), tuning_gain.tuned(rows), pd.DataFrame([asdict(r) for r in rows])
     read = []
     for k, table in enumerate(tables):
         table.to_csv(tmp_path / f"{k}.csv", index=False)
@@ -193,7 +193,7 @@ def test_a_plot_arrives_whole() -> None:
 
 
 def drop_plots_and_gains(rows: list[Row]) -> tuple[pd.DataFrame, ...]:
-    return leaderboard.leaderboard(rows), pd.DataFrame(), pd.DataFrame([vars(r) for r in rows])
+    return leaderboard.leaderboard(rows), pd.DataFrame(), pd.DataFrame([asdict(r) for r in rows])
 
 
 def one_seed() -> tuple[pd.DataFrame, ...]:
@@ -246,7 +246,7 @@ def test_the_axis_leaves_out_who_is_far_below() -> None:
 
 def test_sorting_needs_one_cell_a_column() -> None:
     rows = rows_of(["magnitude", "snip"]) + rows_of(["magnitude"], tuning="tuned", hyperparameters=search())[6:]
-    for board in tables.boards(leaderboard.leaderboard(rows), page._prepared(pd.DataFrame([vars(r) for r in rows]))):
+    for board in tables.boards(leaderboard.leaderboard(rows), page._prepared(pd.DataFrame([asdict(r) for r in rows]))):
         for table in (board.table, board.blocks):
             assert {len(line.cells) for line in table.lines} == {len(table.columns)}
             assert sum(span for _, span in table.groups) == len(table.columns)
