@@ -134,7 +134,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run and how long it takes, and run nothing.")] = False,
 ) -> None:  # fmt: skip
     """Run methods on a suite and print the leaderboard; exit code 1 if a row failed. What was computed before is taken from the store."""
-    from bench.execution.environment import check
+    from bench.execution.resources import check
     from bench.spec.suite import load_suite
 
     chosen, ablations = load_suite(suite), names(ablate)
@@ -238,7 +238,7 @@ def new(
 @shared(("narrowing", Narrowing, ("methods", *NARROWED)), ("resources", Resources, STORED))
 def status(narrowing: Narrowing, resources: Resources, suite: Suite = "digits") -> None:
     """Show how many results of a suite are finished, failed or missing."""
-    from bench.execution.environment import check
+    from bench.execution.resources import check
 
     check(resources)
 

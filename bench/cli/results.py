@@ -33,7 +33,7 @@ def compare(
     """Paired difference of two methods with interval and p-value, per data set and architecture, from the store."""
     import dataclasses
 
-    from bench.execution.environment import check
+    from bench.execution.resources import check
 
     check(resources)
 
@@ -59,7 +59,8 @@ def table(
     from bench.cli import run as running
     from bench.cli.tables import make_console
 
-    running.show(make_console(), api.read_rows(path), style)
+    rows = api.read_rows(path)
+    running.show(make_console(), rows, style, api.leaderboard(rows))
 
 
 def choose(
@@ -102,7 +103,8 @@ def export(
     """Write one pruned network: safetensors, a card in JSON, and ONNX if asked for. `bench.export.load(folder)` opens it."""
     import dataclasses
 
-    from bench.execution.environment import check, environment_of
+    from bench.execution.environment import environment_of
+    from bench.execution.resources import check
 
     check(resources)
 
@@ -134,7 +136,7 @@ def publish(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
 ) -> None:  # fmt: skip
     """Write leaderboards/<suite>/: results, tables, data package and plots, from the store or from somebody else's rows."""
-    from bench.execution.environment import check
+    from bench.execution.resources import check
 
     check(resources)
     if merge is not None:
@@ -182,7 +184,7 @@ def verify(
     ] = None,
 ) -> None:
     """Recompute a random sample of published results and compare, and rebuild derived files. Exit code 1 if anything differs."""
-    from bench.execution.environment import check
+    from bench.execution.resources import check
     from bench.spec.errors import UserError
 
     check(resources)

@@ -4,6 +4,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 
 from bench import api
@@ -33,14 +34,14 @@ def run(
     rows = api.run_rows(
         suite, narrowing, resources, ablations, tuned, lambda: Display(stderr=apart), lambda line: say(notes, line), force=force
     )
-    written: list[Path] = []
+    board, written = leaderboard.leaderboard(rows), list[Path]()
     if output is not None:
         made = environment.open_request(suite, narrowing, resources, ablations)
         try:
-            written = _write(rows, made.suite.model_copy(update={"methods": tuple(m.name for m in made.methods)}), output)
+            written = _write(rows, board, made.suite.model_copy(update={"methods": tuple(m.name for m in made.methods)}), output)
         except OSError as error:
             raise UserError(f"cannot write to --output '{output}': {error.strerror}. The rows are kept in the store") from None
-    show(console, rows, style)
+    show(console, rows, style, board)
     if apart:
         say_failures(notes, rows)
     if written:
@@ -62,13 +63,20 @@ def dry_run(suite: str, narrowing: Narrowing, resources: Resources, ablations: t
         pool.close()
 
 
-def show(console: Console, rows: list[Row], style: str = "text") -> None:
-    """Print dense networks, warnings, one table per track, what tuning gained, and what failed. `style`: text, markdown or latex."""
-    board, table = leaderboard.leaderboard(rows), tracks.frame(rows)
+def show(console: Console, rows: list[Row], style: str, board: pd.DataFrame) -> None:
+    """Print dense networks, warnings, one table per track, what tuning gained, and what failed.
+
+    Args:
+        console: where to print; other styles than text go to standard output.
+        rows: the rows.
+        style: text, markdown or latex.
+        board: their leaderboard.
+    """
     if style != "text":
         print(text_tables.STYLES[style](board), end="")
         return
     print_dense(console, rows)
+    table = tracks.frame(rows)
     for warning in tracks.warnings(table):
         say(console, f"warning: {warning}")
     resolutions = leaderboard.resolutions(table)
@@ -90,11 +98,11 @@ def say_failures(console: Console, rows: list[Row]) -> None:
         console.print(f"{len(failed)} of {len(rows)} rows failed; the next run tries them again", style="red", highlight=False)
 
 
-def _write(rows: list[Row], suite: Suite, output: Path) -> list[Path]:
+def _write(rows: list[Row], board: pd.DataFrame, suite: Suite, output: Path) -> list[Path]:
     """Write the files of `--output`, and return them."""
     gains = tuning_gain.tuned(rows)
     results_csv.write_rows(rows, output / "results.csv")
-    results_csv.write_table(leaderboard.leaderboard(rows), output / "leaderboard.csv")
+    results_csv.write_table(board, output / "leaderboard.csv")
     files.write_files(output, {board_folder.SUITE: board_folder.suite_toml(suite).encode()})
     written = [output / "results.csv", output / "leaderboard.csv", output / board_folder.SUITE]
     if len(gains):

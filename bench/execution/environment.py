@@ -1,51 +1,20 @@
 """Check the user's choice of machines and folders, and open store and executor."""
 
-import importlib.util
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from bench.execution import executors
+from bench.execution.resources import check
 from bench.planning.catalogue import load_plugins
 from bench.planning.request import Request, make_request
-from bench.spec.choices import DEVICES, Narrowing, Resources
-from bench.spec.errors import UserError, unknown
+from bench.spec.choices import Narrowing, Resources
+from bench.spec.errors import UserError
 from bench.storage.database import DEFAULT_URL, file_of, is_temporary
 from bench.storage.rows import Store
 from bench.trial.job import Environment
 
 CACHE = Path(".bench")
-
-
-def check(resources: Resources) -> None:
-    """Check everything that can be checked without importing torch.
-
-    Raises:
-        UserError: a name is unknown, or a value is invalid.
-    """
-    if resources.executor not in executors.EXECUTORS:
-        raise unknown("executor", resources.executor, executors.EXECUTORS)
-    if resources.device not in DEVICES:
-        raise unknown("device", resources.device, DEVICES)
-    if resources.workers is not None and resources.workers < 1:
-        raise UserError(f"--workers must be at least 1, got {resources.workers}")
-    if resources.stack < 1:
-        raise UserError(f"--stack must be at least 1, got {resources.stack}")
-    if resources.data_root is not None and not resources.data_root.is_dir():
-        raise UserError(f"--data-root '{resources.data_root}' is not a directory")
-    if resources.log is not None:
-        _check_log(resources.log)
-
-
-def _check_log(folder: Path) -> None:
-    """Raise UserError if no event files can be written to a folder."""
-    if importlib.util.find_spec("tensorboard") is None:
-        raise UserError("--log needs TensorBoard, which is not installed: pip install 'razorbench[tensorboard]'")
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not there.is_dir():
-        raise UserError(f"--log '{folder}': '{there}' is not a directory")
-    if not os.access(there, os.W_OK):
-        raise UserError(f"--log '{folder}': no permission to write to '{there}'")
 
 
 def environment_of(resources: Resources) -> Environment:

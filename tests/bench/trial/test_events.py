@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.execution import environment, pipeline
+from bench.execution import pipeline, resources
 from bench.execution.executors import Inline
 from bench.execution.run import run
 from bench.planning import catalogue
@@ -117,7 +117,7 @@ def test_the_folder_of_events_is_in_no_key_and_no_lease(tiny: Path) -> None:
 
 
 def test_a_missing_package_is_said_before_anything_runs(tiny: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(resources.importlib.util, "find_spec", lambda name: None)
     code, out, err = bench("run", "--suite", "tiny.toml", "--log", "events")
     assert (code, out) == (2, "")
     assert err == "error: --log needs TensorBoard, which is not installed: pip install 'razorbench[tensorboard]'\n"
@@ -128,8 +128,8 @@ def test_a_file_in_place_of_the_folder_is_refused(tiny: Path) -> None:
     pytest.importorskip("tensorboard")
     (tiny / "taken").write_text("")
     with pytest.raises(UserError, match=r"--log 'taken/events': '.*taken' is not a directory"):
-        environment.check(Resources(log=Path("taken/events")))
-    environment.check(Resources(log=Path("new/events")))
+        resources.check(Resources(log=Path("taken/events")))
+    resources.check(Resources(log=Path("new/events")))
     assert not (tiny / "new").exists()
 
 
