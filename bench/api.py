@@ -9,10 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pandas as pd
 
-from bench.execution import environment
-from bench.execution import run as execution
-from bench.execution.display import Display
-from bench.publishing.plots import curves
 from bench.ranking import comparison
 from bench.ranking import leaderboard as ranking
 from bench.ranking import tradeoff as costs
@@ -21,8 +17,11 @@ from bench.spec.errors import UserError, nearest
 from bench.spec.row import COLUMNS, DECLARED, Row
 from bench.storage import csv_file, results_csv
 
+# Tables of results that are there must not wait for torch and matplotlib: what runs or draws is imported where it is used.
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from bench.execution.run import Say, Watch
 
 Rows: TypeAlias = pd.DataFrame | Iterable[Row]
 
@@ -52,6 +51,8 @@ def run(
         bench.UserError: an unknown name, or an invalid value.
         TypeError: an unknown option.
     """
+    from bench.execution.display import Display
+
     narrowing, resources = _choices(options)
     watch = Display if progress else (lambda: nullcontext(lambda _: None))
     said = print if progress else (lambda _: None)
@@ -60,9 +61,12 @@ def run(
 
 def run_rows(
     suite: str, narrowing: Narrowing, resources: Resources, ablate: Iterable[str], tuned: str | Path | None,
-    watch: execution.Watch, say: execution.Say, *, force: bool = False,
+    watch: "Watch", say: "Say", *, force: bool = False,
 ) -> list[Row]:  # fmt: skip
     """As `run`, for callers that have their own display; see `bench.execution.run.run` for `watch` and `say`."""
+    from bench.execution import environment
+    from bench.execution import run as execution
+
     request = environment.open_request(suite, narrowing, resources, ablate)
     found = None if tuned is None else execution.tuned_of(request, Path(tuned))
     store = environment.open_store(resources)
@@ -95,6 +99,8 @@ def plot(rows: Rows, kind: str = "accuracy", track: str | None = None) -> "Figur
     Raises:
         bench.UserError: there is no such figure of these rows.
     """
+    from bench.publishing.plots import curves
+
     made = rows_of(rows)
     kinds, slugs = [], []
     for name, slug, figure in curves.figures(made, ranking.leaderboard(made)):

@@ -56,11 +56,11 @@ def table(
     check_style(style)
 
     from bench import api
-    from bench.cli import run as running
+    from bench.cli.board import show
     from bench.cli.tables import make_console
 
     rows = api.read_rows(path)
-    running.show(make_console(), rows, style, api.leaderboard(rows))
+    show(make_console(), rows, style, api.leaderboard(rows))
 
 
 def choose(

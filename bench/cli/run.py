@@ -1,22 +1,22 @@
-"""`run`, `status` and `table`: what they print."""
+"""`run` and `status`."""
 
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pandas as pd
-from rich.console import Console
 
 from bench import api
 from bench.cli import choose
 from bench.cli import dry_run as dry_runs
-from bench.cli.tables import Shown, make_console, print_board, print_dense, print_gains, print_table, say
+from bench.cli.board import say_failures, show
+from bench.cli.tables import Shown, make_console, print_table, say
 from bench.execution import environment, pipeline
 from bench.execution.display import Display
 from bench.execution.run import tuned_of
 from bench.planning.plan import plan_rows
-from bench.publishing import board_folder, text_tables
-from bench.ranking import leaderboard, tracks, tuning_gain
+from bench.publishing import board_folder
+from bench.ranking import leaderboard, tuning_gain
 from bench.spec.choices import Narrowing, Resources
 from bench.spec.errors import UserError
 from bench.spec.row import Row
@@ -61,41 +61,6 @@ def dry_run(suite: str, narrowing: Narrowing, resources: Resources, ablations: t
         dry_runs.show(make_console(), request, environment.open_store(resources), pool, found)
     finally:
         pool.close()
-
-
-def show(console: Console, rows: list[Row], style: str, board: pd.DataFrame) -> None:
-    """Print dense networks, warnings, one table per track, what tuning gained, and what failed.
-
-    Args:
-        console: where to print; other styles than text go to standard output.
-        rows: the rows.
-        style: text, markdown or latex.
-        board: their leaderboard.
-    """
-    if style != "text":
-        print(text_tables.STYLES[style](board), end="")
-        return
-    print_dense(console, rows)
-    table = tracks.frame(rows)
-    for warning in tracks.warnings(table):
-        say(console, f"warning: {warning}")
-    resolutions = leaderboard.resolutions(table)
-    for (track, tuning), part in board.groupby(["track", "tuning"], sort=False):
-        title = track if tuning == "default" else f"{track}, {tuning}"
-        print_board(console, title, part, resolutions[track, tuning].meaning)
-    gains = tuning_gain.tuned(rows)
-    if len(gains):
-        print_gains(console, gains)
-    say_failures(console, rows)
-
-
-def say_failures(console: Console, rows: list[Row]) -> None:
-    """Why rows failed, each error once, and how many."""
-    failed = [row for row in rows if row.status == "failed"]
-    for error in dict.fromkeys(f"{row.method} on {row.dataset}/{row.architecture}: {row.error}" for row in failed):
-        console.print(f"failed: {error}", style="red", highlight=False)
-    if failed:
-        console.print(f"{len(failed)} of {len(rows)} rows failed; the next run tries them again", style="red", highlight=False)
 
 
 def _write(rows: list[Row], board: pd.DataFrame, suite: Suite, output: Path) -> list[Path]:

@@ -44,7 +44,7 @@ CONTROLS = {
     "random": {"color": "#8c8c8c", "linestyle": "-", "marker": "x"},
     "random_init": {"color": "#8c8c8c", "linestyle": "--", "marker": "+"},
 }
-MOST_PANELS = 40  # of one kind of curves, over all tracks: these take a minute to draw
+MOST_PANELS = 96  # of one kind of curves, over all tracks, e.g. sixteen blocks in six tracks: these take two minutes to draw
 SUMMARIES = ("ranks", "scoring")  # kinds of pictures without a panel for each block
 WIDE = 3.6  # inches of one panel
 HIGH = 2.7
