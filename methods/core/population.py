@@ -14,6 +14,7 @@ from torch.func import functional_call, vmap
 from methods.core.interface import Posterior
 from methods.core.modes import own_modes, unchanged_on_error
 from methods.core.training_run import Step, TrainingRun, own_draws
+from methods.core.unaltered import HOOKS
 
 
 class NotAlike(ValueError):
@@ -24,7 +25,8 @@ def fit_together(runs: Sequence[TrainingRun]) -> list[Posterior]:
     """Train several networks in place, as `fit` does one by one, up to rounding.
 
     The networks may differ in weights, masks, seeds and hyperparameters; architecture, loss, precision, and the number of samples,
-    batches and epochs must be the same. Dropout draws alike for all, so with dropout the seeds must be the same.
+    batches and epochs must be the same. Networks with hooks are refused, because a hook may depend on its own network. Dropout draws
+    alike for all, so with dropout the seeds must be the same.
 
     Args:
         runs: the trainings, with the arguments of `fit`.
@@ -45,7 +47,6 @@ def fit_together(runs: Sequence[TrainingRun]) -> list[Posterior]:
         stack.enter_context(own_draws(first.problem))
         for run in runs:
             run.rehearse()
-        torch.manual_seed(first.seed)
         form: object = None
         for steps in zip(*(run.steps() for run in runs), strict=True):
             form = form or _common_form(runs)  # at the first step, because a training may change the modules before
@@ -94,7 +95,9 @@ def _stacked(tensors: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _common_form(runs: Sequence[TrainingRun]) -> object:
-    """What the networks and trainings have in common; raises NotAlike if they differ in more than numbers."""
+    """What the networks and trainings have in common; raises NotAlike if they differ in more than numbers, or have hooks."""
+    if any(getattr(m, hooks) for run in runs for m in run.problem.model.modules() for hooks in HOOKS):
+        raise NotAlike("a network has hooks, which may depend on it")
     forms = {
         (_form(run.problem.model), run.recipe.precision, run.problem.loss, run.n_batches, tuple((lap.first, lap.last) for lap in run.laps))
         for run in runs
@@ -105,9 +108,15 @@ def _common_form(runs: Sequence[TrainingRun]) -> object:
 
 
 def _form(model: nn.Module) -> tuple[object, ...]:
-    """What must be equal in two networks: modules with their modes and hooks, and the shapes and types of all tensors."""
-    modules = tuple(
-        (n, f"{type(m).__module__}.{type(m).__qualname__}", m.training, len(m._forward_hooks), len(m._forward_pre_hooks))
-        for n, m in model.named_modules()
-    )
+    """What must be equal in two networks: modules with their settings, and the shapes and types of all tensors."""
+    modules = tuple((n, f"{type(m).__module__}.{type(m).__qualname__}", _settings(m)) for n, m in model.named_modules())
     return modules, tuple((n, t.shape, t.dtype) for tensors in (model.named_parameters(), model.named_buffers()) for n, t in tensors)
+
+
+def _settings(module: nn.Module) -> str:
+    """The attributes of a module that are numbers, texts or tuples of them, such as its mode, a stride or the rate of dropout.
+
+    Seeds may differ.
+    """
+    plain = (bool, int, float, str, tuple, type(None))
+    return repr(sorted((name, value) for name, value in vars(module).items() if isinstance(value, plain) and name != "seed"))

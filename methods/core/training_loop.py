@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from methods.core.arguments import require
-from methods.core.callbacks import Callback, check_callbacks
+from methods.core.callbacks import Callback
 from methods.core.configurations import Training
 from methods.core.cutting import Pruner
 from methods.core.interface import Batches, Posterior, Problem
@@ -52,9 +51,6 @@ def fit(
         ValueError: if there are no batches or nothing to train, the network or the loss fails on a batch, or the pruner does not
             fit the network or the number of epochs, or the optimiser does not fit the training.
     """
-    require(previous, (Posterior, type(None)), "posterior", "what methods.train returns")
-    recipe.check(training)
-    check_callbacks(callbacks)
     return fit_run(TrainingRun(problem, training, recipe, batches, previous, pruner, callbacks))
 
 
@@ -63,7 +59,6 @@ def fit_run(run: TrainingRun) -> Posterior:
     problem = run.problem
     with unchanged_on_error(problem.model), own_modes(problem.model), torch.enable_grad(), own_draws(problem):
         run.rehearse()
-        torch.manual_seed(run.seed)
         for step in run.steps():
             if step is None:
                 run.tell()

@@ -11,7 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from methods.core.acting import acting_afterwards
-from methods.core.callbacks import Callback, EpochRecord, Work
+from methods.core.arguments import require
+from methods.core.callbacks import Callback, EpochRecord, Work, check_callbacks
 from methods.core.configurations import Training
 from methods.core.cutting import Pruner, cut, rehearse
 from methods.core.interface import Batches, Posterior, Problem, check_length, check_prior, count_batches, count_masked, derive
@@ -49,6 +50,9 @@ class TrainingRun:
         self, problem: Problem, training: Training, recipe: Recipe, batches: Batches | None = None, previous: Posterior | None = None,
         pruner: Pruner | None = None, callbacks: Sequence[Callback] = (),
     ) -> None:  # fmt: skip
+        require(previous, (Posterior, type(None)), "posterior", "what methods.train returns")
+        recipe.check(training)
+        check_callbacks(callbacks)
         self.problem, self.training, self.recipe = problem, training, recipe
         self.batches = batches = problem.batches if batches is None else batches
         self.previous, self.pruner, self.callbacks = previous, pruner, callbacks
@@ -99,6 +103,7 @@ class TrainingRun:
         Yields:
             A step; None after each epoch.
         """
+        torch.manual_seed(self.seed)
         with self.explaining():
             self._start()
             for lap in self.laps:

@@ -107,6 +107,7 @@ def test_architectures(name: str) -> None:
         lambda r: TrainingRun(r.problem, r.training, Recipe(epochs=2), batches=r.batches),
         lambda r: TrainingRun(r.problem, r.training, replace(r.recipe, precision="bfloat16"), batches=r.batches),
         lambda r: TrainingRun(r.problem, r.training, r.recipe, batches=data()[:2]),
+        lambda r: replace_model(r, convolutional(0.3)),
     ],
 )
 def test_what_differs_is_refused(other: object) -> None:
@@ -117,6 +118,39 @@ def test_what_differs_is_refused(other: object) -> None:
 
 def replace_model(r: TrainingRun, model: nn.Module) -> TrainingRun:
     return TrainingRun(methods.Problem(model, data(), seed=1), r.training, r.recipe, batches=r.batches)
+
+
+def test_networks_with_hooks_are_refused() -> None:
+    """The hook of one network would be called for all of them."""
+    runs = [run(convolutional, k) for k in range(2)]
+    for k, r in enumerate(runs):
+        r.problem.model.get_submodule("0").register_forward_hook(lambda module, inputs, output, k=k: output * (k + 1))
+    with pytest.raises(NotAlike, match="hooks"):
+        fit_together(runs)
+
+
+class Noisy(type(methods.make("trainings", "map", {}))):  # type: ignore[misc]
+    """A training that draws from torch's global generator before its first step."""
+
+    def prepare(self, problem: methods.Problem) -> methods.Posterior:
+        with torch.no_grad():
+            for weight in problem.weights.values():
+                weight += 0.01 * torch.randn_like(weight)
+        return super().prepare(problem)  # type: ignore[no-any-return]
+
+
+def test_each_training_draws_as_if_it_was_alone() -> None:
+    def runs() -> list[TrainingRun]:
+        made = [run(convolutional, k) for k in range(3)]
+        return [TrainingRun(r.problem, Noisy(), r.recipe, batches=r.batches) for r in made]
+
+    check(runs(), runs())
+
+
+def test_an_optimiser_that_does_not_fit_the_training_is_refused() -> None:
+    r = run(convolutional, 0)
+    with pytest.raises(ValueError, match="decouples weight decay"):
+        TrainingRun(r.problem, r.training, Recipe(epochs=1, optimizer="adamw"), batches=r.batches)
 
 
 def test_a_network_that_fails_leaves_the_others_as_they_were() -> None:
