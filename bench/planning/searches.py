@@ -82,6 +82,8 @@ def _study(block: Sequence[Cell], method: Method, members: tuple[Member, ...], s
         "finetune_lr_scale": cell.protocol.finetune_lr_scale, "drawn_by": drawn_by, "search": methods.source_hash(tune, pools),
         "optuna": importlib.metadata.version("optuna"),
     }  # fmt: skip
+    if cell.request.environment.stack > 1:
+        decided["stack"] = cell.request.environment.stack
     return Study(
         key=digest(decided), storage=storage, trials=suite.trials, seed=methods.derive(0, drawn_by), pool=members,
         draws=pools.MOST * suite.pool, jobs=_jobs(block, method, members[0], criterion, points), space=space,

@@ -143,7 +143,7 @@ def _by_sparsity(bench: Workbench, pruned: Callable[[float], Network], together:
     """
 
     def measured(sparsity: float, points: Sequence[Point]) -> Results:
-        network = together.pruned.get(sparsity) or pruned(sparsity)
+        network = together.pruned(sparsity) or pruned(sparsity)
         yield from _finetuned(bench, network, points, together)
 
     for sparsity in bench.job.sparsities:
@@ -167,7 +167,7 @@ def _finetuned(bench: Workbench, network: Network, points: Sequence[Point], toge
         if not point.finetune_epochs:
             yield Result(point, before or bench.measure(network), network)
         else:
-            found = together.finetuned.get(point[:2]) if together is not None else None
+            found = together.finetuned(point.sparsity, point.finetune_epochs) if together is not None else None
             tuned = bench.recalibrated(found or bench.finetune(network.copied(), point.finetune_epochs))
             yield Result(point, bench.measure(tuned) | {"accuracy_before_finetune": before.get("accuracy")}, tuned)
 

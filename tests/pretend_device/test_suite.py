@@ -11,11 +11,13 @@ from bench.data.batches import Batches
 from bench.data.split import Split
 from bench.execution.executors import Inline
 from bench.execution.run import run
-from bench.planning.request import make_request
+from bench.planning.request import Request, make_request
+from bench.planning.searches import searches
 from bench.spec.choices import Narrowing
 from bench.spec.row import Row
 from bench.storage.rows import Store
 from bench.trial.job import Environment
+from bench.trial.trial import stream
 from methods.core import population
 from tests.bench.suites import FIELDS
 from tests.pretend_device import device
@@ -35,14 +37,19 @@ SAME = ("key", "status", "error", "kept_weights", "parameters_kept", "flops", "f
 CLOSE = ("accuracy", "nll", "brier", "dense_accuracy", "dense_nll", "effective_sparsity", "accuracy_before_finetune")
 
 
-def rows(where: str, folder: Path, more: str = "", *, stack: int = 1, **narrowing: object) -> list[Row]:
-    """The rows of a small suite on a device."""
+def asked(where: str, folder: Path, more: str = "", *, stack: int = 1, **narrowing: object) -> Request:
+    """The request of a small suite on a device."""
     assert narrowing.keys() <= FIELDS | {"methods"}
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "small.toml").write_text(SUITE + more + ("" if "train_limit" in more else "train_limit = 256\n"))
     environment = Environment(where, None, folder / "cache", stack=stack)
-    asked = make_request(str(folder / "small.toml"), Narrowing(**{"methods": METHODS, **narrowing}), environment)
-    return run(asked, Store(f"sqlite:///{folder / 'store.db'}"), Inline(), lambda: nullcontext(lambda _: None))
+    return make_request(str(folder / "small.toml"), Narrowing(**{"methods": METHODS, **narrowing}), environment)
+
+
+def rows(where: str, folder: Path, more: str = "", *, stack: int = 1, **narrowing: object) -> list[Row]:
+    """The rows of a small suite on a device."""
+    request = asked(where, folder, more, stack=stack, **narrowing)
+    return run(request, Store(f"sqlite:///{folder / 'store.db'}"), Inline(), lambda: nullcontext(lambda _: None))
 
 
 @pytest.mark.parametrize(
@@ -102,6 +109,27 @@ def test_what_cannot_be_trained_as_one_is_trained_one_by_one(tmp_path: Path, mon
     together = rows(device.NAME, tmp_path / "together", "finetune_epochs = [0, 1]\n", stack=2, **choice)
     measured = ("status", "accuracy", "nll", "kept_weights", "training_flops")
     assert [[getattr(r, n) for n in measured] for r in together] == [[getattr(r, n) for n in measured] for r in alone]
+
+
+def test_networks_are_trained_as_one_only_when_the_first_of_them_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So tuning may stop early, and the rows of the first networks are stored before the others are trained."""
+    passes: list[int] = []
+    original = population._losses
+    monkeypatch.setattr(population, "_losses", lambda runs, steps: (passes.append(len(runs)), original(runs, steps))[1])
+    request = asked(device.NAME, tmp_path, "", stack=2, methods=["snip"], sparsities=[0.5, 0.6, 0.8, 0.9], trials=1)
+    (study,) = searches(request, f"sqlite:///{tmp_path / 'store.db'}")[1]
+    points = stream(study.jobs[0])
+    steps = 256 // 64 * 2  # of two epochs
+    done = [(next(points)[0].sparsity, len(passes)) for _ in range(4)]
+    assert done == [(0.5, steps), (0.6, steps), (0.8, 2 * steps), (0.9, 2 * steps)]
+
+
+def test_searches_with_and_without_a_stack_are_not_mixed(tmp_path: Path) -> None:
+    keys = set()
+    for stack in (1, 2, 3):
+        request = asked(device.NAME, tmp_path / str(stack), "", stack=stack, methods=["snip"], trials=1)
+        keys |= {study.key for study in searches(request, f"sqlite:///{tmp_path / 'store.db'}")[1]}
+    assert len(keys) == 3
 
 
 def test_peak_memory_is_without_the_data(tmp_path: Path) -> None:
