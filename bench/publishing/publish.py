@@ -220,7 +220,8 @@ def _publication(board: Board, folder: Path, notes: list[str]) -> Publication:
         old = readme_file.read_text(encoding="utf-8")
         text = readme.rewritten(old, made["leaderboard.csv"])
         text = None if text == old else text
-    if not any(name.startswith("plots/accuracy") for name in made):
+    kinds = {name.partition("-")[0] for name in made}
+    if "plots/ranks" in kinds and "plots/accuracy" not in kinds:
         notes.append("note: many tracks and blocks: only ranks and costs of scoring are drawn; `bench.plot` draws the curves of one track")
     failed = sum(row.status == "failed" for row in board.rows)
     if failed:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.publishing import board_folder, readme
+from bench.publishing import board_folder, publish, readme
 from bench.publishing.board_folder import Board
 from bench.publishing.datapackage import SCHEMAS
 from bench.publishing.plots import curves, diagrams
@@ -274,6 +274,17 @@ def test_where_curves_would_need_too_many_panels_only_ranks_and_scoring_are_draw
     few = curves.draw(rows, board)
     assert {name.partition("-")[0] for name in few} == {"ranks", "scoring"} < {name.partition("-")[0] for name in every}
     assert few == {name: every[name] for name in few}
+
+
+def test_only_a_board_with_tracks_is_said_to_have_too_many_panels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def said(rows: list[Row]) -> bool:
+        notes: list[str] = []
+        publish._publication(Board(load_suite("digits"), tuple(rows)), tmp_path / "digits", notes)
+        return any("only ranks" in note for note in notes)
+
+    assert not said([row for row in made_up() if not row.criterion])
+    monkeypatch.setattr(curves, "MOST_PANELS", 0)
+    assert said(made_up())
 
 
 def test_pictures_are_the_same_every_time_whatever_the_order_and_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
