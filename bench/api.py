@@ -42,7 +42,7 @@ def run(
         progress: whether to show it, in a terminal or a notebook.
         options: the fields of `bench.spec.choices.Narrowing` and `Resources`: methods, datasets, architectures, sparsities, seeds,
             granularity, match, trials, epochs, finetune_epochs, weights, pretrained, calibration, mean, std, recalibrate_batchnorm;
-            executor, ray_address, workers, device, store, data_root, log, plugin.
+            executor, ray_address, workers, device, stack, store, data_root, log, plugin.
 
     Returns:
         One line per method, data set, architecture, sparsity and seed, with the columns of results.csv, dense networks included.

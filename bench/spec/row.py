@@ -180,6 +180,8 @@ def rows_of_columns(count: int, values: Mapping[str, Iterable[Any]]) -> list[Row
 
 def changed(row: Row, **values: Any) -> Row:
     """The row with other values in some columns: the same as `dataclasses.replace`, in a third of the time."""
+    if not values.keys() <= _SETTERS.keys():
+        raise TypeError(f"a row has no column '{min(values.keys() - _SETTERS.keys())}'")
     made = Row.__new__(Row)
     for name, set_value in _SETTERS.items():
         set_value(made, values[name] if name in values else getattr(row, name))

@@ -154,3 +154,5 @@ def test_a_changed_row_is_a_replaced_one() -> None:
     (row,) = many(1)
     assert changed(row, seed=7, accuracy=None) == dataclasses.replace(row, seed=7, accuracy=None)
     assert row == many(1)[0]
+    with pytest.raises(TypeError, match="'acuracy'"):
+        changed(many(1)[0], acuracy=0.5)
