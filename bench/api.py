@@ -102,12 +102,15 @@ def plot(rows: Rows, kind: str = "accuracy", track: str | None = None) -> "Figur
     from bench.publishing.plots import curves
 
     made = rows_of(rows)
-    kinds, slugs = [], []
-    for name, slug, figure in curves.figures(made, ranking.leaderboard(made)):
-        if name == kind and (track is None or track.replace(" ", "-") in slug):
-            return figure
+    kinds, slugs = list[str](), list[str]()
+
+    def wanted(name: str, slug: str) -> bool:
         kinds.append(name)
         slugs.append(slug)
+        return name == kind and (track is None or track.replace(" ", "-") in slug)
+
+    for _, _, figure in curves.figures(made, ranking.leaderboard(made), wanted):
+        return figure
     if kind not in kinds:
         raise UserError(f"no figure '{kind}'{nearest(kind, kinds)}; available: {', '.join(dict.fromkeys(kinds))}")
     raise UserError(f"no track '{track}' has a figure '{kind}'; available: {', '.join(dict.fromkeys(slugs))}")

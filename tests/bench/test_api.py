@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 import bench as package
+from bench.publishing.plots import curves
 from bench.ranking.comparison import COLUMNS as DIFFERENCES
 from bench.spec.row import COLUMNS
 from tests.bench.boards import dense, rows
@@ -77,6 +78,17 @@ def test_plot_gives_the_figure_of_a_track() -> None:
         package.plot(made, "acuracy")
     with pytest.raises(package.UserError, match="no track 'init' has a figure 'accuracy'"):
         package.plot(made, "accuracy", track="init")
+
+
+def test_plot_draws_no_other_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large board has hundreds of them, which take minutes."""
+    drawn, draw = [], curves._curves
+    monkeypatch.setattr(curves, "_curves", lambda *args, **more: (drawn.append(args[2]), draw(*args, **more))[1])
+    made = [*dense(), *rows("a", (0.9, 0.8, 0.6, 0.3))]
+    package.plot(made, "ece")
+    with pytest.raises(package.UserError, match="no figure 'acuracy'"):
+        package.plot(made, "acuracy")
+    assert drawn == ["ece"]
 
 
 def test_what_cannot_be_is_said(tiny: Path) -> None:

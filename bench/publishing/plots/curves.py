@@ -62,13 +62,15 @@ class Track:
     dense: pd.DataFrame
 
 
-def figures(rows: Iterable[Row], board: pd.DataFrame, *, summaries: bool = False) -> Iterator[tuple[str, str, Figure]]:
-    """(kind, slug of the track, figure) of every picture.
+def figures(
+    rows: Iterable[Row], board: pd.DataFrame, wanted: Callable[[str, str], bool] = lambda kind, slug: True
+) -> Iterator[tuple[str, str, Figure]]:
+    """(kind, slug of the track, figure) of every picture that is wanted.
 
     Args:
         rows: the rows.
         board: their leaderboard.
-        summaries: only pictures without a panel for each block.
+        wanted: is asked with kind and slug of each picture; the others are not drawn.
     """
     table = tracks.frame(rows)
     ran = table[table["status"] != "unsupported"].assign(value=tracks.accuracy)
@@ -78,7 +80,7 @@ def figures(rows: Iterable[Row], board: pd.DataFrame, *, summaries: bool = False
         matplotlib.rcParams.update(STYLE)
         for track in _tracks(ran, board):
             for kind, make in _figures(track, styles):
-                if not summaries or kind in SUMMARIES:
+                if wanted(kind, track.slug):
                     yield kind, track.slug, make()
 
 
@@ -91,7 +93,8 @@ def draw(rows: Iterable[Row], board: pd.DataFrame) -> dict[str, bytes]:
     """
     files: dict[str, bytes] = {}
     rows = list(rows)
-    for kind, slug, figure in figures(rows, board, summaries=are_many(rows, board)):
+    many = are_many(rows, board)
+    for kind, slug, figure in figures(rows, board, lambda kind, _: kind in SUMMARIES or not many):
         for suffix, metadata in (("svg", {"Date": None}), ("png", {})):
             file = io.BytesIO()
             figure.savefig(file, format=suffix, metadata=metadata)
