@@ -87,7 +87,7 @@ def read(file: Path | None) -> Card | None:
         values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
         card = Card(**values)
         return card if _is_sound(card) else None
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return None
 
 

@@ -126,7 +126,7 @@ def _mapped(file: Path, fresh: bool = False) -> Decoded | None:
 def _noted(note: Path) -> Any:
     try:
         return json.loads(note.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

@@ -96,7 +96,7 @@ def test_a_new_image_or_another_release_makes_a_card_stale(tmp_path: Path, monke
     assert data.known_card(name, root, cache, FOLDER) is None
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "list", "field", "type", "unknown", "moments", "bytes"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "list", "field", "type", "unknown", "moments", "bytes", "deep"])
 def test_a_damaged_card_is_written_again(damage: str, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     loaded = data.load("digits", None, cache=cache)
@@ -107,7 +107,11 @@ def test_a_damaged_card_is_written_again(damage: str, tmp_path: Path) -> None:
         "list": [1], "field": {k: v for k, v in values.items() if k != "test"}, "type": values | {"classes": "10"},
         "unknown": values | {"more": 1}, "moments": values | {"mean": [1.0, 2.0]},
     }  # fmt: skip
-    file.write_bytes({"cut": whole[:-9], "empty": b"", "bytes": b"\xff\xfe"}.get(damage, json.dumps(changed.get(damage)).encode()))
+    file.write_bytes(
+        {"cut": whole[:-9], "empty": b"", "bytes": b"\xff\xfe", "deep": b"[" * 100_000}.get(
+            damage, json.dumps(changed.get(damage)).encode()
+        )
+    )
     assert data.known_card("digits", None, cache, FOLDER) is None
     assert data.load("digits", None, cache=cache).fingerprint == loaded.fingerprint
     assert file.read_bytes() == whole
