@@ -25,7 +25,7 @@ def runs(architecture: str, dataset: data.Dataset, count: int) -> list[methods.T
     made = []
     for seed in range(count):
         torch.manual_seed(seed)
-        model = build.create(architecture, dataset.input_shape, dataset.classes).to(dataset.train.inputs.device)
+        model = build.create(architecture, dataset.input_shape, dataset.classes).to(dataset.train.device)
         problem = methods.Problem(model, data.Batches(dataset.train, 128, seed=seed), seed=seed)
         made.append(methods.TrainingRun(problem, methods.make("trainings", "map", {}), methods.Recipe(epochs=1)))
     return made
