@@ -184,7 +184,7 @@ def planned(
         split: data to measure on, "test" or "validation".
     """
     suite, environment = cell.request.suite, cell.request.environment
-    where = provenance(environment.device, environment.threads, environment.stack if named["criterion"] else 1)
+    where = provenance(environment.device, environment.threads, environment.stack)
     common: dict[str, Any] = {
         "suite": suite.name, "dataset": cell.dataset, "architecture": cell.architecture, "granularity": suite.granularity,
         "match": suite.match, "tuning": "default" if cell.request.tuned is None else "tuned", "seed": cell.seed,

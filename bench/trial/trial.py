@@ -98,7 +98,7 @@ def _results(job: Job, bench: Workbench | None) -> Results:
     """The results of a job, each measurement with its provenance."""
     if heartbeat.announce is not None:
         heartbeat.announce()
-    columns = provenance(job.environment.device, job.environment.threads, job.environment.stack if job.criterion else 1)
+    columns = provenance(job.environment.device, job.environment.threads, job.environment.stack)
 
     def work() -> Results:
         try:

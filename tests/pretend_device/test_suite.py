@@ -96,7 +96,7 @@ def test_networks_trained_as_one_give_the_rows_of_one_by_one(stack: int, tmp_pat
         assert [getattr(b, n) for n in SAME if hasattr(b, n)] == [getattr(a, n) for n in SAME if hasattr(a, n)], a
         for name in CLOSE:
             assert getattr(b, name) == pytest.approx(getattr(a, name), abs=2e-3), (name, a)
-        assert json.loads(b.environment).get("stack") == (stack if b.criterion else None)
+        assert json.loads(b.environment)["stack"] == stack
 
 
 def test_what_cannot_be_trained_as_one_is_trained_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
