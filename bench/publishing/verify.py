@@ -129,7 +129,7 @@ def recompute(sample: Sample, pool: pipeline.Pool, show: Show, tolerance: float 
         verdicts = row_comparison.compare(pairs, noise, tolerance)
         verdicts = [_with_more(*pair, verdict, board, environment) for pair, verdict in zip(pairs, verdicts, strict=True)]
     wrong = [pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict.differences]
-    here = [pair for pair in wrong if row_comparison.same_environment(*pair)] if tolerance is None else []
+    here = [pair for pair in wrong if row_comparison.must_be_equal(*pair)] if tolerance is None else []
     return Verification(
         pairs, verdicts,
         shifts=row_comparison.shifts(pairs, noise) if tolerance is None else [],
