@@ -24,7 +24,8 @@ def fit_together(runs: Sequence[TrainingRun]) -> list[Posterior]:
     """Train several networks in place, as `fit` does one by one, up to rounding.
 
     The networks may differ in weights, masks, seeds and hyperparameters; architecture, loss, precision, and the number of samples,
-    batches and epochs must be the same. Dropout draws alike for all, so with dropout the seeds must be the same.
+    batches and epochs must be the same. Dropout draws alike for all, so with dropout the seeds must be the same. Batches must not draw
+    from torch's global generator, which is seeded for the first network.
 
     Args:
         runs: the trainings, with the arguments of `fit`.
