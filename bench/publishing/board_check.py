@@ -39,7 +39,8 @@ def faults(board: Board, environment: Environment, methods: Collection[str] | No
         methods: methods whose rows are checked; None: all, and that the leaderboard has all rows that its suite requires.
     """
     chosen = [row for row in board.rows if methods is None or row.method in methods]
-    found = [(row, fault) for row in chosen for fault in row_rules.faults(row, board, complete=False)]
+    rules = row_rules.Rules(board, complete=False)
+    found = [(row, fault) for row in chosen for fault in rules.faults(row)]
     broken = frozenset(row for row, _ in found)
     if not broken:  # the rules for several rows need rows that satisfy those for one row
         found = [(row, fault) for row, fault in board_rules.contradictions(board.rows) if methods is None or row.method in methods]

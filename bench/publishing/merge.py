@@ -40,14 +40,14 @@ def check(path: Path, board: Board) -> Checked:
     Raises:
         UserError: the file is not a results.csv.
     """
-    checked = Checked()
+    checked, rules = Checked(), row_rules.Rules(board)
     published = {row.identity: row for row in board.rows}
     seen: dict[tuple[Any, ...], int] = {}
     numbers: dict[int, int] = {}
     repeated: list[tuple[int, row_comparison.Pair]] = []
     for number, row, faults in row_check.rows_of(COLUMNS, _records(path)):
         if row is not None and not faults:
-            faults = row_rules.faults(row, board)
+            faults = rules.faults(row)
             first = seen.setdefault(row.identity, number)
             if first != number:
                 faults.append(f"has the same key (method, data set, sparsity, seed, ...) as row {first}")

@@ -5,6 +5,7 @@
 
 import json
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 import methods
@@ -23,18 +24,37 @@ FILLED = (  # in every row with a measurement
 )  # fmt: skip
 
 
-def faults(row: Row, board: Board, *, complete: bool = True) -> list[str]:
-    """The rules that a row breaks, a line each.
+_settings = attrgetter(  # all that `_configured`, `recipe_faults` and `_planned` look at
+    "method", "criterion", "training", "stage", "ablation", "tuning", "hyperparameters", "finetune_epochs", "recipe", "architecture",
+    "sparsity", "epochs",
+)  # fmt: skip
+
+
+class Rules:
+    """The rules for the rows of a leaderboard. Settings that many rows have in common, e.g. those of all seeds, are looked at once.
 
     Args:
-        row: the row.
-        board: the leaderboard that it belongs to, or is to belong to.
-        complete: whether the row must contain every hyperparameter. Rows of older releases lack those added later, which then have their
+        board: the leaderboard that the rows belong to, or are to belong to.
+        complete: whether a row must contain every hyperparameter. Rows of older releases lack those added later, which then have their
             default.
     """
-    found = [*_of_suite(row, board), *_exact(row)]
-    found += [*_configured(row, board.suite, complete), *recipe_faults(row, board.suite)]
-    return found or [*_planned(row, board.suite)]
+
+    def __init__(self, board: Board, *, complete: bool = True) -> None:
+        self._board, self._complete = board, complete
+        self._wrong: dict[Any, list[str]] = {}  # settings -> the rules that they break
+        self._epochs: dict[Any, list[str]] = {}
+
+    def faults(self, row: Row) -> list[str]:
+        """The rules that a row breaks, a line each."""
+        suite, settings = self._board.suite, _settings(row)
+        if settings not in self._wrong:
+            self._wrong[settings] = [*_configured(row, suite, self._complete), *recipe_faults(row, suite)]
+        found = [*_of_suite(row, self._board), *_exact(row), *self._wrong[settings]]
+        if found:
+            return found
+        if settings not in self._epochs:
+            self._epochs[settings] = [*_planned(row, suite)]
+        return [*self._epochs[settings]]
 
 
 def _planned(row: Row, suite: Suite) -> Iterator[str]:

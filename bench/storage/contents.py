@@ -7,6 +7,11 @@ from typing import Any
 IN_MEMORY = 50_000_000  # bytes; more are kept in a temporary file
 
 
+class _File(tempfile.SpooledTemporaryFile[bytes]):
+    def __del__(self) -> None:
+        self.close()  # with its last user; left open, Python warns
+
+
 class Contents(Mapping[str, Any]):
     """Path of a file -> its content, bytes or None. Each content is read when it is asked for.
 
@@ -15,7 +20,7 @@ class Contents(Mapping[str, Any]):
     """
 
     def __init__(self, files: Iterable[tuple[str, bytes | None]] = ()) -> None:
-        self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 (closed with its last user)
+        self._file = _File(max_size=IN_MEMORY)
         self._places: dict[str, tuple[int, int] | None] = {}
         self._add(files)
 

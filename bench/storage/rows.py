@@ -13,7 +13,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -30,23 +30,20 @@ from sqlalchemy import (
     create_engine,
     delete,
     func,
-    insert,
-    literal,
     or_,
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from bench.spec.errors import UserError
 from bench.spec.row import Row
 from bench.storage.database import DEFAULT_URL, create_file_folder, engine_options, insistent, parsed_url, reason_of, shown
 from bench.storage.migration import all_migrated
+from bench.storage.upsert import upsert
 
 LEASE = 60.0  # seconds; a lease that was not renewed for so long may be taken by another run
 GIVING = 2.0  # most seconds that the end of a run waits for its leases to be given back
 PART = 500  # rows of one query
-UPSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}  # dialects that can do it in one statement
 _metadata = MetaData()
 _rows = Table("rows", _metadata, Column("key", String(64), primary_key=True), Column("status", String(16)), Column("row", Text))
 _leases = Table("leases", _metadata, Column("name", String(64), primary_key=True), Column("owner", String(255)), Column("until", Float))
@@ -145,7 +142,7 @@ class Store:
             for key, row in sorted(rows.items())  # the same order in all processes, so that no two wait for each other
         ]
         if values:
-            self._transaction(lambda connection: _upsert(connection, _rows, values, _may_replace))
+            self._transaction(lambda connection: upsert(connection, _rows, values, _may_replace))
 
     @contextlib.contextmanager
     def leases(self) -> "Iterator[Leases]":
@@ -171,30 +168,6 @@ class Store:
 def _may_replace(new: Mapping[str, ColumnElement[Any]]) -> ColumnElement[bool]:
     """Whether a row may replace the one with its key: a failed row does not replace one that did not fail."""
     return or_(new["status"] != "failed", _rows.c.status == "failed")
-
-
-def _upsert(
-    connection: Connection, table: Table, values: Sequence[dict[str, Any]], replaces: Callable[[Any], ColumnElement[bool]]
-) -> None:  # fmt: skip
-    """Insert records, or update those whose key exists if `replaces(new)` is true. No other process can come in between.
-
-    SQLite and PostgreSQL do it in one statement. Other databases update and then insert; if another process inserts the same key
-    meanwhile, this is a conflict, and the caller repeats the transaction.
-    """
-    (key,) = table.primary_key.columns
-    kind = UPSERTS.get(connection.dialect.name)
-    if kind is not None:
-        statement: Any = kind(table)
-        new = statement.excluded
-        changed = {column.name: new[column.name] for column in table.columns if column is not key}
-        connection.execute(statement.on_conflict_do_update(index_elements=[key], set_=changed, where=replaces(new)), values)
-        return
-    for record in values:
-        this = key == record[key.name]
-        new = {name: literal(value) for name, value in record.items()}
-        connection.execute(update(table).where(this, replaces(new)).values(record))
-        if connection.scalar(select(key).where(this)) is None:
-            connection.execute(insert(table), [record])
 
 
 def _rows_of(texts: Iterable[Any]) -> list[Row]:
@@ -243,7 +216,7 @@ class Leases:
                 return False
             mine = {"name": name, "owner": self.owner, "until": now + LEASE}
             free = or_(func.coalesce(cast(_leases.c.until, Float), 0.0) < now, _leases.c.owner.in_([self.owner, *ended]))
-            _upsert(connection, _leases, [mine], lambda new: free)  # another run may be faster
+            upsert(connection, _leases, [mine], lambda new: free)  # another run may be faster
             return bool(connection.scalar(select(_leases.c.owner).where(_leases.c.name == name)) == self.owner)
 
         got = self._store._transaction(claim)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import methods
 from bench import data
@@ -40,16 +40,19 @@ def fit(
     seed, recipe = methods.derive(job.seed, "fine-tuning" if finetunes else "training"), job.recipe(epochs, finetunes=finetunes)
     tallies = [Tally(*bench.flops(network.problem)) for network in networks]
     with ExitStack() as stack:
-        runs = []
+        options: list[dict[str, Any]] = []
         for network, tally in zip(networks, tallies, strict=True):
             told = stack.enter_context(bench.events.training(network.problem, epochs if finetunes else 0))
             batches = data.training_batches(bench.dataset, job.protocol, seed)
             previous = network.problem.posterior if finetunes else None
-            told += [bench.heartbeat, tally]
-            runs.append(methods.TrainingRun(network.problem, bench.training, recipe, batches, previous, pruner, told))
+            options.append({"batches": batches, "previous": previous, "pruner": pruner, "callbacks": [*told, bench.heartbeat, tally]})
         calls = f"'{bench.training.name}'" if pruner is None else f"'{pruner.criterion.name}' or '{bench.training.name}'"
         stack.enter_context(methods.unaltered_process(calls))
-        states = methods.fit_together(runs) if len(runs) > 1 else [methods.fit_run(runs[0])]
+        each = [(network.problem, bench.training, recipe) for network in networks]
+        if len(networks) == 1:
+            states = [methods.fit(*each[0], **options[0])]
+        else:
+            states = methods.fit_together([methods.TrainingRun(*one, **own) for one, own in zip(each, options, strict=True)])
     seconds = bench.seconds_since(start) / len(networks)
     return [
         (state, replace(n, train_seconds=n.train_seconds + seconds, training_flops=n.training_flops + tally.flops))

@@ -26,7 +26,7 @@ def fit_together(runs: Sequence[TrainingRun]) -> list[Posterior]:
 
     The networks may differ in weights, masks, seeds and hyperparameters; architecture, loss, precision, and the number of samples,
     batches and epochs must be the same. Networks with hooks are refused, because a hook may depend on its own network. Dropout draws
-    alike for all, so with dropout the seeds must be the same.
+    alike for all, so with dropout the seeds must be the same. Batches must not draw from torch's global generator, which all share.
 
     Args:
         runs: the trainings, with the arguments of `fit`.

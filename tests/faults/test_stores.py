@@ -25,7 +25,7 @@ from bench.execution.executors import Inline
 from bench.spec.choices import Narrowing, Resources
 from bench.spec.errors import UserError
 from bench.spec.row import SCHEMA
-from bench.storage import database, rows
+from bench.storage import database, rows, upsert
 from bench.storage.database import shown
 from bench.storage.rows import Store
 from bench.tuning import trials
@@ -438,7 +438,7 @@ def test_six_processes_open_a_new_store_at_once(tmp_path: Path) -> None:
 
 def test_other_databases_write_with_an_update_and_an_insert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As SQLite and PostgreSQL do in one statement."""
-    monkeypatch.setattr(rows, "UPSERTS", {})
+    monkeypatch.setattr(upsert, "UPSERTS", {})
     store = Store(f"sqlite:///{tmp_path}/store.db")
     store.put({"whole": row(), "bad": row(status="failed", error="first")})
     store.put({"whole": row(status="failed"), "bad": row(status="failed", error="again"), "new": row()})

@@ -583,6 +583,8 @@ def test_the_real_mnist() -> None:
 
 
 def test_the_archives_are_closed(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    gc.collect()
+    recwarn.clear()  # what other tests have left open
     load(f"tar:{pack(tree(tmp_path))}", None)
     gc.collect()
     assert not [warning for warning in recwarn if issubclass(warning.category, ResourceWarning)]

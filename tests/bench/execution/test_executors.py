@@ -90,7 +90,7 @@ def test_exit_and_interrupt_in_a_job_are_its_failure() -> None:
     found = run(jobs)
     errors = ["SystemExit: 3", "KeyboardInterrupt", "Silent: its message cannot be shown"]
     assert [found[job] for job in jobs[:3]] == [JobFailure(error) for error in errors]
-    assert "pickle" in found[jobs[3]].error
+    assert "local object" in found[jobs[3]].error  # cannot be pickled; the words differ between releases of Python
     assert found[jobs[4]] == 8
 
 

@@ -477,7 +477,7 @@ def test_provenance_is_the_workers(suite: Suite, tmp_path: Path, store: Store, m
     asked = request_(suite, "magnitude", tmp_path, seeds=[0], sparsities=[0.9])
     made = plan(asked, store)
     where = {"version": "9", "commit": "abc", "torch": "2.99", "device": "cpu: other", "environment": '{"threads": 1}'}
-    monkeypatch.setattr(trial, "provenance", lambda device, threads: where)
+    monkeypatch.setattr(trial, "provenance", lambda device, threads, stack: where)
     pipeline.run(made, store, Inline())
     for row in pipeline.collect(made, store):
         assert {name: getattr(row, name) for name in where} == where

@@ -79,7 +79,7 @@ VALID = {
 
 @pytest.mark.parametrize("name", VALID)
 def test_a_valid_row_breaks_no_rule(name: str, suite: Suite) -> None:
-    assert row_rules.faults(VALID[name], Board(suite, ())) == []
+    assert row_rules.Rules(Board(suite, ())).faults(VALID[name]) == []
 
 
 COUNTS = "accuracy, nll, brier, ece, sparsity_reached, kept_weights, parameters_kept, flops_kept, layers_collapsed"
@@ -145,25 +145,25 @@ FAULTS: list[tuple[Row, list[str]]] = [
 
 @pytest.mark.parametrize(("made", "lines"), FAULTS, ids=[lines[0] for _, lines in FAULTS])
 def test_each_rule_names_its_fault_and_no_other(made: Row, lines: list[str], suite: Suite) -> None:
-    assert row_rules.faults(made, Board(suite, ())) == lines
+    assert row_rules.Rules(Board(suite, ())).faults(made) == lines
 
 
 def test_an_unknown_method_may_be_one_of_a_plug_in(suite: Suite) -> None:
-    (line,) = row_rules.faults(replace(SPAM, method="wonder"), Board(suite, ()))
+    (line,) = row_rules.Rules(Board(suite, ())).faults(replace(SPAM, method="wonder"))
     assert line.startswith("unknown method 'wonder' (did you mean ")
     assert line.endswith(" (a method of your own: --plugin FILE)")
 
 
 def test_a_row_of_an_older_release_may_lack_hyperparameters_but_not_have_other_values(suite: Suite) -> None:
     board = Board(suite, ())
-    assert row_rules.faults(lacking(SPAM, "training", "lr"), board, complete=False) == []
-    assert len(row_rules.faults(said(SPAM, training=LR), board, complete=False)) == 1
+    assert row_rules.Rules(board, complete=False).faults(lacking(SPAM, "training", "lr")) == []
+    assert len(row_rules.Rules(board, complete=False).faults(said(SPAM, training=LR))) == 1
 
 
 def test_the_count_is_only_that_of_the_sparsity_where_single_weights_are_removed(suite: Suite) -> None:
     made = replace(row("magnitude", 0.5, 0), granularity="channel", kept_weights=480, sparsity_reached=0.52)
     channels = suite.model_copy(update={"granularity": "channel"})
-    assert row_rules.faults(made, Board(channels, ())) == []
+    assert row_rules.Rules(Board(channels, ())).faults(made) == []
 
 
 @pytest.mark.parametrize(("pretrained", "wanted"), [(True, "pretrained"), (False, "random")])
@@ -171,7 +171,7 @@ def test_the_suite_says_where_networks_start(pretrained: bool, wanted: str, suit
     board = Board(suite.model_copy(update={"pretrained": pretrained}), ())
     for start in ("random", "pretrained", DIGEST):
         line = f"initial_weights '{start}', this leaderboard has '{wanted}'"
-        assert row_rules.faults(replace(SPAM, initial_weights=start), board) == [line] * (start != wanted)
+        assert row_rules.Rules(board).faults(replace(SPAM, initial_weights=start)) == [line] * (start != wanted)
 
 
 def test_rows_of_one_network_start_from_one_checkpoint(suite: Suite) -> None:
@@ -179,10 +179,22 @@ def test_rows_of_one_network_start_from_one_checkpoint(suite: Suite) -> None:
     suite = suite.model_copy(update={"weights": "a.safetensors"})
     mine, other = replace(SPAM, initial_weights=DIGEST), replace(SPAM, initial_weights="sha256:" + "b" * 64)
     foreign = (replace(other, dataset="digits"), replace(other, architecture="lenet"))
-    assert row_rules.faults(mine, Board(suite, foreign)) == []
-    assert row_rules.faults(mine, Board(suite, (*foreign, mine, other))) == []
+    assert row_rules.Rules(Board(suite, foreign)).faults(mine) == []
+    assert row_rules.Rules(Board(suite, (*foreign, mine, other))).faults(mine) == []
     line = f"initial_weights '{DIGEST}', this leaderboard has '{other.initial_weights}'"
-    assert row_rules.faults(mine, Board(suite, (*foreign, other, mine))) == [line]
-    assert row_rules.faults(replace(SPAM, initial_weights="random"), Board(suite, ())) == [
+    assert row_rules.Rules(Board(suite, (*foreign, other, mine))).faults(mine) == [line]
+    assert row_rules.Rules(Board(suite, ())).faults(replace(SPAM, initial_weights="random")) == [
         "initial_weights 'random', this leaderboard has 'sha256:'"
     ]
+
+
+def test_settings_are_looked_at_once_and_lists_are_not_shared(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two seeds of the same settings: one look; what a caller adds to the faults of one row is not a fault of another."""
+    looked: list[Row] = []
+    original = row_rules._configured
+    monkeypatch.setattr(row_rules, "_configured", lambda row, *rest: (looked.append(row), original(row, *rest))[1])
+    rules, other = row_rules.Rules(Board(suite, ())), replace(SPAM, seed=0)
+    rules.faults(SPAM).append("twice")
+    assert rules.faults(other) == []
+    assert looked == [SPAM]
+    assert rules.faults(replace(other, epochs=SPAM.epochs + 1)) != []

@@ -1,6 +1,7 @@
 """Many rows: equal values are checked once and are one object in memory; what is read is the same as row by row."""
 
 import dataclasses
+import gc
 import random
 import tracemalloc
 from pathlib import Path
@@ -156,3 +157,18 @@ def test_a_changed_row_is_a_replaced_one() -> None:
     assert row == many(1)[0]
     with pytest.raises(TypeError, match="'acuracy'"):
         changed(many(1)[0], acuracy=0.5)
+
+
+def test_the_search_for_cycles_goes_on_after_reading(tmp_path: Path) -> None:
+    """Also after a fault; and it stays off for a caller who has switched it off."""
+    (tmp_path / "bad.csv").write_text(",".join(COLUMNS) + "\nnothing\n")
+    with pytest.raises(ValueError, match=r"line 2"):
+        results_csv.read_rows(tmp_path / "bad.csv")
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match=r"line 2"):
+            results_csv.read_rows(tmp_path / "bad.csv")
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

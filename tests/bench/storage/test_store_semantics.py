@@ -19,6 +19,7 @@ from sqlalchemy import event
 from bench.spec.errors import UserError
 from bench.spec.row import SCHEMA, Row
 from bench.storage import rows as stores
+from bench.storage import upsert
 from bench.storage.rows import Leases, Store
 from tests.bench.storage.test_store import row
 
@@ -176,11 +177,11 @@ def test_a_lease_is_free_if_it_ended_or_its_process_did(url: str, owner: str, la
         assert found["a"] == (owner, until)
 
 
-@pytest.mark.parametrize("upserts", [stores.UPSERTS, {}], ids=["one statement", "two statements"])
+@pytest.mark.parametrize("upserts", [upsert.UPSERTS, {}], ids=["one statement", "two statements"])
 @pytest.mark.parametrize("until", [None, "x", "", b"x"])
 def test_a_lease_without_a_time_is_free(url: str, until: Any, upserts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody would ever end it."""
-    monkeypatch.setattr(stores, "UPSERTS", upserts)
+    monkeypatch.setattr(upsert, "UPSERTS", upserts)
     mine, theirs = Leases(Store(url)), Leases(Store(url))
     set_lease(url, "a", "elsewhere/1/x", until)
     assert [mine.take("a"), theirs.take("a")] == [True, False]
