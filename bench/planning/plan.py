@@ -194,6 +194,7 @@ def planned(
     }  # fmt: skip
     one = Row(**common, sparsity=0.0, epochs=cell.protocol.epochs, finetune_epochs=0, hyperparameters=setting.encoded())
     job = job_of(one, cell.protocol, cell.request.environment, network=network, points=points, split=split)
+    job = dataclasses.replace(job, fingerprint=cell.common["data"])
     unfinished = dataclasses.replace(setting, finetune_lr_scale=None).encoded()  # only for rows with fine-tuning
     return Planned(job, one, unfinished)
 

@@ -37,6 +37,14 @@ def check_source(job: Job) -> None:
         raise UserError(f"weights '{checkpoint}' are {found}, but the rows of this run start from {job.initial_weights}")
 
 
+def check_data(job: Job, fingerprint: str) -> None:
+    """Raise UserError if the data of a job are not those that it was planned with, which decide the key of its rows."""
+    if job.fingerprint not in (None, fingerprint):
+        raise UserError(
+            f"dataset '{job.dataset}' has changed since this run was started, or its function returns other data each time; start it again"
+        )
+
+
 def initial_weights(pretrained: bool, checkpoint: str | None) -> str:
     """The column `initial_weights` for the settings of a protocol.
 

@@ -66,6 +66,7 @@ class Job:
         split: the data to measure on: "test", or "validation" during tuning.
         sources: versions of the user's own code when the job was planned, see `bench.trial.architecture.sources`; None: not recorded.
         initial_weights: the column of this name in its rows.
+        fingerprint: that of the data set when the job was planned, which decides the keys of its rows; None: not recorded.
     """
 
     method: str
@@ -86,6 +87,7 @@ class Job:
     split: str = "test"
     sources: str | None = None
     initial_weights: str = "random"
+    fingerprint: str | None = None
 
     @property
     def label(self) -> str:

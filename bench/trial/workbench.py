@@ -44,6 +44,7 @@ class Workbench:
         self.job = job
         self.device = torch.device(job.environment.device)
         self.dataset = load_data(job.dataset, job.protocol, job.environment)
+        architecture.check_data(job, self.dataset.fingerprint)
         self.training = methods.make("trainings", job.training, job.setting.training)
         self.granularity = methods.get_granularity(job.granularity)
         self.cost = None if job.match == "weights" else cost.cost(job.match, self.initial(), self.dataset.input_shape)

@@ -19,7 +19,7 @@ from bench.spec.suite import load_suite
 from bench.storage.rows import Store
 from bench.trial import loading
 from bench.trial.job import Environment
-from tests.bench.data.test_dataset import tree
+from tests.bench.data.test_dataset import picture, tree
 from tests.bench.suites import narrowed
 
 
@@ -71,3 +71,23 @@ def test_rows_are_the_same_if_images_are_read_ahead(tmp_path: Path, monkeypatch:
     assert rows("ahead") == directly
     assert ahead
     assert {row.status for row in directly} <= {"ok", "collapsed"}
+
+
+def test_images_that_change_after_planning_give_no_row_under_the_old_key(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "set")
+    suite = narrowed(load_suite("digits"), datasets=[f"folder:{folder}"], architectures=["lenet5"], sparsities=[0.5], seeds=[0], epochs=1)
+    request = Request(suite, catalogue.select_methods("magnitude,snip"), Environment("cpu", None, tmp_path / "cache"))
+    store = Store(f"sqlite:///{tmp_path}/store.db")
+    loading.forget()
+    made = plan(request, store)
+    picture(1, 77).save(folder / "train" / "cat" / "0.png")
+    loading.forget()
+    pipeline.run(made, store, Inline())
+    rows = pipeline.collect(made, store)
+    assert {row.status for row in rows} == {"failed"}
+    assert all("has changed since this run was started" in row.error for row in rows)
+    loading.forget()
+    again = plan(request, store)
+    assert not again.expected.keys() & made.expected.keys()
+    pipeline.run(again, store, Inline())
+    assert {row.status for row in pipeline.collect(again, store)} <= {"ok", "collapsed"}
