@@ -19,11 +19,11 @@ from multiprocessing import connection, forkserver, resource_tracker
 from typing import Any
 
 from bench.execution.executors import TICK, Follow, Function, Job, JobFailure, Queue, Tick, attempt, too_long
-from bench.spec.errors import described
+from bench.spec.errors import UserError, described
 from bench.trial import heartbeat
 
 FORKING = "forkserver" in multiprocessing.get_all_start_methods()
-TRIES = 5  # to start a worker
+STARTING = 60.0  # seconds in which a worker must start: whatever kills the server may do so several times while it imports
 CLOSING = 2.0  # largest number of seconds to wait for the end of killed workers
 STEP = 10 * TICK  # most seconds of one wait that count for the limit: the machine may sleep, or the run be suspended by Ctrl-Z
 _BEGUN = "begun"  # message of a worker: a piece of its work begins, and the limit counts from here
@@ -114,16 +114,15 @@ class Local:
 
     def _new(self) -> "_Worker":
         """A new worker. The server may just have been killed: it is started again, and asked again."""
-        left = TRIES
+        until = time.monotonic() + STARTING
         while True:
             if FORKING:
                 _ensure_server()
             try:
                 return _Worker(self._context)
-            except (EOFError, OSError):
-                left -= 1
-                if not left:
-                    raise
+            except (EOFError, OSError) as error:
+                if time.monotonic() > until:  # an EOFError would end the program as Ctrl-C does
+                    raise UserError(f"worker processes cannot be started ({described(error)}): perhaps memory is full") from error
             time.sleep(TICK)
 
     def _ended(self, limit: float | None) -> "list[tuple[_Worker, Job, Any]]":
