@@ -34,6 +34,11 @@ def watch() -> None:
     threading.Thread(target=_end, args=(reader,), daemon=True).start()
 
 
+def received() -> bool:
+    """Whether one of the signals was received."""
+    return bool(_received)
+
+
 def exit_code() -> int:
     """128 and the number of the signal that was received first; that of Ctrl-C if there was none."""
     return 128 + (_received[0] if _received else signal.SIGINT)

@@ -69,6 +69,8 @@ def main() -> None:
     except Exception as error:
         from bench.spec.errors import UserError
 
+        if interruption.received():  # raised in the middle of an import, it may come out as another error
+            interruption.end(interruption.exit_code())
         if isinstance(error, OSError) and isinstance(error.filename, str):  # a path of the user's that no command has tried before
             _fail(f"'{error.filename[:200]}': {error.strerror}")
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
@@ -79,7 +81,7 @@ def main() -> None:
         if not isinstance(error, UserError):
             raise
         _fail(str(error))
-    if code == INTERRUPTED:  # newer releases of typer turn Ctrl-C into this code themselves
+    if code == INTERRUPTED or interruption.received():  # newer releases of typer turn Ctrl-C into this code themselves
         code = interruption.exit_code()
     if code in {128 + number for number in interruption.SIGNALS}:
         interruption.end(code)

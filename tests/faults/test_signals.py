@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 
-from bench.cli import interruption
+from bench.cli import interruption, main
 from tests.faults.programs import PLUGIN, ROOT, members, start
 
 RUN = (
@@ -88,3 +89,21 @@ def test_it_ends_also_in_a_call_that_cannot_be_interrupted(signals: int, seconds
     assert time.monotonic() - begin < seconds
     assert process.returncode == 128 + signal.SIGTERM
     assert interruption.MESSAGE in err
+
+
+@pytest.mark.parametrize("raised", [ImportError("a module is half imported"), typer.Exit(1)])
+def test_a_signal_that_comes_out_as_another_error_is_a_signal(raised: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def app(*_: object, **__: object) -> None:
+        interruption._received.append(signal.SIGINT)
+        raise raised
+
+    def end(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(interruption, "watch", lambda: None)
+    monkeypatch.setattr(interruption, "_received", [])
+    monkeypatch.setattr(interruption, "end", end)
+    monkeypatch.setattr(main, "app", app)
+    with pytest.raises(SystemExit) as stop:
+        main.main()
+    assert stop.value.code == 130
