@@ -196,10 +196,10 @@ def _spelled(name: str, there: set[str]) -> str:
 
 def _caveat(row: Row, environment: Environment) -> str:
     """Why a row may not be bit-identical on this machine; '' if there is no known reason."""
-    here = provenance(environment.device, environment.threads, environment.stack)
+    here = provenance(environment.device, environment.threads)
     names = [name for name in row_comparison.WHERE if name in here and getattr(row, name) != here[name]]
     differ = [f"{name} {getattr(row, name) or '?'} (published) and {here[name]} (here)" for name in names if name != "environment"]
-    differ += ["other packages or number of threads"] * ("environment" in names)
+    differ += ["other packages or number of threads, or networks trained as one (`--stack`)"] * ("environment" in names)
     return f"different environment: {'; '.join(differ)}. Numbers may differ as much as between seeds." if differ else ""
 
 
@@ -234,7 +234,7 @@ def _compute(rows: Sequence[Row], board: Board, environment: Environment, pool: 
 def _blank(row: Row, environment: Environment) -> Row:
     """The row without measurements, with the environment of this machine."""
     empty: dict[str, Any] = dict.fromkeys((*row_comparison.MEASURED, *columns_of(Role.COST)))
-    where = dict.fromkeys(row_comparison.WHERE, "") | provenance(environment.device, environment.threads, environment.stack)
+    where = dict.fromkeys(row_comparison.WHERE, "") | provenance(environment.device, environment.threads)
     return dataclasses.replace(row, **empty, error="", status="missing", **where)
 
 

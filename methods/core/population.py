@@ -81,6 +81,8 @@ def _losses(runs: Sequence[TrainingRun], steps: Sequence[Step]) -> Tensor:
         x, y = torch.stack([step.x for step in steps]), torch.stack([step.y for step in steps])
         with recipe.cast(runs[0].problem.device):
             losses: Tensor = vmap(single, randomness=randomness)(parameters, buffers, x, y)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise NotAlike(f"the network cannot be stacked: {error}") from error
     with torch.no_grad():

@@ -239,6 +239,7 @@ def test_a_caveat_names_what_differs_here(tmp_path: Path) -> None:
     here = provenance.provenance("cpu", 1)
     same = replace(rows_of_a_board()[0], **{name: here[name] for name in row_comparison.WHERE if name in here})
     assert verify._caveat(same, place) == ""
+    others = "other packages or number of threads, or networks trained as one (`--stack`)"
     end = ". Numbers may differ as much as between seeds."
     assert verify._caveat(replace(same, torch="2.99"), place) == (
         f"different environment: torch 2.99 (published) and {here['torch']} (here){end}"
@@ -246,10 +247,10 @@ def test_a_caveat_names_what_differs_here(tmp_path: Path) -> None:
     assert (
         verify._caveat(replace(same, device=""), place) == f"different environment: device ? (published) and {here['device']} (here){end}"
     )
-    assert verify._caveat(replace(same, environment="{}"), place) == f"different environment: other packages or number of threads{end}"
-    assert verify._caveat(same, replace(place, threads=2)) == f"different environment: other packages or number of threads{end}"
+    assert verify._caveat(replace(same, environment="{}"), place) == f"different environment: {others}{end}"
+    assert verify._caveat(same, replace(place, threads=2)) == f"different environment: {others}{end}"
     both = verify._caveat(replace(same, torch="2.99", environment="{}"), place)
-    assert both == f"different environment: torch 2.99 (published) and {here['torch']} (here); other packages or number of threads{end}"
+    assert both == f"different environment: torch 2.99 (published) and {here['torch']} (here); {others}{end}"
 
 
 def test_a_label_says_tuning_and_ablation_only_where_there_is_one() -> None:
