@@ -4,7 +4,7 @@ The parameters of the K networks are stacked to tensors (K, ...), and one forwar
 gradients of all. Everything else of a training (masks, penalty, optimiser, hooks, cuts) is done for each network as if it were alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -47,57 +47,62 @@ def fit_together(runs: Sequence[TrainingRun]) -> list[Posterior]:
         stack.enter_context(own_draws(first.problem))
         for run in runs:
             run.rehearse()
-        form: object = None
+        population: _Population | None = None
         for steps in zip(*(run.steps() for run in runs), strict=True):
-            form = form or _common_form(runs)  # at the first step, because a training may change the modules before
-            _advance(runs, steps)
+            population = population or _Population(runs)  # at the first step, because a training may change the modules before
+            population.advance(steps)
     return [run.state for run in runs]
 
 
-def _advance(runs: Sequence[TrainingRun], steps: tuple[Step | None, ...]) -> None:
-    """Take one step of all networks, or end an epoch of all."""
-    if all(step is None for step in steps):
-        for run in runs:
-            run.tell()
-        return
-    losses = _losses(runs, [step for step in steps if step is not None])
-    total = torch.stack([run.penalised(loss) for run, loss in zip(runs, losses.unbind(), strict=True)]).sum()
-    total.backward()  # type: ignore[no-untyped-call]
+class _Population:
+    """The networks of several trainings. Raises NotAlike if they differ in more than numbers, or have hooks."""
 
+    def __init__(self, runs: Sequence[TrainingRun]) -> None:
+        _check(runs)
+        self.runs, self.problem, self.recipe = runs, runs[0].problem, runs[0].recipe
+        self.parameters = [dict(run.problem.model.named_parameters()) for run in runs]
+        self.buffers = [dict(run.problem.model.named_buffers()) for run in runs]
+        self.randomness = "same" if len({run.seed for run in runs}) == 1 else "error"
 
-def _losses(runs: Sequence[TrainingRun], steps: Sequence[Step]) -> Tensor:
-    """The loss of each network on its batch (K), differentiable in its parameters. Buffers change as in a forward pass of each."""
-    model, loss, recipe = runs[0].problem.model, runs[0].problem.loss, runs[0].recipe
-    parameters = _stacked([dict(run.problem.model.named_parameters()) for run in runs])
-    own = [dict(run.problem.model.named_buffers()) for run in runs]
-    buffers = _stacked(own)
+    def advance(self, steps: tuple[Step | None, ...]) -> None:
+        """Take one step of all networks, or end an epoch of all."""
+        if all(step is None for step in steps):
+            for run in self.runs:
+                run.tell()
+            return
+        losses = self.losses([step for step in steps if step is not None])
+        total = torch.stack([run.penalised(loss) for run, loss in zip(self.runs, losses.unbind(), strict=True)]).sum()
+        total.backward()  # type: ignore[no-untyped-call]
 
-    def single(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        value: Tensor = loss(functional_call(model, (parameters, buffers), (x,)), y)
+    def losses(self, steps: Sequence[Step]) -> Tensor:
+        """The loss of each network on its batch (K), differentiable in its parameters. Buffers change as in a forward pass of each."""
+        buffers = _stacked(self.buffers)
+        try:
+            x, y = torch.stack([step.x for step in steps]), torch.stack([step.y for step in steps])
+            with self.recipe.cast(self.problem.device):
+                losses: Tensor = vmap(self._loss, randomness=self.randomness)(_stacked(self.parameters), buffers, x, y)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise NotAlike(f"the network cannot be stacked: {error}") from error
+        with torch.no_grad():
+            for name, stacked in buffers.items():
+                for each, value in zip(self.buffers, stacked.unbind(), strict=True):
+                    each[name].copy_(value)
+        return losses
+
+    def _loss(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        """The loss of one network with these tensors."""
+        value: Tensor = self.problem.loss(functional_call(self.problem.model, (parameters, buffers), (x,)), y)
         return value
 
-    randomness = "same" if len({run.seed for run in runs}) == 1 else "error"
-    try:
-        x, y = torch.stack([step.x for step in steps]), torch.stack([step.y for step in steps])
-        with recipe.cast(runs[0].problem.device):
-            losses: Tensor = vmap(single, randomness=randomness)(parameters, buffers, x, y)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise NotAlike(f"the network cannot be stacked: {error}") from error
-    with torch.no_grad():
-        for name, stacked in buffers.items():
-            for each, value in zip(own, stacked.unbind(), strict=True):
-                each[name].copy_(value)
-    return losses
 
-
-def _stacked(tensors: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _stacked(tensors: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([each[name] for each in tensors]) for name in tensors[0]}
 
 
-def _common_form(runs: Sequence[TrainingRun]) -> object:
-    """What the networks and trainings have in common; raises NotAlike if they differ in more than numbers, or have hooks."""
+def _check(runs: Sequence[TrainingRun]) -> None:
+    """Raise NotAlike if the networks or trainings differ in more than numbers, or a network has hooks."""
     if any(getattr(m, hooks) for run in runs for m in run.problem.model.modules() for hooks in HOOKS):
         raise NotAlike("a network has hooks, which may depend on it")
     forms = {
@@ -106,7 +111,6 @@ def _common_form(runs: Sequence[TrainingRun]) -> object:
     }
     if len(forms) > 1:
         raise NotAlike("the networks have different architectures, precisions, losses, or numbers of batches or epochs")
-    return forms.pop()
 
 
 def _form(model: nn.Module) -> tuple[object, ...]:

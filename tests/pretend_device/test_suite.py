@@ -81,8 +81,8 @@ def test_a_suite_gives_the_rows_of_the_cpu(more: str, narrowing: dict[str, objec
 def test_networks_trained_as_one_give_the_rows_of_one_by_one(stack: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stack of 2, three sparsities are a pair and a single one."""
     passes: list[int] = []
-    original = population._losses
-    monkeypatch.setattr(population, "_losses", lambda runs, steps: (passes.append(len(runs)), original(runs, steps))[1])
+    original = population._Population.losses
+    monkeypatch.setattr(population._Population, "losses", lambda self, steps: (passes.append(len(steps)), original(self, steps))[1])
     choice = {"methods": ["spam", "magnitude", "snip"], "sparsities": [0.5, 0.8, 0.9]}
     more = "finetune_epochs = [0, 1]\naugment = ['crop']\n"
     alone = rows(device.NAME, tmp_path / "alone", more, **choice)
@@ -105,7 +105,7 @@ def test_what_cannot_be_trained_as_one_is_trained_one_by_one(tmp_path: Path, mon
 
     choice = {"methods": ["magnitude", "snip"], "sparsities": [0.5, 0.9]}
     alone = rows(device.NAME, tmp_path / "alone", "finetune_epochs = [0, 1]\n", **choice)
-    monkeypatch.setattr(population, "_losses", refuse)
+    monkeypatch.setattr(population._Population, "losses", refuse)
     together = rows(device.NAME, tmp_path / "together", "finetune_epochs = [0, 1]\n", stack=2, **choice)
     measured = ("status", "accuracy", "nll", "kept_weights", "training_flops")
     assert [[getattr(r, n) for n in measured] for r in together] == [[getattr(r, n) for n in measured] for r in alone]
@@ -114,8 +114,8 @@ def test_what_cannot_be_trained_as_one_is_trained_one_by_one(tmp_path: Path, mon
 def test_networks_are_trained_as_one_only_when_the_first_of_them_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So tuning may stop early, and the rows of the first networks are stored before the others are trained."""
     passes: list[int] = []
-    original = population._losses
-    monkeypatch.setattr(population, "_losses", lambda runs, steps: (passes.append(len(runs)), original(runs, steps))[1])
+    original = population._Population.losses
+    monkeypatch.setattr(population._Population, "losses", lambda self, steps: (passes.append(len(steps)), original(self, steps))[1])
     request = asked(device.NAME, tmp_path, "", stack=2, methods=["snip"], sparsities=[0.5, 0.6, 0.8, 0.9], trials=1)
     (study,) = searches(request, f"sqlite:///{tmp_path / 'store.db'}")[1]
     points = stream(study.jobs[0])
