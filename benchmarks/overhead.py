@@ -25,7 +25,8 @@ from bench.planning import catalogue
 from bench.planning.plan import plan
 from bench.planning.request import Request, narrowed
 from bench.spec.choices import Narrowing
-from bench.spec.suite import Protocol, Suite, load_suite
+from bench.spec.protocol import Protocol
+from bench.spec.suite import Suite, load_suite
 from bench.storage.rows import Store
 from bench.trial import loading, workbench
 from bench.trial.job import Environment

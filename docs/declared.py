@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.publishing.datapackage import SCHEMAS
-from bench.spec.suite import Block, Settings, Suite, load_suite, suites
+from bench.spec.protocol import Block, Settings
+from bench.spec.suite import Suite, load_suite, suites
 
 ROOT = Path(__file__).resolve().parent.parent
 

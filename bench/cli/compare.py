@@ -54,10 +54,10 @@ def _rows(console: Console, request: Request, store: Store, command: list[str]) 
         raise UserError(f"{wanted - len(rows)} of {wanted} rows are not in the store. Run this to compute them: {shlex.join(command)}")
     for note in planned.notes:
         say(console, f"note: {note}")
-    if request.suite.trials:
+    if request.suite.tunes:
         tuned = _tuned(request, store)
         if not tuned:
-            say(console, f"note: not tuned by {request.suite.trials} trials. Run this to do it: {shlex.join(command)}")
+            say(console, f"note: not tuned by {request.suite.trials_said} trials. Run this to do it: {shlex.join(command)}")
         rows += tuned
     return rows
 

@@ -34,7 +34,7 @@ def show(console: Console, request: Request, store: Store, pool: Executor, chose
         tuned = plan(dataclasses.replace(request, tuned=chosen), store)
         planned.expected = {**planned.expected, **tuned.expected}
         work += tuned.jobs
-    elif request.suite.trials:
+    elif request.suite.tunes:
         networks, studies = searches(request, store.url)
         work += [*networks.jobs, *(study for study in studies if found(study) is None)]
     if work:
@@ -59,10 +59,10 @@ def show(console: Console, request: Request, store: Store, pool: Executor, chose
     jobs = [w for w in work if isinstance(w, Job) and w.points]
     rows, left = len(planned.expected), sum(len(job.points) for job in jobs)
     console.print(f"{rows} rows: {rows - left} in the store, {left} to compute in {len(jobs)} jobs", highlight=False)
-    if request.suite.trials and chosen is None:
+    if request.suite.tunes and chosen is None:
         count = sum(isinstance(w, Study) for w in work)
-        told = f"Tuning: {count} searches x {request.suite.trials} trials remain. The rows of what they choose are not in the estimate."
-        console.print(told, highlight=False)
+        told = f"Tuning: {count} searches x {request.suite.trials_said} trials remain."
+        console.print(f"{told} The rows of what they choose are not in the estimate.", highlight=False)
     if work:
         on = f"{pool.workers} worker{'s' * (pool.workers != 1)}"
         console.print(f"About {duration(total)} on {on}: training, scoring, pruning and evaluation.", highlight=False)

@@ -85,7 +85,7 @@ def status(suite: str, narrowing: Narrowing, resources: Resources) -> None:
     planned = plan_rows(request)
     have = {key: row.status for key, row in store.rows(planned.expected)}
     say(console, f"suite {request.suite.name}, at the defaults: {len(have)} of {len(planned.expected)} rows in the store")
-    if request.suite.trials:
+    if request.suite.tunes:
         found, left = pipeline.searched(request, store)
         say(console, f"tuning: {len(found)} of {len(found) + left} searches finished")
         tuned = plan_rows(dataclasses.replace(request, tuned=found)).expected if found else {}

@@ -17,7 +17,7 @@ from bench.data.batches import Batches
 from bench.data.cards import Card
 from bench.data.dataset import Dataset
 from bench.spec.errors import UserError
-from bench.spec.suite import Protocol
+from bench.spec.protocol import Protocol
 from methods import derive
 
 RANDAUGMENT = "randaugment"

@@ -30,7 +30,7 @@ def run(request: Request, store: Store, pool: Pool, watch: Watch, say: Say = lam
     """All rows of a request; rows that are not in the store are computed.
 
     Args:
-        request: what to run; if `suite.trials` is not 0, the methods are tuned, too.
+        request: what to run; if its suite has trials, the methods are tuned, too.
         store: the stored rows.
         pool: runs the jobs.
         watch: opens a display for each stage.
@@ -44,8 +44,8 @@ def run(request: Request, store: Store, pool: Pool, watch: Watch, say: Say = lam
         UserError: nothing can be run.
     """
     rows = list(_rows(request, store, pool, watch, say))
-    if found is None and request.suite.trials:
-        say(f"tuning: {request.suite.trials} trials per method and block (data set and architecture), on validation data")
+    if found is None and request.suite.tunes:
+        say(f"tuning: {request.suite.trials_said} trials per method and block (data set and architecture), on validation data")
         with watch() as show:
             studies, failures = pipeline.pools(request, store, pool, show)
         with watch() as show:
@@ -84,7 +84,7 @@ def forget(request: Request, store: Store, found: Found | None = None) -> None:
     """
     networks = Networks(request.environment.cache / "networks")
     studies: list[Study] = []
-    if found is None and request.suite.trials:
+    if found is None and request.suite.tunes:
         studies = searches(request, store.url)[1]
         found = {study.cell: end for study in studies if (end := tune.found(study)) is not None}
     for one in (request, *([dataclasses.replace(request, tuned=found)] if found else [])):
@@ -111,7 +111,9 @@ def tuned_of(request: Request, folder: Path) -> Found:
         found = tuning_gain.chosen(row for file in files for row in results_csv.read_rows(file))
     except (OSError, ValueError) as error:
         raise UserError(f"--tuned '{folder}': {error}") from None
-    wanted = [(b.dataset, a, m.name) for b in request.suite.blocks for a in b.architectures for m in request.methods]
+    every = [(b.dataset, a) for b in request.suite.blocks for a in b.architectures]
+    tuned = [block for block in every if request.suite.trials_of(*block)] or every
+    wanted = [(*block, m.name) for block in tuned for m in request.methods]
     blocks = {cell[:2] for cell in found}  # no rows at all: the architecture does not support the data set
     missing = [cell for cell in wanted if cell not in found and (cell[:2] in blocks or not blocks & {w[:2] for w in wanted})]
     if missing:

@@ -20,9 +20,9 @@ from bench.planning.request import Request
 from bench.planning.trained import protocol_of
 from bench.spec.digest import digest
 from bench.spec.errors import UserError
+from bench.spec.protocol import Protocol
 from bench.spec.row import PROTOCOL_VERSION
 from bench.spec.setting import Setting
-from bench.spec.suite import Protocol
 from bench.trial import architecture as networks
 from bench.trial import loading, metrics, trial
 from bench.trial.provenance import versions
@@ -107,7 +107,7 @@ def cells(request: Request, seeds: Iterable[int], notes: list[str]) -> Iterator[
             weights.
     """
     for dataset, architecture in ((b.dataset, a) for b in request.suite.blocks for a in b.architectures):
-        protocol = protocol_of(request.suite, architecture)
+        protocol = protocol_of(request.suite, dataset, architecture)
         card = loading.load_card(dataset, protocol, request.environment)
         if not build.accepts(architecture, card.input_shape):
             shape = "x".join(map(str, card.input_shape))

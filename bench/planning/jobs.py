@@ -5,9 +5,10 @@ from pathlib import Path
 
 from bench.planning.cells import hyperparameters_of
 from bench.spec import strict_json
+from bench.spec.protocol import Protocol
 from bench.spec.row import DENSE, Row
 from bench.spec.setting import decoded
-from bench.spec.suite import Protocol, Suite
+from bench.spec.suite import Suite
 from bench.trial import architecture
 from bench.trial.job import Environment, Job, Point
 from methods import Stage, make, names
@@ -96,6 +97,6 @@ def recipe_faults(row: Row, suite: Suite) -> list[str]:
         return [f"recipe: {row.recipe!r} is not a JSON object"]
     if row.training not in names("trainings"):
         return []  # reported with the name of the method
-    own = json.loads(recipe_of(suite.protocol(row.architecture), row.training))
+    own = json.loads(recipe_of(suite.protocol(row.dataset, row.architecture), row.training))
     wrong = [name for name in sorted(said.keys() | own.keys()) if said.get(name) != own.get(name)]
     return [f"recipe: {name} is {said.get(name)!r}, but the suite has {own.get(name)!r}" for name in wrong]

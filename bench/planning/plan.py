@@ -162,11 +162,10 @@ def _pruned(cell: Cell, method: Method, setting: Setting, ablation: str) -> Iter
     stack = cell.request.environment.stack
     if stack > 1:
         decided["stack"] = stack
-    size = len(suite.sparsities) if method.stage is Stage.AFTER else stack
-    for group in (suite.sparsities[start : start + size] for start in range(0, len(suite.sparsities), size)):
-        points = tuple(
-            Point(s, f, point_key({**decided, "sparsity": s}, f, setting.finetune_lr_scale)) for s in group for f in suite.finetune_epochs
-        )
+    sparsities, finetunings = suite.extent(early=method.stage is not Stage.AFTER)
+    size = len(sparsities) if method.stage is Stage.AFTER else stack
+    for group in (sparsities[start : start + size] for start in range(0, len(sparsities), size)):
+        points = tuple(Point(s, f, point_key({**decided, "sparsity": s}, f, setting.finetune_lr_scale)) for s in group for f in finetunings)
         yield planned(cell, named, setting, network, points)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -77,22 +78,38 @@ def narrowed(suite: Suite, narrowing: Narrowing) -> Suite:
         UserError: a name is unknown or a value is invalid in a suite.
     """
     datasets, chosen = (list(dict.fromkeys(names or ())) for names in (narrowing.datasets, narrowing.architectures))
-    own = {b.dataset: b.architectures for b in suite.blocks}
+    own = list(dict.fromkeys(b.dataset for b in suite.blocks))
     every = list(dict.fromkeys(a for b in suite.blocks for a in b.architectures))
     for name in datasets:
         data.describe(name)
     for name in chosen:
         build.describe(name)
-    blocks = [{"dataset": d, "architectures": chosen or own.get(d, every)} for d in datasets or own]
     apart = ("methods", "datasets", "architectures")
     base = suite.model_dump()
     if narrowing.weights is not None:  # also instead of the suite's checkpoints of single architectures
         base["architecture"] = {name: own | {"weights": None} for name, own in base["architecture"].items()}
-    changes = {f.name: getattr(narrowing, f.name) for f in dataclasses.fields(narrowing) if f.name not in apart}
+    given = {f.name: getattr(narrowing, f.name) for f in dataclasses.fields(narrowing) if f.name not in apart}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if "sparsities" in changes and suite.early_sparsities:
+        base["early_sparsities"] = [s for s in suite.early_sparsities if s in changes["sparsities"]] or changes["sparsities"]
+    blocks = [b for d in datasets or own for b in _blocks(suite, d, chosen, every)]
+    for block in blocks:  # the user's values also instead of those of single blocks
+        block.update((name, None) for name in changes.keys() & block.keys())
     try:
-        return Suite.model_validate(base | {"blocks": blocks} | {k: v for k, v in changes.items() if v is not None})
+        return Suite.model_validate(base | {"blocks": blocks} | changes)
     except ValidationError as error:
         raise UserError(first_fault(error)) from None
+
+
+def _blocks(suite: Suite, dataset: str, chosen: list[str], every: list[str]) -> list[dict[str, Any]]:
+    """The blocks of a data set with the values of the suite's; `chosen` architectures, else the suite's, else `every`."""
+    own = [b for b in suite.blocks if b.dataset == dataset]
+    if not own:
+        return [{"dataset": dataset, "architectures": chosen or every}]
+    if not chosen:
+        return [b.model_dump() for b in own]
+    homes = {name: next((b for b in own if name in b.architectures), own[0]) for name in chosen}
+    return [b.model_dump() | {"architectures": names} for b in own if (names := [name for name in chosen if homes[name] is b])]
 
 
 def of_granularity(suite: Suite, ablations: Iterable[str] = (), sparsities: Iterable[float] | None = None) -> Suite:

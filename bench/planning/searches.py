@@ -16,7 +16,7 @@ from bench.trial.job import Job, Point
 from bench.tuning import pools, tune
 from bench.tuning.pools import Member
 from bench.tuning.study import Study
-from methods import Method
+from methods import Method, Stage
 
 
 def searches(request: Request, storage: str) -> tuple[Plan, list[Study]]:
@@ -34,6 +34,8 @@ def searches(request: Request, storage: str) -> tuple[Plan, list[Study]]:
     trainings: dict[str, Job] = {}
     every = list(cells(request, request.suite.seeds_of_tuning, made.notes))
     for block in zip(*(every[k :: request.suite.tuning_seeds] for k in range(request.suite.tuning_seeds)), strict=True):
+        if not request.suite.trials_of(block[0].dataset, block[0].architecture):
+            continue
         for method in request.methods:
             members = _pool(block, method, networks)
             for member in members:
@@ -72,7 +74,8 @@ def _study(block: Sequence[Cell], method: Method, members: tuple[Member, ...], s
     cell, suite = block[0], block[0].request.suite
     criterion = hyperparameters_of(method.make_criterion())
     space = pools.tunable(methods.lookup("criteria", method.criterion), dict(method.options))
-    points = tuple(Point(s, f, f"{s}/{f}") for s in suite.sparsities for f in suite.finetune_epochs)
+    sparsities, finetunings = suite.extent(early=method.stage is not Stage.AFTER)
+    points = tuple(Point(s, f, f"{s}/{f}") for s in sparsities for f in finetunings)
     drawn_by = "/".join([suite.name, cell.dataset, cell.architecture, method.name])
     ranges = pools.tunable(type(method.make_training()), dict(method.training_options))
     decided = {
@@ -85,8 +88,8 @@ def _study(block: Sequence[Cell], method: Method, members: tuple[Member, ...], s
     if cell.request.environment.stack > 1:
         decided["stack"] = cell.request.environment.stack
     return Study(
-        key=digest(decided), storage=storage, trials=suite.trials, seed=methods.derive(0, drawn_by), pool=members,
-        draws=pools.MOST * suite.pool, jobs=_jobs(block, method, members[0], criterion, points), space=space,
+        key=digest(decided), storage=storage, trials=suite.trials_of(cell.dataset, cell.architecture), seed=methods.derive(0, drawn_by),
+        pool=members, draws=pools.MOST * suite.pool, jobs=_jobs(block, method, members[0], criterion, points), space=space,
     )  # fmt: skip
 
 

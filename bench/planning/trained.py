@@ -6,17 +6,18 @@ import methods
 from bench.networks import build
 from bench.spec import own_file
 from bench.spec.errors import UserError
-from bench.spec.suite import Protocol, Suite
+from bench.spec.protocol import Protocol
+from bench.spec.suite import Suite
 from methods import Method, Stage
 
 
-def protocol_of(suite: Suite, architecture: str) -> Protocol:
-    """The protocol of a suite for one architecture.
+def protocol_of(suite: Suite, dataset: str, architecture: str) -> Protocol:
+    """The protocol of a suite for a data set and an architecture.
 
     A pretrained network that is not trained further gets its inputs as timm has trained it: mean and standard deviation are those of
     its pretrained weights, unless the suite has its own.
     """
-    protocol = suite.protocol(architecture)
+    protocol = suite.protocol(dataset, architecture)
     if protocol.pretrained and not protocol.epochs and protocol.mean is None:
         return protocol.with_moments(*build.moments(architecture))
     return protocol
@@ -30,8 +31,8 @@ def check_trained(suite: Suite, ablations: Iterable[str]) -> None:
     """
     if suite.epochs:
         return
-    for architecture in dict.fromkeys(a for b in suite.blocks for a in b.architectures):
-        protocol = suite.protocol(architecture)
+    for dataset, architecture in ((b.dataset, a) for b in suite.blocks for a in b.architectures):
+        protocol = suite.protocol(dataset, architecture)
         # A function of the user's own may load its weights itself.
         if not (protocol.pretrained or protocol.weights or own_file.is_own(build.KIND, architecture)):
             raise UserError(

@@ -73,7 +73,7 @@ def _methods_without_rows(board: Board) -> Iterator[str]:
     except UserError as error:
         yield f"the methods of the suite: {error} (a method of your own: --plugin FILE)"
         return
-    for tuning in ("default", "tuned") if board.suite.trials else ("default",):
+    for tuning in ("default", "tuned") if board.suite.tunes else ("default",):
         missing = [method.name for method in wanted if (method.name, tuning) not in there]
         if missing:
             yield f"the suite contains the methods {', '.join(missing)}, but the leaderboard has no {tuning} rows of them"
@@ -90,7 +90,7 @@ def _blocks_without_rows(board: Board, environment: Environment) -> Iterator[str
         if (dataset, architecture) in there:
             continue
         try:
-            card = loading.load_card(dataset, protocol_of(board.suite, architecture), environment)
+            card = loading.load_card(dataset, protocol_of(board.suite, dataset, architecture), environment)
             if build.accepts(architecture, card.input_shape):
                 yield BLOCKS_WITHOUT_ROWS.format(f"{dataset}/{architecture}")
         except UserError as error:

@@ -40,9 +40,9 @@ def missing_controls(suite: Suite, rows: Iterable[tuple[str, str]]) -> list[str]
         rows: (method, stage) of its rows.
     """
     names, stages = (set(column) for column in zip(*rows, strict=True)) if (rows := list(rows)) else (set[str](), set[str]())
-    architectures = {name for block in suite.blocks for name in block.architectures}
+    blocks = [(block.dataset, name) for block in suite.blocks for name in block.architectures]
     # adamw refuses the training of the plain controls, which has weight decay in the loss.
-    training = "@decoupled" if any(suite.protocol(name).optimizer == "adamw" for name in architectures) else ""
+    training = "@decoupled" if any(suite.protocol(*block).optimizer == "adamw" for block in blocks) else ""
     wanted = [name + training for name in CONTROLS + (CONTROLS_AT_INIT if Stage.INIT in stages else ())]
     return [name for name in wanted if name not in names]
 
@@ -58,20 +58,22 @@ def incomplete(rows: Iterable[Row], suite: Suite) -> Iterator[tuple[Key, str]]:
         ((method, tuning, ablation), what is missing), one per incomplete method.
     """
     found: dict[Key, dict[tuple[Any, ...], set[int]]] = {}
-    pruned: set[Key] = set()
+    stages: dict[Key, str] = {}  # of methods that prune
     for row in rows:
         if row.criterion:
-            pruned.add(key_of(row))
+            stages[key_of(row)] = row.stage
         seeds = found.setdefault(key_of(row), {})
         seeds.setdefault((row.dataset, row.architecture, row.sparsity, row.finetune_epochs), set()).add(row.seed)
     # Blocks without any row are not required: the architecture does not support the data set.
     blocks = {cell[:2] for cells in found.values() for cell in cells}
     for key, cells in found.items():
-        if key not in pruned:
+        if key not in stages:
             own = {cell[:2] for cell in cells}  # a dense network is only required where a method uses it
             wanted = {(*block, 0.0, f) for block in own for f in suite.finetune_epochs}
         else:
-            wanted = {(*block, s, f) for block in blocks for s in suite.sparsities for f in suite.finetune_epochs}
+            sparsities, finetunings = suite.extent(early=stages[key] != Stage.AFTER)
+            own = blocks if key[1] == "default" else {block for block in blocks if suite.trials_of(*block)}
+            wanted = {(*block, s, f) for block in own for s in sparsities for f in finetunings}
         for cell in sorted(wanted):
             missing = sorted(set(suite.seeds) - cells.get(cell, set()))
             if missing:

@@ -28,7 +28,7 @@ ENOUGH_SEEDS = 5  # protocol, rule 9
 SHOWN = "digits"  # the suite whose tables are in the README
 RUN = ["python", "-m", "bench", "run"]
 # Keys of a suite that may change while the published rows remain comparable.
-EXTENT = {"description", "blocks", "sparsities", "seeds", "methods", "finetune_epochs"}
+EXTENT = {"description", "blocks", "sparsities", "early_sparsities", "seeds", "methods", "finetune_epochs"}
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _collect(request: Request, store: Store, options: list[str], notes: list[str
             rows += found
         elif found:
             notes.append(f"note: {len(found)} of {wanted} rows of ablation {name} are in the store; this ablation is not published")
-    return rows + (_tuned(request, store, options, notes) if request.suite.trials else [])
+    return rows + (_tuned(request, store, options, notes) if request.suite.tunes else [])
 
 
 def _tuned(request: Request, store: Store, options: list[str], notes: list[str]) -> list[Row]:
@@ -205,6 +205,8 @@ def _kept(there: Board | None, suite: Suite, rows: list[Row]) -> list[Row]:
     settings = {key for key, value in suite.model_dump(exclude=EXTENT).items() if value != there.suite.model_dump()[key]}
     if all(row.tuning == "default" for row in kept):
         settings.discard("trials")
+    blocks = dict.fromkeys((row.dataset, row.architecture) for row in kept)
+    settings = settings or {f"blocks: {'/'.join(b)}" for b in blocks if suite.protocol(*b) != there.suite.protocol(*b)}
     if kept and settings:
         names = ", ".join(dict.fromkeys(row.method for row in kept))
         changed = ", ".join(f"`{key}`" for key in sorted(settings))

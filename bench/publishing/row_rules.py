@@ -16,6 +16,7 @@ from bench.publishing.row_comparison import MEASURED
 from bench.spec.row import PROTOCOL_VERSION, RECALIBRATIONS, Row
 from bench.spec.setting import Setting, decoded
 from bench.spec.suite import Suite
+from methods import Stage
 
 SHAPE = ("prunable_weights", "parameters", "flops")  # of the network: equal in all rows of a block
 FILLED = (  # in every row with a measurement
@@ -25,8 +26,8 @@ FILLED = (  # in every row with a measurement
 
 
 _settings = attrgetter(  # all that `_configured`, `recipe_faults` and `_planned` look at
-    "method", "criterion", "training", "stage", "ablation", "tuning", "hyperparameters", "finetune_epochs", "recipe", "architecture",
-    "sparsity", "epochs",
+    "method", "criterion", "training", "stage", "ablation", "tuning", "hyperparameters", "finetune_epochs", "recipe", "dataset",
+    "architecture", "sparsity", "epochs",
 )  # fmt: skip
 
 
@@ -59,9 +60,10 @@ class Rules:
 
 def _planned(row: Row, suite: Suite) -> Iterator[str]:
     """Epochs other than those that the job of the row trains."""
-    wanted = planned_epochs(row, suite.protocol(row.architecture))
+    protocol = suite.protocol(row.dataset, row.architecture)
+    wanted = planned_epochs(row, protocol)
     if row.epochs != wanted:
-        yield f"epochs {row.epochs}, but '{row.method}' trains {wanted} in this suite, which has {suite.epochs}"
+        yield f"epochs {row.epochs}, but '{row.method}' trains {wanted} in this suite, which has {protocol.epochs}"
 
 
 def _of_suite(row: Row, board: Board) -> Iterator[str]:
@@ -73,12 +75,13 @@ def _of_suite(row: Row, board: Board) -> Iterator[str]:
         yield f"protocol {row.protocol}, this release has protocol {PROTOCOL_VERSION}"
     if row.architecture not in {a for b in suite.blocks if b.dataset == row.dataset for a in b.architectures}:
         yield f"the suite does not contain {row.dataset}/{row.architecture}"
-    if row.sparsity not in (suite.sparsities if row.criterion else (0.0,)):
-        yield f"sparsity {row.sparsity!r} is not one of {', '.join(map(str, suite.sparsities if row.criterion else (0.0,)))}"
+    sparsities, finetunings = suite.extent(early=row.stage not in ("", Stage.AFTER))
+    if row.sparsity not in (sparsities if row.criterion else (0.0,)):
+        yield f"sparsity {row.sparsity!r} is not one of {', '.join(map(str, sparsities if row.criterion else (0.0,)))}"
     if row.seed not in suite.seeds:
         yield f"seed {row.seed} is not one of {', '.join(map(str, suite.seeds))}"
-    if row.finetune_epochs not in suite.finetune_epochs:
-        yield f"finetune_epochs {row.finetune_epochs} is not one of {', '.join(map(str, suite.finetune_epochs))}"
+    if row.finetune_epochs not in finetunings:
+        yield f"finetune_epochs {row.finetune_epochs} is not one of {', '.join(map(str, finetunings))}"
     said = {
         "granularity": suite.granularity, "match": suite.match, "calibration_samples": suite.calibration,
         "recalibration": RECALIBRATIONS[suite.recalibrate_batchnorm],
@@ -87,14 +90,14 @@ def _of_suite(row: Row, board: Board) -> Iterator[str]:
         if getattr(row, name) != own:
             yield f"{name} '{getattr(row, name)}', this leaderboard has '{own}'"
     there = board.first_of_block.get((row.dataset, row.architecture), row)
-    started = _start(suite, row.architecture, there)
+    started = _start(suite, row, there)
     if not row.initial_weights.startswith(started):
         yield f"initial_weights '{row.initial_weights}', this leaderboard has '{started}'"
 
 
-def _start(suite: Suite, architecture: str, published: Row) -> str:
+def _start(suite: Suite, row: Row, published: Row) -> str:
     """How the column `initial_weights` must begin; the whole column if a row of the same network is published."""
-    protocol = suite.protocol(architecture)
+    protocol = suite.protocol(row.dataset, row.architecture)
     if protocol.weights is None:
         return "pretrained" if protocol.pretrained else "random"
     return published.initial_weights if published.initial_weights.startswith("sha256:") else "sha256:"
@@ -178,8 +181,8 @@ def _named(row: Row, said: Setting, suite: Suite, complete: bool) -> Iterator[st
     if row.tuning == "tuned":
         if said.search is None:
             yield "hyperparameters: tuned row without the entry `tuning`"
-        elif said.search.trials != suite.trials:
-            yield f"hyperparameters: {said.search.trials} tuning trials, but the suite has {suite.trials}"
+        elif said.search.trials != (trials := suite.trials_of(row.dataset, row.architecture)):
+            yield f"hyperparameters: {said.search.trials} tuning trials, but the suite has {trials}"
         return
     if said.search is not None:
         yield "hyperparameters: row with default hyperparameters and the entry `tuning`"

@@ -155,7 +155,7 @@ def _with_more(row: Row, got: Row, verdict: Verdict, board: Board, environment: 
     suspects = [name for name in (*row_comparison.ACCURACIES, "top5") if row_comparison.unequal(row, got, (name,))]
     if not suspects:
         return verdict
-    samples = loading.load_card(row.dataset, protocol_of(board.suite, row.architecture), environment).test
+    samples = loading.load_card(row.dataset, protocol_of(board.suite, row.dataset, row.architecture), environment).test
     counts = {name: getattr(row, name) * samples for name in suspects}
     broken = [f"{name}: {getattr(row, name)!r} is not a multiple of 1/{samples} ({samples} test samples)"
               for name, count in counts.items() if abs(count - round(count)) > 1e-6]  # fmt: skip
@@ -240,7 +240,7 @@ def _blank(row: Row, environment: Environment) -> Row:
 
 def _job(row: Row, board: Board, environment: Environment, key: str) -> Job:
     """The job that computes a row. UserError if the row does not contain what is needed."""
-    protocol = protocol_of(board.suite, row.architecture)
+    protocol = protocol_of(board.suite, row.dataset, row.architecture)
     try:
         network = digest([row.dataset, row.architecture, row.seed, row.training, decoded(row.hyperparameters).training])
         points = (Point(row.sparsity, row.finetune_epochs, key),)

@@ -2,73 +2,38 @@
 
 import re
 import reprlib
-from dataclasses import dataclass, replace
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from bench.spec import toml_file
 from bench.spec.errors import UserError, nearest, unknown
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-OPTIMIZERS = "^(sgd|adam|adamw)$"
-PRECISIONS = "^(full|bfloat16)$"
-LR_SCHEDULES = "^(cosine|linear|constant|step)$"
-AUGMENTATIONS = ("crop", "flip", "randaugment")
-OPTIMIZER = "Optimizer: sgd, adam or adamw; adamw needs methods whose training decouples weight decay, e.g. all@decoupled."
-LR_SCHEDULE = (
-    "Learning rate after the warm-up: cosine or linear, to zero; constant; or step: a tenth from half of the training on, a hundredth from "
-    "three quarters on."
-)
-AUGMENT = (
-    "Augmentation of the training images: any of crop, flip and randaugment (all images of a batch get the same operations; pixels from "
-    "outside of the image have the mean of the training images)."
-)
-SMOOTHING = "Label smoothing ε of the training steps, in [0, 1): targets are (1 - ε) y + ε / classes."
-MIXUP = "Mixup of the training steps: each batch is mixed with its neighbours with a weight λ ~ Beta(α, α); the value is α, 0: off."
-
-
-LARGEST = 2**53  # of a count or a seed: JSON and floating-point numbers hold it exactly
-Moments = Annotated[tuple[float, ...], Field(min_length=1)]
-
-
-class Settings(_Strict):
-    """The values of a suite that one architecture may replace."""
-
-    batch_size: int | None = Field(None, ge=2, le=LARGEST, description="Number of training examples per batch.")
-    optimizer: str | None = Field(None, pattern=OPTIMIZERS, description=OPTIMIZER)
-    lr_schedule: str | None = Field(None, pattern=LR_SCHEDULES, description=LR_SCHEDULE)
-    lr_scale: float | None = Field(None, gt=0, description="Factor of the learning rate of every training.")
-    augment: tuple[str, ...] | None = Field(None, description=AUGMENT)
-    label_smoothing: float | None = Field(None, ge=0, lt=1, description=SMOOTHING)
-    mixup: float | None = Field(None, ge=0, allow_inf_nan=False, description=MIXUP)
-    include: tuple[str, ...] | None = Field(None, description="Patterns of names of further parameters to prune.")
-    exclude: tuple[str, ...] | None = Field(None, description="Patterns of names of weights to leave out.")
-    mean: Moments | None = Field(None, description="Mean of each channel that inputs are standardised with.")
-    std: Moments | None = Field(None, description="Standard deviation of each channel that inputs are standardised with.")
-    weights: str | None = Field(None, description="Checkpoint that training starts from, a .safetensors file.")
-
-
-class Block(_Strict):
-    """One data set with the architectures to run on it."""
-
-    dataset: str = Field(description="Name of the data set, folder:PATH, tar:PATH, timm:NAME, hf:NAME, or FILE.py:NAME.")
-    architectures: tuple[str, ...] = Field(
-        min_length=1, description="Names of networks: razorbench's own, any name of timm, or FILE.py:NAME."
-    )
-
+from bench.spec.protocol import (
+    AUGMENT,
+    LARGEST,
+    LR_SCHEDULE,
+    LR_SCHEDULES,
+    MIXUP,
+    OPTIMIZER,
+    OPTIMIZERS,
+    PRECISIONS,
+    SMOOTHING,
+    Augment,
+    Block,
+    Count,
+    Moments,
+    Protocol,
+    Settings,
+    Strict,
+)  # fmt: skip
 
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=0, le=LARGEST)]
 
 
-class Suite(_Strict):
+class Suite(Strict):
     """A named comparison, as written in its TOML file."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=100, description="Name of the suite and of its leaderboard folder.")
@@ -80,6 +45,11 @@ class Suite(_Strict):
         description="Quantity that the sparsities refer to: weights; with granularity channel also parameters, flops or latency.",
     )
     sparsities: tuple[Sparsity, ...] = Field(min_length=1, description="Fractions to remove. Each one is a row of the results.")
+    early_sparsities: tuple[Sparsity, ...] | None = Field(
+        None,
+        description="Sparsities of methods that prune before or while they train, which train a network for each: some of `sparsities`."
+        " These methods are then not fine-tuned. Without it, they have all sparsities and fine-tuning.",
+    )
     seeds: tuple[Count, ...] = Field(min_length=1, description="Seeds of initial weights, batches and scoring. Published: at least three.")
     methods: tuple[str, ...] = Field(("all",), description="Names of methods; all means every registered method that is not costly.")
     epochs: Count = Field(
@@ -100,7 +70,7 @@ class Suite(_Strict):
     optimizer: str = Field("sgd", pattern=OPTIMIZERS, description=OPTIMIZER)
     lr_schedule: str = Field("cosine", pattern=LR_SCHEDULES, description=LR_SCHEDULE)
     lr_scale: float = Field(1.0, gt=0, description="Factor of the learning rate of every training.")
-    augment: tuple[str, ...] = Field((), description=AUGMENT)
+    augment: Augment = Field((), description=AUGMENT)
     label_smoothing: float = Field(0.0, ge=0, lt=1, description=SMOOTHING)
     mixup: float = Field(0.0, ge=0, allow_inf_nan=False, description=MIXUP)
     precision: str = Field(
@@ -129,25 +99,19 @@ class Suite(_Strict):
     weights: str | None = Field(None, description="Checkpoint that training starts from, a .safetensors file; for one architecture.")
     architecture: dict[str, Settings] = Field({}, description="Values for single architectures, instead of those above.")
 
-    @field_validator("augment")
+    @field_validator("sparsities", "early_sparsities", "seeds", "finetune_epochs")
     @classmethod
-    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not set(value) <= set(AUGMENTATIONS):
-            raise ValueError(f"must be any of {', '.join(map(repr, AUGMENTATIONS[:-1]))} and {AUGMENTATIONS[-1]!r}")
-        return value
-
-    @field_validator("sparsities", "seeds", "finetune_epochs")
-    @classmethod
-    def _distinct(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(sorted(set(value)))
+    def _distinct(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        return None if value is None else tuple(sorted(set(value)))
 
     @model_validator(mode="after")
     def _apart(self) -> "Suite":
         if self.epochs and self.calibration is not None:
             raise ValueError("calibration: limits what methods read of a trained network: it needs epochs = 0")
-        if self.trials and not self.validation:
+        tuned = [(self.trials, self.validation), *((self._of(b, "trials"), self._of(b, "validation")) for b in self.blocks)]
+        if any(trials and not validation for trials, validation in tuned):
             raise ValueError("validation: tuning needs validation data; validation = 0 needs trials = 0")
-        for mean, std in ((self.mean, self.std), *((own.mean, own.std) for own in self.architecture.values())):
+        for mean, std in ((own.mean, own.std) for own in (self, *self.blocks, *self.architecture.values())):
             if (mean is None) != (std is None) or len(mean or ()) != len(std or ()):
                 raise ValueError("mean: mean and std must both be given, with one number for each channel")
             if std is not None and min(std) <= 0:
@@ -168,37 +132,61 @@ class Suite(_Strict):
             raise ValueError("weights: a network starts either from a checkpoint or, with `pretrained`, from the weights of timm")
         return self
 
+    @model_validator(mode="after")
+    def _extents(self) -> "Suite":
+        every = [(b.dataset, a) for b in self.blocks for a in b.architectures]
+        for dataset, architecture in every:
+            if every.count((dataset, architecture)) > 1:
+                raise ValueError(f"blocks: {dataset}/{architecture} occurs twice")
+        if not self.epochs and any(b.epochs for b in self.blocks):
+            raise ValueError("blocks: with epochs = 0 no network is trained, so that no block can have epochs of its own")
+        if self.early_sparsities is not None:
+            if not self.early_sparsities or not set(self.early_sparsities) <= set(self.sparsities):
+                raise ValueError("early_sparsities: must be some of `sparsities`")
+            if 0 not in self.finetune_epochs:
+                raise ValueError("early_sparsities: these methods are not fine-tuned, so that finetune_epochs must contain 0")
+        return self
+
     @property
     def seeds_of_tuning(self) -> tuple[int, ...]:
         """The seeds of tuning: `tuning_seeds` of them, starting at `tuning_seed`."""
         return tuple(range(self.tuning_seed, self.tuning_seed + self.tuning_seeds))
 
-    def protocol(self, architecture: str) -> "Protocol":
-        """The protocol of this suite for one architecture."""
-        own = self.architecture.get(architecture, Settings())
-        return Protocol(
-            epochs=self.epochs,
-            batch_size=own.batch_size or self.batch_size,
-            optimizer=own.optimizer or self.optimizer,
-            lr_schedule=own.lr_schedule or self.lr_schedule,
-            lr_scale=own.lr_scale or self.lr_scale,
-            augment=self.augment if own.augment is None else own.augment,
-            label_smoothing=self.label_smoothing if own.label_smoothing is None else own.label_smoothing,
-            mixup=self.mixup if own.mixup is None else own.mixup,
-            finetune_lr_scale=self.finetune_lr_scale,
-            validation=self.validation,
-            split_seed=self.split_seed,
-            train_limit=self.train_limit,
-            pretrained=self.pretrained,
-            precision=self.precision,
-            calibration=self.calibration,
-            recalibrate_batchnorm=self.recalibrate_batchnorm,
-            mean=self.mean if own.mean is None else own.mean,
-            std=self.std if own.std is None else own.std,
-            include=self.include if own.include is None else own.include,
-            exclude=self.exclude if own.exclude is None else own.exclude,
-            weights=own.weights or self.weights,
-        )
+    def block(self, dataset: str, architecture: str) -> Block:
+        """The block of a data set and an architecture; one without values of its own if the suite has none."""
+        bare = Block(dataset=dataset, architectures=(architecture,))
+        return next((b for b in self.blocks if b.dataset == dataset and architecture in b.architectures), bare)
+
+    def protocol(self, dataset: str, architecture: str) -> Protocol:
+        """The protocol for a data set and an architecture: the architecture's values, else the block's, else the suite's."""
+        layers = (self.architecture.get(architecture, Settings()), self.block(dataset, architecture), self)
+        every = {f.name: [getattr(layer, f.name, None) for layer in layers] for f in fields(Protocol)}
+        return Protocol(**{name: next((v for v in values if v is not None), None) for name, values in every.items()})
+
+    @property
+    def tunes(self) -> bool:
+        """Whether methods are tuned in any block."""
+        return any(self._of(block, "trials") for block in self.blocks)
+
+    @property
+    def trials_said(self) -> str:
+        """The numbers of trials of the blocks that are tuned, for messages: "10", or "5 or 10" if they differ."""
+        return " or ".join(map(str, sorted({self._of(block, "trials") for block in self.blocks} - {0})))
+
+    def trials_of(self, dataset: str, architecture: str) -> int:
+        """The number of tuning trials per method for a data set and an architecture."""
+        found: int = self._of(self.block(dataset, architecture), "trials")
+        return found
+
+    def _of(self, block: Block, name: str) -> Any:
+        own = getattr(block, name)
+        return getattr(self, name) if own is None else own
+
+    def extent(self, *, early: bool) -> tuple[tuple[float, ...], tuple[int, ...]]:
+        """The sparsities and the numbers of fine-tuning epochs of a method. `early`: whether it prunes before or while it trains."""
+        if early and self.early_sparsities is not None:
+            return self.early_sparsities, tuple(f for f in self.finetune_epochs if not f)
+        return self.sparsities, self.finetune_epochs
 
 
 def suites() -> dict[str, Path]:
@@ -246,34 +234,3 @@ def _model_of(path: list[int | str]) -> type[BaseModel]:
     """The model whose key is at this path in a suite."""
     nested: dict[str, type[BaseModel]] = {"blocks": Block, "architecture": Settings}
     return nested.get(str(path[0]), Suite) if path else Suite
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What all methods of a block share, from the keys of the suite with the same names."""
-
-    epochs: int
-    batch_size: int
-    optimizer: str
-    lr_scale: float
-    augment: tuple[str, ...]
-    finetune_lr_scale: float
-    validation: float
-    split_seed: int
-    train_limit: int | None = None
-    pretrained: bool = False
-    precision: str = "full"
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    lr_schedule: str = "cosine"
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    weights: str | None = None
-    calibration: int | None = None
-    recalibrate_batchnorm: bool = False
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-
-    def with_moments(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Protocol":
-        """The same protocol with mean and standard deviation of the inputs."""
-        return replace(self, mean=mean, std=std)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.spec.protocol import Protocol
 from bench.spec.setting import Setting
-from bench.spec.suite import Protocol
 from methods import Recipe, Schedule, Stage
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections import OrderedDict
 
 from bench import data
-from bench.spec.suite import Protocol
+from bench.spec.protocol import Protocol
 from bench.trial import architecture
 from bench.trial.job import Environment
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from bench.data import Batches, Dataset, Split, check_augmentation, load, training_batches
 from bench.data.statistics import statistics
 from bench.spec.errors import UserError
-from bench.spec.suite import Protocol
+from bench.spec.protocol import Protocol
 
 PROTOCOL = Protocol(
     epochs=1, batch_size=8, optimizer="sgd", lr_scale=1.0, augment=(), finetune_lr_scale=0.1, validation=0.1, split_seed=0

@@ -10,7 +10,8 @@ import pytest
 
 from bench.publishing.board_rules import contradictions, incomplete, key_of, label_of, missing_controls
 from bench.spec.row import Row
-from bench.spec.suite import Block, Settings, Suite, load_suite
+from bench.spec.protocol import Block, Settings
+from bench.spec.suite import Suite, load_suite
 from tests.bench.publishing.test_merge import cells
 
 Change = Callable[[Row], Row | None]

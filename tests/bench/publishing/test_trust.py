@@ -15,7 +15,8 @@ from bench.publishing.board_folder import Board
 from bench.publishing.plots import curves
 from bench.spec import own_file
 from bench.spec.errors import UserError
-from bench.spec.suite import Block, Suite, load_suite
+from bench.spec.protocol import Block
+from bench.spec.suite import Suite, load_suite
 from bench.storage import files, results_csv
 from tests.bench.own_files import run_here, write
 

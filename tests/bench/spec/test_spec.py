@@ -10,7 +10,8 @@ from bench.spec import suite
 from bench.spec.digest import digest
 from bench.spec.errors import UserError
 from bench.spec.row import COLUMNS, DECLARED, Row
-from bench.spec.suite import Block, Settings, Suite, load_suite, suites
+from bench.spec.protocol import Block, Settings
+from bench.spec.suite import Suite, load_suite, suites
 from methods.core import recipe
 
 CONTRACT = (
