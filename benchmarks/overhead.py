@@ -77,7 +77,7 @@ def bare(suite: Suite, folder: Path) -> float:
     """Seconds of the same trainings and scorings without the harness."""
     (block,) = suite.blocks
     (architecture,) = block.architectures
-    protocol = suite.protocol(architecture)
+    protocol = suite.protocol(block.dataset, architecture)
     split = loading.load_data(block.dataset, protocol, Environment("cpu", None, folder)).train
     batches = data.Batches(split, protocol.batch_size, shuffle=False)
     shape = split.input_shape

@@ -87,7 +87,7 @@ def suite_keys() -> str:
     """The keys of a suite file, of its blocks and of its settings for one architecture."""
     titles = {
         "Keys of the file": Suite,
-        "Keys of each entry of `blocks`": Block,
+        "Keys of each entry of `blocks`: data set, architectures, and values for them instead of the file's": Block,
         "Keys of `[architecture.NAME]`, which replace those of the file for one architecture": Settings,
     }
     return "\n".join(f"## {title}\n\n{_keys(model.model_json_schema())}" for title, model in titles.items())
@@ -99,7 +99,9 @@ def shipped_suites() -> str:
     for name, suite in ((name, load_suite(name)) for name in suites()):
         blocks = "; ".join(f"{block.dataset}: {', '.join(block.architectures)}" for block in suite.blocks)
         sparsities = ", ".join(f"{100 * s:g} %" for s in suite.sparsities)
-        lines.append((f"`{name}`", escaped(suite.description), escaped(blocks), sparsities, str(len(suite.seeds)), str(suite.trials)))
+        lines.append(
+            (f"`{name}`", escaped(suite.description), escaped(blocks), sparsities, str(len(suite.seeds)), suite.trials_said or "0")
+        )
     return table(("name", "what it compares", "data sets and architectures", "sparsities", "seeds", "trials"), lines)
 
 

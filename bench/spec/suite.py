@@ -111,7 +111,8 @@ class Suite(Strict):
         tuned = [(self.trials, self.validation), *((self._of(b, "trials"), self._of(b, "validation")) for b in self.blocks)]
         if any(trials and not validation for trials, validation in tuned):
             raise ValueError("validation: tuning needs validation data; validation = 0 needs trials = 0")
-        for mean, std in ((own.mean, own.std) for own in (self, *self.blocks, *self.architecture.values())):
+        moments = ((own.mean, own.std) for own in (*self.blocks, *self.architecture.values()))
+        for mean, std in ((self.mean, self.std), *moments):
             if (mean is None) != (std is None) or len(mean or ()) != len(std or ()):
                 raise ValueError("mean: mean and std must both be given, with one number for each channel")
             if std is not None and min(std) <= 0:
@@ -161,7 +162,8 @@ class Suite(Strict):
         """The protocol for a data set and an architecture: the architecture's values, else the block's, else the suite's."""
         layers = (self.architecture.get(architecture, Settings()), self.block(dataset, architecture), self)
         every = {f.name: [getattr(layer, f.name, None) for layer in layers] for f in fields(Protocol)}
-        return Protocol(**{name: next((v for v in values if v is not None), None) for name, values in every.items()})
+        found: dict[str, Any] = {name: next((v for v in values if v is not None), None) for name, values in every.items()}
+        return Protocol(**found)
 
     @property
     def tunes(self) -> bool:

@@ -14,8 +14,8 @@ from bench.publishing import board_check, board_folder
 from bench.publishing.board_folder import Board
 from bench.publishing.plots import curves
 from bench.publishing.plots.plain import is_plain
-from bench.spec.row import Row
 from bench.spec.protocol import Block
+from bench.spec.row import Row
 from bench.storage import files, results_csv
 from bench.trial.job import Environment
 from tests.bench.own_files import run_here

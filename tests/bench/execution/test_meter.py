@@ -16,7 +16,7 @@ from methods import Stage
 
 def job(method: str, points: int, criterion: str = "magnitude", seed: int = 0) -> Job:
     return Job(
-        method=method, dataset="d", architecture="a", protocol=load_suite("digits").protocol("mlp"), seed=seed, training="map",
+        method=method, dataset="d", architecture="a", protocol=load_suite("digits").protocol("digits", "mlp"), seed=seed, training="map",
         criterion=criterion, stage=Stage.AFTER if criterion else None, setting=Setting({}, {}), granularity="weight", network=str(seed),
         points=tuple(Point(0.5 + k / 100, 0, f"{method}{seed}{k}") for k in range(points)), environment=Environment("cpu", None, Path(".")),
     )  # fmt: skip

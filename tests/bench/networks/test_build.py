@@ -244,11 +244,11 @@ def test_a_pretrained_network_that_is_not_trained_gets_its_own_moments_and_class
     imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert build.moments("resnet18") == imagenet
     suite = load_suite("imagenet").model_copy(update={"epochs": 0})
-    protocol = protocol_of(suite, "resnet50")
+    protocol = protocol_of(suite, "folder:imagenet", "resnet50")
     assert (protocol.mean, protocol.std) == imagenet
-    assert protocol_of(load_suite("imagenet"), "resnet50").mean is None, "with training the data's own"
+    assert protocol_of(load_suite("imagenet"), "folder:imagenet", "resnet50").mean is None, "with training the data's own"
     own = suite.model_copy(update={"mean": (0.5,), "std": (0.2,)})
-    assert protocol_of(own, "resnet50").mean == (0.5,)
+    assert protocol_of(own, "folder:imagenet", "resnet50").mean == (0.5,)
     build.check_head("resnet18", 1000)
     with pytest.raises(UserError, match="have 1000 classes and the data 10, so its last layer is random"):
         build.check_head("resnet18", 10)

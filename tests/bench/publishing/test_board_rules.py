@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from bench.publishing.board_rules import contradictions, incomplete, key_of, label_of, missing_controls
-from bench.spec.row import Row
 from bench.spec.protocol import Block, Settings
+from bench.spec.row import Row
 from bench.spec.suite import Suite, load_suite
 from tests.bench.publishing.test_merge import cells
 

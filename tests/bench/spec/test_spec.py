@@ -6,11 +6,11 @@ import pytest
 
 from bench import data
 from bench.data import augmentation
-from bench.spec import suite
+from bench.spec import protocol
 from bench.spec.digest import digest
 from bench.spec.errors import UserError
-from bench.spec.row import COLUMNS, DECLARED, Row
 from bench.spec.protocol import Block, Settings
+from bench.spec.row import COLUMNS, DECLARED, Row
 from bench.spec.suite import Suite, load_suite, suites
 from methods.core import recipe
 
@@ -35,15 +35,15 @@ def test_packaged_suites_are_valid_and_named_as_their_file(name: str) -> None:
     assert suite.description
     for block in suite.blocks:
         for architecture in block.architectures:
-            assert suite.protocol(architecture).epochs == suite.epochs
+            assert suite.protocol(block.dataset, architecture).epochs == (block.epochs or suite.epochs)
 
 
 def test_an_architecture_overrides_its_suite() -> None:
     suite = load_suite("digits")
-    assert suite.protocol("mlp").lr_scale == suite.lr_scale == 1
-    assert suite.protocol("lenet5").lr_scale == 0.5
-    assert suite.protocol("lenet5").batch_size != suite.batch_size
-    assert suite.protocol("vit_micro_patch4").batch_size == suite.batch_size
+    assert suite.protocol("digits", "mlp").lr_scale == suite.lr_scale == 1
+    assert suite.protocol("digits", "lenet5").lr_scale == 0.5
+    assert suite.protocol("digits", "lenet5").batch_size != suite.batch_size
+    assert suite.protocol("digits", "vit_micro_patch4").batch_size == suite.batch_size
 
 
 @pytest.mark.parametrize(
@@ -126,10 +126,14 @@ def test_a_row_is_one_row_by_the_contract_key() -> None:
 
 def test_the_names_in_suites_are_those_of_the_training_loop() -> None:
     """Suites are read without torch, so they have their own lists."""
-    lists = {suite.OPTIMIZERS: recipe.OPTIMIZERS, suite.LR_SCHEDULES: recipe.LR_SCHEDULES, suite.PRECISIONS: recipe.PRECISIONS}
+    lists = {
+        protocol.OPTIMIZERS: recipe.OPTIMIZERS,
+        protocol.LR_SCHEDULES: recipe.LR_SCHEDULES,
+        protocol.PRECISIONS: recipe.PRECISIONS,
+    }
     for pattern, known in lists.items():
         assert pattern == f"^({'|'.join(known)})$"
-    assert (*data.AUGMENTATIONS, augmentation.RANDAUGMENT) == suite.AUGMENTATIONS
+    assert (*data.AUGMENTATIONS, augmentation.RANDAUGMENT) == protocol.AUGMENTATIONS
 
 
 def test_one_architecture_may_have_its_own_recipe(tmp_path: Path) -> None:
@@ -151,5 +155,5 @@ lr_schedule = "linear"
 """
     (tmp_path / "x.toml").write_text(own)
     found = load_suite(str(tmp_path / "x.toml"))
-    values = {name: (p.label_smoothing, p.mixup, p.lr_schedule) for name in ("mlp", "lenet5") if (p := found.protocol(name))}
+    values = {name: (p.label_smoothing, p.mixup, p.lr_schedule) for name in ("mlp", "lenet5") if (p := found.protocol("digits", name))}
     assert values == {"mlp": (0.0, 0.0, "linear"), "lenet5": (0.1, 0.4, "step")}

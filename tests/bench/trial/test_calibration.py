@@ -23,7 +23,7 @@ def job_of(tmp_path: Path, criterion: str = "magnitude", stage: Stage = Stage.AF
     """Two sparsities, each without fine-tuning and with two epochs of it."""
     points = tuple(Point(s, epochs, f"{s}/{epochs}") for s in (0.5, 0.75) for epochs in (0, 2))
     setting = Setting({"lr": 0.1, "weight_decay": 1e-3}, {}, None if schedule is None else schedule.as_dict())
-    protocol = dataclasses.replace(load_suite("digits").protocol("mlp"), epochs=5, batch_size=16)
+    protocol = dataclasses.replace(load_suite("digits").protocol("digits", "mlp"), epochs=5, batch_size=16)
     job = Job(
         method="m", dataset="breast_cancer", architecture="mlp", protocol=protocol, seed=0, training="map", criterion=criterion,
         stage=stage, setting=setting, granularity="weight", network="x", points=points, environment=Environment("cpu", None, tmp_path),

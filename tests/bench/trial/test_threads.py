@@ -38,7 +38,7 @@ def test_what_export_leaves_is_what_run_would_have_made(
     text = (tiny / "tiny.toml").read_text()
     (tiny / "tiny.toml").write_text(text.replace('"breast_cancer"', '"digits"').replace('"mlp"', '"lenet5"'))
     job = Job(
-        method="dense", dataset="digits", architecture="lenet5", protocol=load_suite("tiny.toml").protocol("lenet5"), seed=0,
+        method="dense", dataset="digits", architecture="lenet5", protocol=load_suite("tiny.toml").protocol("digits", "lenet5"), seed=0,
         training="map", criterion="", stage=None, setting=Setting({"lr": 0.1, "weight_decay": 1e-3}), granularity="weight",
         network="x", points=(),
         environment=Environment("cpu", None, tiny / "cache"),

@@ -31,7 +31,7 @@ def job_of(
     setting = Setting({"lr": 0.1, "weight_decay": 1e-3}, {}, None if schedule is None else schedule.as_dict())
     job = Job(
         method="m", dataset="breast_cancer", architecture="mlp", seed=0, training="map", criterion=criterion, stage=stage,
-        protocol=dataclasses.replace(load_suite("digits").protocol("mlp"), epochs=EPOCHS), setting=setting, granularity="weight",
+        protocol=dataclasses.replace(load_suite("digits").protocol("digits", "mlp"), epochs=EPOCHS), setting=setting, granularity="weight",
         network="x", points=points, environment=Environment("cpu", None, cache),
     )  # fmt: skip
     return dataclasses.replace(job, **more)
