@@ -192,12 +192,16 @@ def test_the_experiments_of_spam_have_the_figures_of_the_boards() -> None:
 def test_the_suite_in_the_docs_is_one(tmp_path: Path) -> None:
     from bench.spec.suite import load_suite
 
-    block, recipe = code_blocks((DOCS / "suites.md").read_text(encoding="utf-8"), "toml")
+    block, blocks, recipe = code_blocks((DOCS / "suites.md").read_text(encoding="utf-8"), "toml")
     (tmp_path / "my_suite.toml").write_text(recipe + block, encoding="utf-8")
     found = load_suite(str(tmp_path / "my_suite.toml"))
     assert found.architecture["lenet5"].batch_size == 64
     assert (found.optimizer, found.label_smoothing, found.mixup) == ("adamw", 0.1, 0.2)
     assert {method.training for method in catalogue.select_methods(",".join(found.methods))} == {"decoupled"}
+    (tmp_path / "two_sizes.toml").write_text(blocks, encoding="utf-8")
+    sizes = load_suite(str(tmp_path / "two_sizes.toml"))
+    assert (sizes.trials_of("digits", "lenet5"), sizes.trials_of("mnist", "lenet5")) == (10, 0)
+    assert sizes.extent(early=True) == ((0.9,), (0,))
 
 
 def cited_rules() -> dict[int, str]:
