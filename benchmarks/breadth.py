@@ -59,12 +59,14 @@ def fitted(name: str) -> tuple[nn.Module, int]:
     """A model and the size of its inputs in pixels, the smallest that it accepts."""
     own = None
     for size in (*SIZES, 0):
-        for options in ({"img_size": size}, {}) if size else ({},):
+        every: tuple[dict[str, Any], ...] = ({"img_size": size}, {}) if size else ({},)
+        for options in every:
             try:
                 torch.manual_seed(0)
                 model = own if own is not None and not options else timm.create_model(name, num_classes=CLASSES, **options)
                 own = model if not options else own
-                pixels = size or model.default_cfg["input_size"][-1]
+                default: Any = model.default_cfg
+                pixels: int = size or default["input_size"][-1]
                 with torch.no_grad():
                     if model.eval()(torch.randn(2, 3, pixels, pixels)).shape == (2, CLASSES):
                         return model, pixels

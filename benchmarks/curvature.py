@@ -11,6 +11,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import timm
 import torch
@@ -20,13 +21,14 @@ from torch import nn
 
 import bench.networks.classics  # noqa: F401  registers lenet5 with timm
 import methods
-from methods.core.cutting import evaluating
 from methods.core.interface import count_batches
+from methods.core.modes import evaluating
 from methods.curvature.compute import curvature
 
+BASIC: Any = BasicBlock  # timm declares an instance where it takes the class
 NETWORKS: dict[str, tuple[tuple[int, int, int], Callable[[], nn.Module]]] = {
     "lenet5": ((1, 28, 28), lambda: timm.create_model("lenet5", num_classes=10, in_chans=1, img_size=28)),
-    "resnet18 8-64": ((3, 32, 32), lambda: ResNet(BasicBlock, [2, 2, 2, 2], num_classes=10, channels=(8, 16, 32, 64))),
+    "resnet18 8-64": ((3, 32, 32), lambda: ResNet(BASIC, (2, 2, 2, 2), num_classes=10, channels=(8, 16, 32, 64))),
     "vit 64x4": ((3, 32, 32), lambda: VisionTransformer(32, 8, num_classes=10, embed_dim=64, depth=4, num_heads=4)),
 }
 WAYS: dict[str, dict[str, object]] = {

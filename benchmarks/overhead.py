@@ -21,6 +21,7 @@ import methods
 from bench import data
 from bench.execution import pipeline
 from bench.execution.executors import Inline
+from bench.networks import build
 from bench.planning import catalogue
 from bench.planning.plan import plan
 from bench.planning.request import Request, narrowed
@@ -28,7 +29,7 @@ from bench.spec.choices import Narrowing
 from bench.spec.protocol import Protocol
 from bench.spec.suite import Suite, load_suite
 from bench.storage.rows import Store
-from bench.trial import loading, workbench
+from bench.trial import loading
 from bench.trial.job import Environment
 
 METHODS = "random,magnitude,obd,snip,random_init"
@@ -48,9 +49,11 @@ def harness(suite: Suite, folder: Path) -> float:
 
 def train(model: torch.nn.Module, split: data.Split, protocol: Protocol, epochs: int, mask: Any = None) -> None:
     """A plain training loop of the protocol's length, batch size and optimiser."""
-    make = torch.optim.Adam if protocol.optimizer == "adam" else torch.optim.SGD
-    momentum = {} if protocol.optimizer == "adam" else {"momentum": 0.9}
-    optimizer = make(model.parameters(), lr=1e-3, weight_decay=1e-3, fused=True, **momentum)
+    optimizer: torch.optim.Optimizer
+    if protocol.optimizer == "adam":
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-3, fused=True)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, weight_decay=1e-3, momentum=0.9, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs * -(-len(split) // protocol.batch_size)))
     inputs = split.read()
     masked = [(p, mask[n]) for n, p in model.named_parameters() if mask is not None and n in mask]
@@ -68,9 +71,11 @@ def train(model: torch.nn.Module, split: data.Split, protocol: Protocol, epochs:
 
 def network(architecture: str, shape: tuple[int, ...]) -> torch.nn.Module:
     """An initial network in the memory layout the harness gives it."""
-    model = workbench.build.create(architecture, shape, 10)
+    model = build.create(architecture, shape, 10)
     convolutional = sum(isinstance(m, torch.nn.Conv2d) for m in model.modules()) > 1
-    return model.to(memory_format=torch.channels_last) if convolutional else model
+    if convolutional:
+        model.to(memory_format=torch.channels_last)
+    return model
 
 
 def bare(suite: Suite, folder: Path) -> float:
@@ -114,7 +119,7 @@ def main() -> None:
     for architecture in ("mlp", "lenet5", "vit_micro_patch4"):
         suite = narrowed(
             load_suite("digits"),
-            Narrowing(datasets=["digits"], architectures=[architecture], seeds=[0], sparsities=[0.9, 0.99], epochs=options.epochs),
+            Narrowing(datasets=("digits",), architectures=(architecture,), seeds=(0,), sparsities=(0.9, 0.99), epochs=options.epochs),
         )
         times = []
         for _ in range(options.repeats + 1):

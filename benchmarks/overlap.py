@@ -15,7 +15,7 @@ import torch
 import methods
 from bench import data
 from bench.networks import build
-from methods.core.cutting import evaluating
+from methods.core.modes import evaluating
 from methods.curvature.compute import curvature
 
 KEPT = 0.05

@@ -52,7 +52,8 @@ def _rejected_first(t: np.ndarray, critical: np.ndarray) -> np.ndarray:
     """Whether Holm's procedure gets as far as the first pair of each board: every step up to it is significant."""
     place = (t > t[:, :1]).sum(1)
     passed = np.logical_and.accumulate(-np.sort(-t, axis=1) > critical, axis=1)
-    return passed[np.arange(len(t)), place]
+    found: np.ndarray = passed[np.arange(len(t)), place]
+    return found
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ defaults are those of the released codes: running statistics for SNIP, those of 
 import argparse
 import itertools
 import statistics
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
@@ -61,7 +62,7 @@ def samples(seed: int) -> tuple[Samples, Samples]:
     return (x[order[:1149]], y[order[:1149]]), (x[order[1149:]], y[order[1149:]])
 
 
-def zeros(model: nn.Module, batches: list[Samples], method: str, options: dict[str, str]) -> float:
+def zeros(model: nn.Module, batches: list[Samples], method: str, options: dict[str, Any]) -> float:
     """The share of weights whose score is exactly zero."""
     scores = torch.cat([s.flatten() for s in methods.scores(model, batches, method, **options).values()])
     return float((scores == 0).double().mean())
@@ -80,7 +81,7 @@ def measure(network: str, method: str, mode: str, sparsity: float, seed: int, ep
     batches = list(zip(train[0].split(64), train[1].split(64), strict=True))
     torch.manual_seed(seed)
     model = vgg() if network == "vgg" else build.create(network, (1, 8, 8), 10, False)
-    options = {"mode": mode} if mode else {}
+    options: dict[str, Any] = {"mode": mode} if mode else {}
     share = zeros(model, batches, method, options)
     mask = methods.prune(model, batches, method, sparsity=sparsity, seed=seed, **options)
     methods.train(model, batches, epochs=epochs, seed=seed, mask=mask)
