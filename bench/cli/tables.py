@@ -160,7 +160,8 @@ def print_gains(console: Console, gains: pd.DataFrame) -> None:
         for name, heading, form, rank in (
             ("area_default", "default", "{:.3f}", 1), ("area_tuned", "tuned", "{:.3f}", 1), ("gain", "gain", "{:+.3f}", 0)
         ):  # fmt: skip
-            columns.append(Shown(f"{kind}\n{heading}", [form.format(means.loc[(m, length), name]) for m in order], rank))
+            values = means[name].to_dict()  # methods that are not fine-tuned have none for that
+            columns.append(Shown(f"{kind}\n{heading}", [_number(values.get((m, length)), form) for m in order], rank))
     for name, heading in (("trials", "trials"), ("tuning_epochs", "training\nepochs")):
         columns.append(Shown(heading, [f"{cost.loc[m, name]:.0f}" for m in order], rank=2))
     print_table(console, "what tuning gained: area on test data, mean over blocks", columns)

@@ -1,0 +1,50 @@
+"""A suite whose blocks have values of their own, from `run` to `verify`, through the command line."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.spec.row import Row
+from bench.storage import results_csv
+
+Bench = Callable[..., tuple[int, str, str]]
+SUITE = """
+name = "blocks"
+description = "two blocks"
+blocks = [
+    { dataset = "breast_cancer", architectures = ["mlp"], epochs = 2, trials = 2 },
+    { dataset = "digits", architectures = ["mlp"], train_limit = 200 },
+]
+sparsities = [0.5, 0.8, 0.9]
+early_sparsities = [0.8]
+finetune_epochs = [0, 1]
+seeds = [0, 1, 2]
+tuning_seeds = 1
+pool = 1
+methods = ["random", "magnitude", "magnitude_layer", "random_init"]
+epochs = 1
+validation = 0.2
+"""
+
+
+def test_a_suite_with_blocks_runs_is_published_and_verified(tiny: Path, bench: Bench) -> None:
+    (tiny / "blocks.toml").write_text(SUITE)
+    code, out, err = bench("run", "--suite", "blocks.toml", "--output", "out", "--workers", "1")
+    assert code == 0, err
+    assert "what tuning gained" in out
+    rows = results_csv.read_rows(tiny / "out" / "results.csv")
+    # 2 blocks x 3 seeds x (3 methods x 3 sparsities x 2 lengths + 1 early + 2 dense), and the first block also tuned
+    assert len(rows) == 2 * 3 * (18 + 1 + 2) + 3 * (18 + 1 + 2)
+    assert {of(row) for row in rows} == {
+        ("breast_cancer", "default", 2), ("breast_cancer", "tuned", 2), ("digits", "default", 1),
+    }  # fmt: skip
+    code, out, err = bench("publish", "--suite", "blocks.toml", "--to", "boards")
+    assert code == 0, err
+    code, out, err = bench("verify", "boards/blocks", "--sample", "2", "--seed", "1")
+    assert code == 0, out + err
+    code, out, _ = bench("status", "--suite", "blocks.toml")
+    assert code == 0
+    assert "missing" not in out or " 0 missing" in out
+
+
+def of(row: Row) -> tuple[str, str, int]:
+    return row.dataset, row.tuning, row.epochs
