@@ -16,17 +16,22 @@ def publish(suite: str, narrowing: Narrowing, resources: Resources, to: Path, dr
     _finish(make_console(), publishing.publish(suite, narrowing, resources, to, options), dry_run)
 
 
-def merge_file(file: Path, suite: str, to: Path, dry_run: bool, plugins: tuple[str, ...] = ()) -> None:
+def merge_file(file: Path, suite: str, to: Path, contributor: str, dry_run: bool, plugins: tuple[str, ...] = ()) -> None:
     """Merge somebody else's rows, or print each refusal."""
     console = make_console()
     name = load_suite(suite).name if suite.endswith(".toml") else suite
     try:
-        found = publishing.merge_file(file, name, to, plugins)
+        found = publishing.merge_file(file, name, to, contributor, plugins)
     except Refused as refused:
-        for number, reason in refused.reasons:
-            say(console, f"row {number}: {reason}")
+        say_refusals(console, refused)
         raise
     _finish(console, found, dry_run)
+
+
+def say_refusals(console: Console, refused: Refused) -> None:
+    """A line for each reason why a row was refused."""
+    for number, reason in refused.reasons:
+        say(console, f"row {number}: {reason}")
 
 
 def _finish(console: Console, found: Publication, dry_run: bool) -> None:

@@ -1,5 +1,6 @@
 """`verify`: what it prints. The comparison itself is `bench.publishing.verify`."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from rich.console import Console
@@ -17,12 +18,13 @@ MOST = 40  # lines of faults
 
 
 def run(
-    folder: Path, resources: Resources, *, sample: int | None, methods: str | None, seed: int, tolerance: float | None
+    folder: Path, resources: Resources, *, sample: int | None, methods: str | None, seed: int, tolerance: float | None,
+    among: Collection[Row] | None = None,
 ) -> bool:  # fmt: skip
-    """Compute a sample of rows again and print the verdict; whether all is as published."""
+    """Compute a sample of rows again and print the verdict; whether all is as published. `among`: see `verify.draw`."""
     console = make_console()
-    drawn = verify.draw(folder, resources, methods=methods, size=SAMPLE if sample is None else sample, seed=seed)
-    how = f"{len(drawn.rows)} of {len(drawn.board.rows)} rows, drawn with seed {seed}"
+    drawn = verify.draw(folder, resources, methods=methods, size=SAMPLE if sample is None else sample, seed=seed, among=among)
+    how = f"{len(drawn.rows)} of {len(drawn.board.rows if among is None else among)} rows, drawn with seed {seed}"
     say(console, f"{folder}: computing {how}" + (f" (--sample {SAMPLE} by default)" if sample is None else ""))
     for fault in drawn.faults[:MOST]:
         say(console, f"FAULT    {fault}")

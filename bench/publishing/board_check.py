@@ -58,6 +58,8 @@ def _lacking(board: Board, environment: Environment) -> Iterator[str]:
         yield f"the controls {', '.join(lacking)} are missing (protocol, rule 8)"
     if len(suite.seeds) < board_rules.LEAST_SEEDS:
         yield f"{len(suite.seeds)} seeds; a published suite needs {board_rules.LEAST_SEEDS} (protocol, rule 9)"
+    there = {board_rules.key_of(row) for row in board.rows}
+    yield from (f"contributions.csv names '{line.method}', which has no such rows" for line in board.contributions if line.key not in there)
     yield from _methods_without_rows(board)
     yield from _blocks_without_rows(board, environment)
 

@@ -2,6 +2,7 @@
 
     suite.toml            the suite as it was run
     results/<method>.csv  rows of results, one file per method, so that contributions do not conflict
+    contributions.csv     who has contributed which rows; missing if nobody has
     index.html, leaderboard.csv, tuned.csv, datapackage.json, schemas/, plots/    derived; rebuilding gives the same bytes
 
 Numbers in derived tables have ten significant digits. Differences between processors and libraries are smaller.
@@ -18,7 +19,8 @@ from urllib.parse import quote, unquote, unquote_to_bytes
 
 import tomli_w
 
-from bench.publishing import datapackage
+from bench.publishing import contributions, datapackage
+from bench.publishing.contributions import Contribution
 from bench.publishing.page import page
 from bench.publishing.plots import curves
 from bench.publishing.plots.plain import is_plain
@@ -44,10 +46,11 @@ SHOWN = {  # plots on the page, with their titles; the other plots are files onl
 
 @dataclass(frozen=True)
 class Board:
-    """The evidence of one leaderboard: suite and rows."""
+    """The evidence of one leaderboard: suite, rows, and who has contributed which of them."""
 
     suite: Suite
     rows: tuple[Row, ...]
+    contributions: tuple[Contribution, ...] = ()
 
     @cached_property
     def first_of_block(self) -> dict[tuple[str, str], Row]:
@@ -95,6 +98,8 @@ def evidence(board: Board) -> Contents:
     if len({file_name(name).lower() for name in by_method}) < len(by_method):
         raise UserError("the names of two methods differ only in upper and lower case; some file systems cannot store both files")
     files = Contents((f"results/{file_name(method)}", results_csv.rows_text(rows).encode()) for method, rows in by_method.items())
+    if board.contributions:
+        files |= {contributions.FILE: contributions.text(board.contributions).encode()}
     return files | {SUITE: suite_toml(board.suite).encode()}
 
 
@@ -118,8 +123,14 @@ def derived(board: Board, own: Contents | None = None) -> dict[str, bytes]:
     pictures = curves.draw(rows, table)
     shown = {_title(name): text.decode() for name, text in pictures.items() if name.startswith(tuple(SHOWN)) and name.endswith(".svg")}
     raw = tracks.columns(rows, page.USED)
-    files["index.html"] = page.page(board.suite.name, board.suite.description, table, gains, raw, shown).encode()
+    files["index.html"] = page.page(board.suite.name, _description(board), table, gains, raw, shown).encode()
     return files | {f"plots/{name}": content for name, content in pictures.items()}
+
+
+def _description(board: Board) -> str:
+    """The description of the suite, and who has contributed rows."""
+    contributed = contributions.in_words(board.contributions)
+    return ". ".join(filter(None, (board.suite.description, f"Contributed rows: {contributed}" if contributed else "")))
 
 
 def _title(picture: str) -> str:
@@ -147,7 +158,7 @@ def read(folder: Path) -> Board:
             raise UserError(f"'{path}' contains a row of '{wrong}'; a file may only contain rows of the method in its name")
         rows += found
     own = folder / SUITE
-    return Board(load_suite(str(own) if own.is_file() else folder.resolve().name), tuple(rows))
+    return Board(load_suite(str(own) if own.is_file() else folder.resolve().name), tuple(rows), contributions.read(folder))
 
 
 def files_of(board: Board) -> Contents:
@@ -166,7 +177,7 @@ def changes(folder: Path, files: Contents) -> Contents:
     Returns:
         Path -> new content, or None for a file of a leaderboard to remove. Other files in the folder are ignored.
     """
-    ours = ("results/*.csv", *DERIVED)
+    ours = ("results/*.csv", contributions.FILE, *DERIVED)
     there = {path.relative_to(folder).as_posix() for pattern in ours for path in folder.glob(pattern)}
     new = files.only(name for name, content in files.items() if _bytes(folder / name) != content)
     every = new | dict.fromkeys(there - files.keys())
@@ -196,7 +207,7 @@ def stale(folder: Path, board: Board) -> dict[str, str]:
         elif there[name].is_symlink() or not there[name].is_file():
             found[name] = "is not a plain file"
         elif name in wanted and not _same(name, there[name], wanted[name]):
-            derives = name not in (SUITE,) and not name.startswith("results/")
+            derives = name not in (SUITE, contributions.FILE) and not name.startswith("results/")
             found[name] = "does not follow from results/" if derives else "is not as `publish` writes it"
     return found
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from bench.publishing import contributions
 from bench.ranking import tuning_gain
 from bench.ranking.columns import BOARD, BoardColumn, column_of
 from bench.ranking.tuning_gain import GainColumn
@@ -29,6 +30,10 @@ def _row_field(column: Column) -> dict[str, Any]:
 
 def _board_field(column: BoardColumn | GainColumn) -> dict[str, Any]:
     return _field(column.name, column.type, column.meaning, column.unit, _limits(column) | ({"required": True} if column.required else {}))
+
+
+def _text_field(name: str, meaning: str) -> dict[str, Any]:
+    return _field(name, "string", meaning, "", {"required": True})
 
 
 def _limits(column: Column | BoardColumn | GainColumn) -> dict[str, Any]:
@@ -52,6 +57,11 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "tuned": {
         "fields": [_board_field(column) for column in tuning_gain.BOARD],
         "primaryKey": list(tuning_gain.CELL),
+        "missingValues": [""],
+    },
+    "contributions": {
+        "fields": [_text_field(name, meaning) for name, meaning in contributions.COLUMNS.items()],
+        "primaryKey": ["method", "tuning", "ablation"],
         "missingValues": [""],
     },
 }

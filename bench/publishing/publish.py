@@ -14,7 +14,7 @@ from bench.execution import pipeline
 from bench.execution.environment import open_request, open_store
 from bench.planning.plan import Plan, plan_rows
 from bench.planning.request import Request
-from bench.publishing import board_folder, board_rules, merge, readme, trust
+from bench.publishing import board_folder, board_rules, contributions, merge, readme, trust
 from bench.publishing.board_folder import Board
 from bench.spec.choices import Narrowing, Resources
 from bench.spec.errors import UserError
@@ -84,7 +84,10 @@ def publish(suite: str, narrowing: Narrowing, resources: Resources, to: Path, op
     _check_controls(request.suite, names, options)
     notes: list[str] = []
     rows = _collect(request, open_store(resources), options, notes)
-    board = Board(_named(request.suite, there, narrowing.methods), tuple(results_csv.ordered([*_kept(there, request.suite, rows), *rows])))
+    kept = _kept(there, request.suite, rows)
+    keys = {board_rules.key_of(row) for row in kept}
+    marks = tuple(line for line in (there.contributions if there else ()) if line.key in keys)
+    board = Board(_named(request.suite, there, narrowing.methods), tuple(results_csv.ordered([*kept, *rows])), marks)
     gap = next(board_rules.incomplete(board.rows, request.suite), None)
     if gap is not None:
         raise UserError(f"{gap[1]}; compute these rows, or remove the file from '{folder / 'results'}'")
@@ -112,13 +115,14 @@ class Refused(UserError):
         self.reasons = reasons
 
 
-def merge_file(file: Path, suite: str, to: Path, plugins: Iterable[str] = ()) -> Publication:
-    """Prepare a leaderboard with the rows of a results.csv added.
+def merge_file(file: Path, suite: str, to: Path, contributor: str, plugins: Iterable[str] = ()) -> Publication:
+    """Prepare a leaderboard with the rows of a results.csv added, and marked as contributed.
 
     Args:
         file: the results.csv.
         suite: name of the suite.
         to: the parent folder of the leaderboard.
+        contributor: who has computed the rows.
         plugins: files of the user's own networks and data sets that the leaderboard may name.
 
     Raises:
@@ -135,7 +139,9 @@ def merge_file(file: Path, suite: str, to: Path, plugins: Iterable[str] = ()) ->
         raise Refused(file, checked.refused)
     names = ", ".join(dict.fromkeys(row.method for row in checked.new)) or "nothing new"
     repeated = f"; {_rows_in_words(checked.repeated)} already published" if checked.repeated else ""
-    merged = Board(board.suite, tuple(results_csv.ordered([*board.rows, *checked.new])))
+    keys = {line.key for line in board.contributions}
+    marks = [line for line in contributions.of_rows(checked.new, contributor) if line.key not in keys]
+    merged = Board(board.suite, tuple(results_csv.ordered([*board.rows, *checked.new])), (*board.contributions, *marks))
     _check_controls(merged.suite, ((row.method, row.stage) for row in merged.rows), ["--suite", suite])
     return _publication(merged, folder, [f"{file}: {_rows_in_words(len(checked.new))} to merge ({names}){repeated}"])
 

@@ -142,8 +142,11 @@ def test_controls_and_seeds_are_asked_for(tiny: Path, bench: Bench) -> None:
     [
         (["publish", "--suite", "digit"], "did you mean 'digits'"),
         (["publish", "--methods", "magnitud"], "did you mean 'magnitude'"),
-        (["publish", "--merge", "nowhere.csv"], "the leaderboard folder 'leaderboards/digits' does not exist"),
+        (["publish", "--merge", "nowhere.csv", "--contributor", "Ada"], "the leaderboard folder 'leaderboards/digits' does not exist"),
         (["publish", "--merge", "x.csv", "--methods", "all"], "--methods cannot be given with it"),
+        (["publish", "--merge", "x.csv"], "--merge needs --contributor NAME"),
+        (["publish", "--merge", "x.csv", "--contributor", " "], "the leaderboard folder"),
+        (["publish", "--contributor", "Ada"], "--contributor needs --merge"),
         (["publish", "--device", "gpu"], "unknown device 'gpu'"),
         (["verify", "nowhere"], "'nowhere' is not a leaderboard folder"),
         (["verify", "nowhere", "--sample", "0"], "--sample must be at least 1, got 0"),
