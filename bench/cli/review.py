@@ -1,5 +1,6 @@
 """`review`: what it prints. The comparison itself is `bench.publishing.review`."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -48,21 +49,21 @@ def _addition(
     """What a leaderboard gains, what is wrong with it, and a sample of it computed again."""
     names = ", ".join(dict.fromkeys(row.method for row in added.new)) or "none"
     what = "a new leaderboard, " if added.methods is None else ""
-    say(console, f"{added.folder}: {what}{len(added.new)} new rows ({names})")
+    folder = Path(os.path.relpath(added.folder))
+    say(console, f"{folder}: {what}{len(added.new)} new rows ({names})")
     if added.by:
         say(console, f"contributed: {contributions.in_words(added.by)}")
     for fault in added.faults[: verification.MOST]:
         say(console, f"FAULT    {fault}")
     if len(added.faults) > verification.MOST:
         say(console, f"FAULT    and {len(added.faults) - verification.MOST} more")
+    if added.faults:
+        return False
     rows = [row for row in added.new if review.at_hand(row.dataset, resources.data_root)] if sample else []
     for line in skipped(added.new, resources.data_root, sample):
         say(console, f"note: not checked: {line}")
-    agrees = verification.run(
-        added.folder, resources, sample=sample, methods=None if added.methods is None else ",".join(added.methods), seed=seed,
-        tolerance=tolerance, among=rows,
-    )  # fmt: skip
-    return agrees and not added.faults
+    methods = None if added.methods is None else ",".join(added.methods)
+    return verification.run(folder, resources, sample=sample, methods=methods, seed=seed, tolerance=tolerance, among=rows)
 
 
 def skipped(new: Iterable[Row], data_root: Path | None, sample: int) -> list[str]:

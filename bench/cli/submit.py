@@ -34,16 +34,16 @@ def run(asked: Submission, resources: Resources, *, sample: int, seed: int, tole
         if not _checked(clone, ["-m", "bench", "review", asked.base, *options, *_where(resources)], tox):
             say(console, "the checks failed; nothing was written")
             return False
-        for what in unchecked:
-            say(console, f"note: not checked: {what}")
+        if not tox:
+            say(console, f"note: not checked: {TOX}")
         say(console, f"{changed} files: {BOARDS}/{asked.suite}" + "".join(f", {path}" for path in made.methods))
         if dry_run:
             say(console, f"the branch '{made.name}' would be made; nothing was written")
             return True
         branch.take_over(asked, clone, made.name)
-    say(console, f"made the branch '{made.name}' with one commit; your files are as they were")
-    say(console, f"next: git push -u {branch.remote(asked)} {shlex.quote(made.name)}")
-    say(console, "then open a pull request. Its text is the message of the commit:\n")
+    say(console, f"made the branch '{made.name}': one commit on {asked.base[:10]}, which is checked out; your files are as they were")
+    say(console, f"next: git push -u {branch.remote(asked)} {shlex.quote(made.name)}    (to your fork of the project)")
+    say(console, "then open a pull request for this branch. Its text is the message of the commit:\n")
     print(message, end="")
     return True
 

@@ -24,8 +24,9 @@ def run(
     """Compute a sample of rows again and print the verdict; whether all is as published. `among`: see `verify.draw`."""
     console = make_console()
     drawn = verify.draw(folder, resources, methods=methods, size=SAMPLE if sample is None else sample, seed=seed, among=among)
-    how = f"{len(drawn.rows)} of {len(drawn.board.rows if among is None else among)} rows, drawn with seed {seed}"
-    say(console, f"{folder}: computing {how}" + (f" (--sample {SAMPLE} by default)" if sample is None else ""))
+    if among is None or among:
+        how = f"{len(drawn.rows)} of {len(drawn.board.rows if among is None else among)} rows, drawn with seed {seed}"
+        say(console, f"{folder}: computing {how}" + (f" (--sample {SAMPLE} by default)" if sample is None else ""))
     for fault in drawn.faults[:MOST]:
         say(console, f"FAULT    {fault}")
     if len(drawn.faults) > MOST:
@@ -52,7 +53,8 @@ def _print(console: Console, folder: Path, found: Verification) -> None:
         hint = "differ no more than another seed of the same cell does: perhaps the processor is another one of the same name"
         say(console, f"{found.near} of them {hint}")
     rows = len(found.pairs)
-    end = f"{found.differing} of {rows} rows differ" if found.differing else f"all {rows} rows are as published"
+    same = f"all {rows} rows are as published" if rows > 1 else "the row is as published"
+    end = f"{found.differing} of {rows} rows differ" if found.differing else same
     if rows:
         say(console, end + ("; all rows together are shifted" if any(shift.significant for shift in found.shifts) else ""))
     for name, reason in found.stale.items():

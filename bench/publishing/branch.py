@@ -116,11 +116,12 @@ def message(asked: Submission, made: Draft, checks: str, unchecked: Sequence[str
     counts = {name: sum(row.method == name for row in made.new) for name in dict.fromkeys(row.method for row in made.new)}
     names = [name for name in counts if any(row.method == name and row.criterion for row in made.new)] or list(counts)
     subject = f"Add {names[0]}" + f" and {len(names) - 1} more" * (len(names) > 1) + f" to the leaderboard {asked.suite}"
-    hours = sum((row.train_seconds or 0) + (row.score_seconds or 0) for row in made.new) / 3600
+    seconds = sum((row.train_seconds or 0) + (row.score_seconds or 0) for row in made.new)
+    took = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds:.1f} seconds"
     where = "; ".join(dict.fromkeys(f"razorbench {r.version}, torch {r.torch}, {r.device}" for r in made.new))
     lines = [subject, "", f"New rows in `{BOARDS}/{asked.suite}`, contributed by {asked.contributor}:", ""]
     lines += [f"- `{name}`: {number} rows" for name, number in counts.items()]
-    lines += ["", f"Computed with {where}. Training and scoring took {hours:.2g} hours.", "", f"Checked with `{checks}`."]
+    lines += ["", f"Computed with {where}. Training and scoring took {took}.", "", f"Checked with `{checks}`."]
     lines += [f"Not checked: {what}." for what in unchecked]
     if made.methods:
         lines += [

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import methods
 from bench.data import sources
-from bench.publishing import board_folder, board_rules, contributions, git, merge
+from bench.publishing import board_folder, board_rules, contributions, git, merge, trust
 from bench.publishing.board_folder import Board
 from bench.publishing.verify import label
 from bench.spec.errors import UserError
@@ -170,6 +170,8 @@ def _wrong_marks(base: Board, head: Board, new: Iterable[Row]) -> Iterator[str]:
 
 def at_hand(dataset: str, data_root: Path | None) -> bool:
     """Whether a data set can be read without a download: it is inside scikit-learn, or its files are in `data_root`."""
+    if trust.is_foreign_data(dataset, data_root):
+        return False
     try:
         return sources.stamp(dataset, data_root) is not None
     except UserError:

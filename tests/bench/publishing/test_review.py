@@ -1,0 +1,201 @@
+"""What a branch may change in a leaderboard, and what is found by comparing it with the leaderboard before. Rows are made up."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.data import decoded
+from bench.publishing import board_folder, contributions, review
+from bench.publishing.board_folder import Board
+from bench.publishing.contributions import Contribution
+from bench.publishing.plots import curves
+from bench.spec.errors import UserError
+from bench.spec.row import Row
+from bench.storage import files
+from tests.bench import repositories
+from tests.bench.publishing.test_merge import cells
+from tests.bench.repositories import git
+
+NEW = tuple(cells("spam", 0.93))
+SPAM = Contribution("spam", "default", "none", "Ada")
+OBD = Contribution("obd", "default", "none", "Bob")
+
+
+@pytest.fixture
+def published(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
+    """The committed leaderboard of the working folder: controls, and rows of obd that Bob has contributed."""
+    monkeypatch.setattr(curves, "draw", lambda rows, board: {})
+    made = repositories.make(tiny)
+    board = Board(made.suite, (*made.rows, *cells("obd")), (OBD,))
+    write(board)
+    repositories.commit(tiny)
+    git(tiny, "checkout", "--quiet", "-b", "theirs")
+    return board
+
+
+def write(board: Board) -> None:
+    folder = Path("leaderboards/tiny")
+    files.write_files(folder, board_folder.changes(folder, board_folder.files_of(board)))
+
+
+def added(board: Board) -> review.Addition:
+    """What is found in a branch with this leaderboard."""
+    write(board)
+    repositories.commit(Path())
+    found = review.branch(Path(), "main")
+    assert (found.boards, found.methods) == (("tiny",), ())
+    return review.addition(found, "tiny")
+
+
+def only(board: Board, method: str, change: Callable[[Row], Row | None]) -> tuple[Row, ...]:
+    """The rows of a board; the first one of a method is changed, or left out if `change` returns None."""
+    first = next(row for row in board.rows if row.method == method)
+    return tuple(made for row in board.rows if (made := change(row) if row is first else row) is not None)
+
+
+def test_an_honest_addition_has_no_fault(published: Board) -> None:
+    found = added(Board(published.suite, (*published.rows, *NEW), (OBD, SPAM)))
+    assert found.faults == ()
+    assert found.by == (SPAM,)
+    assert found.methods == ("spam",)
+    assert sorted(found.new, key=str) == sorted(NEW, key=str)
+
+
+FORGERIES: list[tuple[Callable[[Board], Board], str]] = [
+    (lambda b: Board(b.suite, (*only(b, "random", lambda row: replace(row, accuracy=0.91)), *NEW), (OBD, SPAM)),
+     "1 published row of 'random' changed"),
+    (lambda b: Board(b.suite, (*(r for r in b.rows if r.method != "random"), *NEW), (OBD, SPAM)), "6 published rows of 'random' removed"),
+    (lambda b: Board(b.suite.model_copy(update={"batch_size": 32}), (*b.rows, *NEW), (OBD, SPAM)), "suite.toml differs from that of the"),
+    (lambda b: Board(b.suite, (*b.rows, *NEW), (OBD,)), "contributions.csv has no line for the new rows of 'spam'"),
+    (lambda b: Board(b.suite, (*b.rows, *NEW), (replace(OBD, contributor="Ada"), SPAM)),
+     "contributions.csv: the line of 'obd' is not that of the published rows"),
+    (lambda b: Board(b.suite, (*b.rows, *NEW), (SPAM,)), "contributions.csv: the line of 'obd' is not that of the published rows"),
+    (lambda b: Board(b.suite, (*b.rows, *NEW), (OBD, SPAM, replace(SPAM, method="magnitude"))),
+     "contributions.csv: the line of 'magnitude' is not that of the published rows"),
+    (lambda b: Board(b.suite, (*b.rows, *NEW[1:]), (OBD, SPAM)), "'spam' has no row for breast_cancer/mlp at sparsity 0.5"),
+    (lambda b: Board(b.suite, (*b.rows, replace(NEW[0], kept_weights=501), *NEW[1:]), (OBD, SPAM)),
+     "spam · breast_cancer/mlp · sparsity 0.5 · seed 0 · fine-tuned 0: kept_weights is 501"),
+    (lambda b: Board(b.suite, (*b.rows, *(replace(row, dense_accuracy=0.5) for row in NEW)), (OBD, SPAM)),
+     "dense_accuracy: not the value of the row of its dense network"),
+    (lambda b: Board(b.suite, (*b.rows, *(replace(row, dataset="folder:/etc") for row in NEW)), (OBD, SPAM)),
+     "the suite does not contain folder:/etc/mlp"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("forge", "fault"), FORGERIES, ids=[fault for _, fault in FORGERIES])
+def test_what_a_contribution_must_not_do_is_found(published: Board, forge: Callable[[Board], Board], fault: str) -> None:
+    found = added(forge(published))
+    assert any(fault in line for line in found.faults), found.faults
+
+
+def test_faults_end_a_review_before_anything_is_computed(
+    published: Board, bench: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.publishing.verify.draw", lambda *_, **__: pytest.fail("computed"))
+    write(Board(published.suite, (*published.rows, *NEW), (OBD,)))
+    Path("README.md").write_text("x")
+    repositories.commit(Path())
+    code, out, _ = bench("review", "main")
+    assert code == 1
+    assert out == (
+        "leaderboards/tiny: 6 new rows (spam)\n"
+        "FAULT    contributions.csv has no line for the new rows of 'spam'\n"
+        "note: the branch also changes README.md; read these changes, nothing here checks them\n"
+        "the branch cannot be merged as it is\n"
+    )
+
+
+def test_derived_files_that_do_not_follow_are_found_without_computing(published: Board, bench: Callable[..., tuple[int, str, str]]) -> None:
+    write(Board(published.suite, (*published.rows, *NEW), (OBD, SPAM)))
+    table = Path("leaderboards/tiny/leaderboard.csv")
+    table.write_text(table.read_text().replace("spam", "best"))
+    repositories.commit(Path())
+    code, out, _ = bench("review", "main", "--sample", "0")
+    assert code == 1
+    assert "contributed: spam (Ada)" in out
+    assert "note: not checked: rows are not computed again (--sample 0)" in out
+    assert "STALE    leaderboards/tiny/leaderboard.csv does not follow from results/" in out
+
+
+def test_a_branch_without_additions(published: Board, bench: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = bench("review", "main")
+    assert code == 0
+    assert out.startswith("the branch adds no method and no rows since ")
+
+
+def test_mistakes_of_a_review(published: Board, bench: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    assert bench("review", "nowhere")[2] == "error: 'nowhere' is not a commit or branch of this repository\n"
+    assert bench("review", "--", "-x")[2] == "error: '-x' is not a commit or branch of this repository\n"
+    (tmp_path / "methods/criteria/new.py").write_text("x = 1\n")
+    assert bench("review", "main")[2] == "error: methods/criteria/new.py: not committed; a review is of commits\n"
+    repositories.commit(tmp_path)
+    code, _, error = bench("review", "main")
+    assert code == 2
+    assert "methods/criteria/new.py is not what runs here" in error
+    git(tmp_path, "checkout", "--quiet", "--orphan", "other")
+    repositories.commit(tmp_path)
+    assert "have no common history" in bench("review", "main")[2]
+
+
+def test_a_leaderboard_that_is_removed_or_new(published: Board) -> None:
+    git(Path(), "mv", "leaderboards/tiny", "leaderboards/other")
+    repositories.commit(Path())
+    found = review.branch(Path(), "main")
+    assert sorted(found.boards) == ["other", "tiny"]
+    with pytest.raises(UserError, match="the branch removes the leaderboard 'tiny'"):
+        review.addition(found, "tiny")
+    new = review.addition(found, "other")
+    assert (len(new.new), new.methods, new.faults) == (len(published.rows), None, ())
+
+
+def test_data_that_are_not_at_hand_are_not_looked_for_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(b"x")
+    assert review.at_hand("digits", None)
+    assert review.at_hand("mnist", tmp_path)
+    assert not review.at_hand("mnist", None)
+    assert not review.at_hand("cifar10", tmp_path)
+    assert not review.at_hand("evil.py:load", tmp_path)
+    monkeypatch.setattr(decoded, "key", lambda *_: pytest.fail("opened"))
+    assert not review.at_hand("folder:/etc", tmp_path)
+
+
+def test_marks_are_read_as_they_were_written(tmp_path: Path) -> None:
+    lines = (Contribution("magnitude", "default", "none", '=HYPERLINK("x")'), Contribution("spam", "tuned", "shuffle", "Ada, B."))
+    (tmp_path / contributions.FILE).write_text(contributions.text(reversed(lines)))
+    assert contributions.read(tmp_path) == lines
+    assert "\nmagnitude,default,none,\"'=HYPERLINK(" in (tmp_path / contributions.FILE).read_text()
+    assert contributions.in_words(lines) == 'magnitude (=HYPERLINK("x")), spam tuned shuffle (Ada, B.)'
+    assert contributions.in_words([Contribution("dense@mine", "default", "none", "Ada")]) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("method,contributor\n", "the columns must be method,tuning,ablation,contributor"),
+        ("x,default,none\n", "line 2: 3 cells, expected 4"),
+        ("x,best,none,Ada\n", "line 2: tuning must be one of default, tuned, got 'best'"),
+        ("x,default,some,Ada\n", "line 2: ablation must be one of none, shuffle, reinit, got 'some'"),
+        ("x,default,none, \n", "line 2: the contributor's name is empty"),
+        ("x,default,none,\x1b[31mAda\n", "line 2: the contributor's name has characters that cannot be printed"),
+        ("x,default,none,Ada\nx,default,none,Bob\n", "line 3: these rows have a line already"),
+    ],
+)
+def test_marks_that_are_wrong_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    header = "" if "contributor\n" in text else "method,tuning,ablation,contributor\n"
+    (tmp_path / contributions.FILE).write_text(header + text)
+    with pytest.raises(UserError, match=r"contributions\.csv'") as stop:
+        contributions.read(tmp_path)
+    assert said in str(stop.value)
+
+
+def test_the_page_and_the_data_package_show_the_mark(published: Board) -> None:
+    made = board_folder.files_of(Board(published.suite, published.rows, (replace(OBD, contributor="<b>Bob"),)))
+    assert "Contributed rows: obd (&lt;b&gt;Bob)" in made["index.html"].decode()
+    assert '"path": "contributions.csv"' in made["datapackage.json"].decode()
+    assert "schemas/contributions.json" in made
+    plain = board_folder.files_of(Board(published.suite, published.rows))
+    assert not [name for name in plain if "contributions" in name]
