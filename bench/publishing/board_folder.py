@@ -158,7 +158,7 @@ def read(folder: Path) -> Board:
             raise UserError(f"'{path}' contains a row of '{wrong}'; a file may only contain rows of the method in its name")
         rows += found
     own = folder / SUITE
-    return Board(load_suite(str(own) if own.is_file() else folder.resolve().name), tuple(rows), contributions.read(folder))
+    return Board(load_suite(str(own) if own.is_file() else folder.resolve().name), tuple(rows), contributions=contributions.read(folder))
 
 
 def files_of(board: Board) -> Contents:

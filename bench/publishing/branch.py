@@ -98,7 +98,7 @@ def commit(asked: Submission, clone: Path, made: Draft, message: str) -> int:
         raise UserError(f"cannot write into '{clone}': {error.strerror}") from None
     made.publication.write()
     git.git(clone, "checkout", "--quiet", "-b", made.name)
-    git.git(clone, "add", "--all", "--force", "--", *made.methods, f"{BOARDS}/{asked.suite}")
+    git.git(clone, "add", "--all", "--force", "--", *made.methods, BOARDS)
     git.git(clone, "add", "--update")  # the README, which shows some leaderboards
     git.git(clone, "commit", "--quiet", "--no-verify", "--cleanup=whitespace", "-m", message, **asked.author)
     return len(git.git(clone, "diff", "--name-only", "-z", asked.base, "HEAD").split("\0")) - 1

@@ -87,7 +87,7 @@ def publish(suite: str, narrowing: Narrowing, resources: Resources, to: Path, op
     kept = _kept(there, request.suite, rows)
     keys = {board_rules.key_of(row) for row in kept}
     marks = tuple(line for line in (there.contributions if there else ()) if line.key in keys)
-    board = Board(_named(request.suite, there, narrowing.methods), tuple(results_csv.ordered([*kept, *rows])), marks)
+    board = Board(_named(request.suite, there, narrowing.methods), tuple(results_csv.ordered([*kept, *rows])), contributions=marks)
     gap = next(board_rules.incomplete(board.rows, request.suite), None)
     if gap is not None:
         raise UserError(f"{gap[1]}; compute these rows, or remove the file from '{folder / 'results'}'")
@@ -141,7 +141,7 @@ def merge_file(file: Path, suite: str, to: Path, contributor: str, plugins: Iter
     repeated = f"; {_rows_in_words(checked.repeated)} already published" if checked.repeated else ""
     keys = {line.key for line in board.contributions}
     marks = [line for line in contributions.of_rows(checked.new, contributor) if line.key not in keys]
-    merged = Board(board.suite, tuple(results_csv.ordered([*board.rows, *checked.new])), (*board.contributions, *marks))
+    merged = Board(board.suite, tuple(results_csv.ordered([*board.rows, *checked.new])), contributions=(*board.contributions, *marks))
     _check_controls(merged.suite, ((row.method, row.stage) for row in merged.rows), ["--suite", suite])
     return _publication(merged, folder, [f"{file}: {_rows_in_words(len(checked.new))} to merge ({names}){repeated}"])
 

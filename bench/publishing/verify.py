@@ -108,7 +108,8 @@ def draw(
     refuse_foreign_code(board, environment.plugins)
     refuse_foreign_data(board, environment.data_root)
     named = None if methods is None else _named(board, methods)
-    rows = _drawn(board.rows if among is None else among, named, size, seed) if among is None or among else []
+    of = board if among is None else dataclasses.replace(board, rows=tuple(among))
+    rows = _drawn(of, named, size, seed) if among is None or among else []
     faults = board_check.faults(board, environment, named)
     rows = [row for row in rows if row not in faults.rows]
     notes = tuple(dict.fromkeys(filter(None, (_caveat(row, environment) for row in rows))))
@@ -172,9 +173,9 @@ def _named(board: Board, methods: str) -> frozenset[str]:
     return frozenset(_spelled(name.strip(), there) for name in re.split(r",(?![^()]*\))", methods) if name.strip())
 
 
-def _drawn(rows: Collection[Row], methods: frozenset[str] | None, size: int, seed: int) -> list[Row]:
+def _drawn(board: Board, methods: frozenset[str] | None, size: int, seed: int) -> list[Row]:
     """Rows drawn without replacement, in the order of the files."""
-    rows = [row for row in rows if methods is None or row.method in methods]
+    rows = [row for row in board.rows if methods is None or row.method in methods]
     if not rows:
         raise UserError("there are no rows to verify")
     others = {row.protocol for row in rows} - {PROTOCOL_VERSION}

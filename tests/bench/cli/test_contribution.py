@@ -103,7 +103,7 @@ def test_a_strangers_method_comes_into_the_leaderboard_and_a_forged_number_does_
     folder = Path("leaderboards/tiny")
     board = board_folder.read(folder)
     rows = tuple(replace(row, accuracy=1.0) if row.method == "my_method" and row.seed == 1 else row for row in board.rows)
-    forged = board_folder.files_of(Board(board.suite, rows, board.contributions))
+    forged = board_folder.files_of(Board(board.suite, rows, contributions=board.contributions))
     files.write_files(folder, board_folder.changes(folder, forged))
     commit(project)
     code, said = review(project, "--sample", "6")

@@ -28,7 +28,7 @@ def published(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
     """The committed leaderboard of the working folder: controls, and rows of obd that Bob has contributed."""
     monkeypatch.setattr(curves, "draw", lambda rows, board: {})
     made = repositories.make(tiny)
-    board = Board(made.suite, (*made.rows, *cells("obd")), (OBD,))
+    board = Board(made.suite, (*made.rows, *cells("obd")), contributions=(OBD,))
     write(board)
     repositories.commit(tiny)
     git(tiny, "checkout", "--quiet", "-b", "theirs")
@@ -56,31 +56,35 @@ def only(board: Board, method: str, change: Callable[[Row], Row | None]) -> tupl
 
 
 def test_an_honest_addition_has_no_fault(published: Board) -> None:
-    found = added(Board(published.suite, (*published.rows, *NEW), (OBD, SPAM)))
+    found = added(Board(published.suite, (*published.rows, *NEW), contributions=(OBD, SPAM)))
     assert found.faults == ()
     assert found.by == (SPAM,)
     assert found.methods == ("spam",)
     assert sorted(found.new, key=str) == sorted(NEW, key=str)
 
 
+def adding(board: Board, *marks: Contribution, new: tuple[Row, ...] = NEW, rows: tuple[Row, ...] | None = None) -> Board:
+    """The board with these marks and further rows; `rows` in place of its own."""
+    return Board(board.suite, (*(board.rows if rows is None else rows), *new), contributions=marks)
+
+
+def spoilt(**changes: object) -> tuple[Row, ...]:
+    """The new rows, the first one with other values."""
+    return (replace(NEW[0], **changes), *NEW[1:])  # type: ignore[arg-type]
+
+
 FORGERIES: list[tuple[Callable[[Board], Board], str]] = [
-    (lambda b: Board(b.suite, (*only(b, "random", lambda row: replace(row, accuracy=0.91)), *NEW), (OBD, SPAM)),
-     "1 published row of 'random' changed"),
-    (lambda b: Board(b.suite, (*(r for r in b.rows if r.method != "random"), *NEW), (OBD, SPAM)), "6 published rows of 'random' removed"),
-    (lambda b: Board(b.suite.model_copy(update={"batch_size": 32}), (*b.rows, *NEW), (OBD, SPAM)), "suite.toml differs from that of the"),
-    (lambda b: Board(b.suite, (*b.rows, *NEW), (OBD,)), "contributions.csv has no line for the new rows of 'spam'"),
-    (lambda b: Board(b.suite, (*b.rows, *NEW), (replace(OBD, contributor="Ada"), SPAM)),
-     "contributions.csv: the line of 'obd' is not that of the published rows"),
-    (lambda b: Board(b.suite, (*b.rows, *NEW), (SPAM,)), "contributions.csv: the line of 'obd' is not that of the published rows"),
-    (lambda b: Board(b.suite, (*b.rows, *NEW), (OBD, SPAM, replace(SPAM, method="magnitude"))),
-     "contributions.csv: the line of 'magnitude' is not that of the published rows"),
-    (lambda b: Board(b.suite, (*b.rows, *NEW[1:]), (OBD, SPAM)), "'spam' has no row for breast_cancer/mlp at sparsity 0.5"),
-    (lambda b: Board(b.suite, (*b.rows, replace(NEW[0], kept_weights=501), *NEW[1:]), (OBD, SPAM)),
-     "spam · breast_cancer/mlp · sparsity 0.5 · seed 0 · fine-tuned 0: kept_weights is 501"),
-    (lambda b: Board(b.suite, (*b.rows, *(replace(row, dense_accuracy=0.5) for row in NEW)), (OBD, SPAM)),
-     "dense_accuracy: not the value of the row of its dense network"),
-    (lambda b: Board(b.suite, (*b.rows, *(replace(row, dataset="folder:/etc") for row in NEW)), (OBD, SPAM)),
-     "the suite does not contain folder:/etc/mlp"),
+    (lambda b: adding(b, OBD, SPAM, rows=only(b, "random", lambda row: replace(row, accuracy=0.91))), "published row of 'random' changed"),
+    (lambda b: adding(b, OBD, SPAM, rows=only(b, "random", lambda _: None)), "1 published row of 'random' removed"),
+    (lambda b: replace(adding(b, OBD, SPAM), suite=b.suite.model_copy(update={"batch_size": 32})), "suite.toml differs from that of the"),
+    (lambda b: adding(b, OBD), "contributions.csv has no line for the new rows of 'spam'"),
+    (lambda b: adding(b, replace(OBD, contributor="Ada"), SPAM), "the line of 'obd' is not that of the published rows"),
+    (lambda b: adding(b, SPAM), "contributions.csv: the line of 'obd' is not that of the published rows"),
+    (lambda b: adding(b, OBD, SPAM, replace(SPAM, method="magnitude")), "the line of 'magnitude' is not that of the published rows"),
+    (lambda b: adding(b, OBD, SPAM, new=NEW[1:]), "'spam' has no row for breast_cancer/mlp at sparsity 0.5"),
+    (lambda b: adding(b, OBD, SPAM, new=spoilt(kept_weights=501)), "spam · breast_cancer/mlp · sparsity 0.5 · seed 0 · fine-tuned 0: kept"),
+    (lambda b: adding(b, OBD, SPAM, new=spoilt(dense_accuracy=0.5)), "dense_accuracy: not the value of the row of its dense network"),
+    (lambda b: adding(b, OBD, SPAM, new=spoilt(dataset="folder:/etc")), "the suite does not contain folder:/etc/mlp"),
 ]  # fmt: skip
 
 
@@ -94,7 +98,7 @@ def test_faults_end_a_review_before_anything_is_computed(
     published: Board, bench: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bench.publishing.verify.draw", lambda *_, **__: pytest.fail("computed"))
-    write(Board(published.suite, (*published.rows, *NEW), (OBD,)))
+    write(Board(published.suite, (*published.rows, *NEW), contributions=(OBD,)))
     Path("README.md").write_text("x")
     repositories.commit(Path())
     code, out, _ = bench("review", "main")
@@ -108,7 +112,7 @@ def test_faults_end_a_review_before_anything_is_computed(
 
 
 def test_derived_files_that_do_not_follow_are_found_without_computing(published: Board, bench: Callable[..., tuple[int, str, str]]) -> None:
-    write(Board(published.suite, (*published.rows, *NEW), (OBD, SPAM)))
+    write(Board(published.suite, (*published.rows, *NEW), contributions=(OBD, SPAM)))
     table = Path("leaderboards/tiny/leaderboard.csv")
     table.write_text(table.read_text().replace("spam", "best"))
     repositories.commit(Path())
@@ -193,7 +197,7 @@ def test_marks_that_are_wrong_are_refused(tmp_path: Path, text: str, said: str) 
 
 
 def test_the_page_and_the_data_package_show_the_mark(published: Board) -> None:
-    made = board_folder.files_of(Board(published.suite, published.rows, (replace(OBD, contributor="<b>Bob"),)))
+    made = board_folder.files_of(Board(published.suite, published.rows, contributions=(replace(OBD, contributor="<b>Bob"),)))
     assert "Contributed rows: obd (&lt;b&gt;Bob)" in made["index.html"].decode()
     assert '"path": "contributions.csv"' in made["datapackage.json"].decode()
     assert "schemas/contributions.json" in made
