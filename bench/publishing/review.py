@@ -13,7 +13,7 @@ from pathlib import Path
 
 import methods
 from bench.data import sources
-from bench.publishing import board_folder, board_rules, contributions, git, merge, trust
+from bench.publishing import board_folder, board_rules, contributions, git, merge, publish, readme, trust
 from bench.publishing.board_folder import Board
 from bench.publishing.verify import label
 from bench.spec.errors import UserError
@@ -23,6 +23,7 @@ from methods.checking.clauses import Finding
 from methods.registry.registry import KINDS
 
 BOARDS = "leaderboards"
+README = "README.md"
 FOLDERS = {"criteria": "methods/criteria", "trainings": "methods/training", "granularities": "methods/granularity"}
 _METHOD = re.compile(rf"(?:{'|'.join(FOLDERS.values())})/(?!__init__)\w+\.py")
 _BOARD = re.compile(rf"{BOARDS}/([^/]+)/.+", re.S)
@@ -81,7 +82,16 @@ def branch(folder: Path, base: str) -> Branch:
     changed = dict(zip(said[1::2], said[::2], strict=False))  # path -> A, M, D, ...
     files = tuple(path for path, status in changed.items() if _METHOD.fullmatch(path) and status != "D")
     boards = tuple(dict.fromkeys(found[1] for path in changed if (found := _BOARD.fullmatch(path))))
-    return Branch(root, start, files, boards, tuple(p for p in changed if p not in files and not _BOARD.fullmatch(p)))
+    others = tuple(p for p in changed if p not in files and not _BOARD.fullmatch(p) and not _is_written_by_publish(root, start, p))
+    return Branch(root, start, files, boards, others)
+
+
+def _is_written_by_publish(root: Path, base: str, path: str) -> bool:
+    """Whether a file outside of the leaderboards is the README, and differs from that of the base only by what `publish` writes into it."""
+    table, file = root / BOARDS / publish.SHOWN / "leaderboard.csv", root / README
+    if path != README or not (table.is_file() and file.is_file() and git.succeeds(root, "cat-file", "-e", f"{base}:{README}")):
+        return False
+    return readme.rewritten(git.git(root, "show", f"{base}:{README}"), table.read_bytes()) == file.read_text(encoding="utf-8")
 
 
 def contract(found: Branch, file: str) -> list[Finding]:

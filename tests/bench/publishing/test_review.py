@@ -1,5 +1,6 @@
 """What a branch may change in a leaderboard, and what is found by comparing it with the leaderboard before. Rows are made up."""
 
+import importlib.metadata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from bench.data import decoded
-from bench.publishing import board_folder, contributions, review
+from bench.publishing import board_check, board_folder, contributions, readme, review
 from bench.publishing.board_folder import Board
 from bench.publishing.contributions import Contribution
 from bench.publishing.plots import curves
 from bench.spec.errors import UserError
 from bench.spec.row import Row
 from bench.storage import files
+from bench.trial.job import Environment
 from tests.bench import repositories
 from tests.bench.publishing.test_merge import cells
 from tests.bench.repositories import git
@@ -109,6 +111,35 @@ def test_faults_end_a_review_before_anything_is_computed(
         "note: the branch also changes README.md; read these changes, nothing here checks them\n"
         "the branch cannot be merged as it is\n"
     )
+
+
+def test_the_tables_in_the_readme_are_no_other_change(published: Board, tmp_path: Path) -> None:
+    """The README shows the leaderboard `digits`: what `publish` writes between its markers follows from leaderboard.csv."""
+    git(tmp_path, "checkout", "--quiet", "main")
+    git(tmp_path, "mv", "leaderboards/tiny", "leaderboards/digits")
+    Path("README.md").write_text(f"Ä title\n{readme.BEGIN}\nold\n{readme.END}\n", encoding="utf-8")
+    base = repositories.commit(tmp_path)
+    text = readme.rewritten(Path("README.md").read_text(encoding="utf-8"), Path("leaderboards/digits/leaderboard.csv").read_bytes())
+    assert text is not None
+    Path("README.md").write_text(text, encoding="utf-8")
+    repositories.commit(tmp_path)
+    assert review.branch(tmp_path, base).others == ()
+    Path("README.md").write_text(text.replace("title", "tables"), encoding="utf-8")
+    repositories.commit(tmp_path)
+    assert review.branch(tmp_path, base).others == ("README.md",)
+
+
+def test_contributed_methods_need_not_be_tuned(published: Board, tmp_path: Path) -> None:
+    suite = published.suite.model_copy(update={"trials": 2, "methods": ("all",)})
+    rows = tuple(replace(row, version=importlib.metadata.version("razorbench")) for row in published.rows)
+
+    def untuned(*marks: Contribution) -> set[str]:
+        lines = board_check.faults(Board(suite, rows, contributions=marks), Environment("cpu", None, tmp_path)).lines
+        (line,) = [line for line in lines if "has no tuned rows" in line]
+        return set(line.removeprefix("the suite contains the methods ").partition(", but")[0].split(", "))
+
+    assert untuned() - untuned(OBD) == {"obd"}
+    assert untuned(OBD) > {"magnitude", "random"}
 
 
 def test_derived_files_that_do_not_follow_are_found_without_computing(published: Board, bench: Callable[..., tuple[int, str, str]]) -> None:
