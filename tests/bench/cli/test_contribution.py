@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from bench.execution.local import Local
+from bench.planning.templates import write_template
 from bench.publishing import board_folder
 from bench.publishing.board_folder import Board
 from bench.publishing.contributions import Contribution
@@ -120,6 +121,21 @@ def test_a_strangers_method_comes_into_the_leaderboard_and_a_forged_number_does_
     assert merged.contributions == (MINE,)
     assert "Contributed rows: my_method (Ada Stranger)" in (folder / "index.html").read_text()
     assert bench("table", str(folder))[1].endswith("contributed rows: my_method (Ada Stranger)\n")
+
+
+def test_a_file_as_new_writes_it_keeps_the_layers_of_the_project(tmp_path: Path) -> None:
+    """Else a pull request that `submit` has made would fail in `tox`, for a file that nobody had to change."""
+    pytest.importorskip("importlinter")
+    for name in ("bench", "methods"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for kind, folder in (("criterion", "criteria"), ("training", "training")):
+        write_template(f"their_{kind}", tmp_path / "methods" / folder, kind)
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]
+    here = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=here, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
 
 
 def test_a_maintainer_who_computes_the_rows_again_takes_the_mark_away(project: Path, bench: Bench) -> None:
