@@ -112,7 +112,14 @@ def contract(found: Branch, file: str) -> list[Finding]:
     own = [cls for cls in dict.fromkeys(classes) if cls.__module__ == module]
     if not own:
         raise UserError(f"{file} registers no criterion, training or granularity")
-    return [finding for cls in own for finding in methods.check(cls)]
+    return [finding for cls in own for finding in (*methods.check(cls), unexplained(cls))]
+
+
+def unexplained(cls: type[methods.Configuration]) -> Finding:
+    """Whether each hyperparameter of a class says what it is: the documentation shows it. Plug-ins need not."""
+    without = [name for name, allowed in methods.ranges(cls).items() if not allowed.meaning]
+    error = f"{', '.join(without)}: give it meaning='...'" if without else ""
+    return Finding(cls.name, "each hyperparameter says what it is", error=error)
 
 
 def addition(found: Branch, name: str) -> Addition:

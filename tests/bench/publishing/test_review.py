@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import methods
 from bench.data import decoded
 from bench.publishing import board_check, board_folder, contributions, readme, review
 from bench.publishing.board_folder import Board
@@ -17,7 +18,7 @@ from bench.spec.row import Row
 from bench.storage import files
 from bench.trial.job import Environment
 from tests.bench import repositories
-from tests.bench.publishing.test_merge import cells
+from tests.bench.publishing.test_merge import DENSE_MINE, cells
 from tests.bench.repositories import git
 
 NEW = tuple(cells("spam", 0.93))
@@ -183,6 +184,14 @@ def test_a_leaderboard_that_is_removed_or_new(published: Board) -> None:
         review.addition(found, "tiny")
     new = review.addition(found, "other")
     assert (len(new.new), new.methods, new.faults) == (len(published.rows), None, ())
+
+
+def test_a_hyperparameter_without_a_meaning_is_found(tiny: Path, clean_registry: None) -> None:
+    options = "    a: int = methods.Int(1, 1, 2)\n    b: int = methods.Int(1, 1, 2, meaning='steps')\n"
+    Path("mine.py").write_text(DENSE_MINE.replace("    def score", options + "    def score"))
+    methods.load_plugin("mine.py")
+    assert review.unexplained(methods.lookup("criteria", "dense_mine")).error == "a: give it meaning='...'"
+    assert review.unexplained(methods.lookup("criteria", "obd")).error == ""
 
 
 def test_data_that_are_not_at_hand_are_not_looked_for_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
