@@ -2,6 +2,8 @@
 
     suite.toml            the suite as it was run
     results/<method>.csv  rows of results, one file per method, so that contributions do not conflict
+    verified.csv          which rows a maintainer has computed again (see `bench.publishing.verified`), if any
+    CHANGELOG.md          what changed, when, by which commits (see `bench.publishing.history`)
     index.html, leaderboard.csv, tuned.csv, datapackage.json, schemas/, plots/    derived; rebuilding gives the same bytes
 
 Numbers in derived tables have ten significant digits. Differences between processors and libraries are smaller.
@@ -18,10 +20,11 @@ from urllib.parse import quote, unquote, unquote_to_bytes
 
 import tomli_w
 
-from bench.publishing import datapackage
+from bench.publishing import datapackage, verified
 from bench.publishing.page import page
 from bench.publishing.plots import curves
 from bench.publishing.plots.plain import is_plain
+from bench.publishing.verified import Verified
 from bench.ranking import leaderboard, tracks, tuning_gain
 from bench.spec.errors import UserError
 from bench.spec.row import Row
@@ -30,6 +33,7 @@ from bench.storage import results_csv
 from bench.storage.contents import Contents
 
 SUITE = "suite.toml"
+HISTORY = "CHANGELOG.md"
 DERIVED = ("index.html", "leaderboard.csv", "tuned.csv", "datapackage.json", "schemas/*.json", "plots/*.svg", "plots/*.png")
 README = "README.md"  # about the leaderboard, for readers; nothing follows from it
 DIGITS = "%.10g"
@@ -44,10 +48,12 @@ SHOWN = {  # plots on the page, with their titles; the other plots are files onl
 
 @dataclass(frozen=True)
 class Board:
-    """The evidence of one leaderboard: suite and rows."""
+    """The evidence of one leaderboard: suite and rows. `verified`: records of rows that were computed again. `history`: its changelog."""
 
     suite: Suite
     rows: tuple[Row, ...]
+    verified: tuple[Verified, ...] = ()
+    history: str = ""
 
     @cached_property
     def first_of_block(self) -> dict[tuple[str, str], Row]:
@@ -95,7 +101,8 @@ def evidence(board: Board) -> Contents:
     if len({file_name(name).lower() for name in by_method}) < len(by_method):
         raise UserError("the names of two methods differ only in upper and lower case; some file systems cannot store both files")
     files = Contents((f"results/{file_name(method)}", results_csv.rows_text(rows).encode()) for method, rows in by_method.items())
-    return files | {SUITE: suite_toml(board.suite).encode()}
+    records = {verified.FILE: verified.text(board.verified) if board.verified else "", HISTORY: board.history}
+    return files | {SUITE: suite_toml(board.suite).encode()} | {name: text.encode() for name, text in records.items() if text}
 
 
 def derived(board: Board, own: Contents | None = None) -> dict[str, bytes]:
@@ -146,8 +153,16 @@ def read(folder: Path) -> Board:
         if wrong is not None:
             raise UserError(f"'{path}' contains a row of '{wrong}'; a file may only contain rows of the method in its name")
         rows += found
-    own = folder / SUITE
-    return Board(load_suite(str(own) if own.is_file() else folder.resolve().name), tuple(rows))
+    own, log = folder / SUITE, folder / HISTORY
+    suite = load_suite(str(own) if own.is_file() else folder.resolve().name)
+    return Board(suite, tuple(rows), verified.read(folder / verified.FILE), _text(log) if log.exists() else "")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"cannot read '{path}': it is not a text in UTF-8") from None
 
 
 def files_of(board: Board) -> Contents:
@@ -166,7 +181,7 @@ def changes(folder: Path, files: Contents) -> Contents:
     Returns:
         Path -> new content, or None for a file of a leaderboard to remove. Other files in the folder are ignored.
     """
-    ours = ("results/*.csv", *DERIVED)
+    ours = ("results/*.csv", verified.FILE, HISTORY, *DERIVED)
     there = {path.relative_to(folder).as_posix() for pattern in ours for path in folder.glob(pattern)}
     new = files.only(name for name, content in files.items() if _bytes(folder / name) != content)
     every = new | dict.fromkeys(there - files.keys())
@@ -196,7 +211,7 @@ def stale(folder: Path, board: Board) -> dict[str, str]:
         elif there[name].is_symlink() or not there[name].is_file():
             found[name] = "is not a plain file"
         elif name in wanted and not _same(name, there[name], wanted[name]):
-            derives = name not in (SUITE,) and not name.startswith("results/")
+            derives = name not in (SUITE, HISTORY, verified.FILE) and not name.startswith("results/")
             found[name] = "does not follow from results/" if derives else "is not as `publish` writes it"
     return found
 

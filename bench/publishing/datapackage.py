@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from bench.publishing import verified
 from bench.ranking import tuning_gain
 from bench.ranking.columns import BOARD, BoardColumn, column_of
 from bench.ranking.tuning_gain import GainColumn
@@ -54,6 +55,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "primaryKey": list(tuning_gain.CELL),
         "missingValues": [""],
     },
+    "verified": verified.schema(),
 }
 
 

@@ -5,6 +5,7 @@ folder, because others may have contributed them.
 """
 
 import dataclasses
+import datetime
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from bench.execution import pipeline
 from bench.execution.environment import open_request, open_store
 from bench.planning.plan import Plan, plan_rows
 from bench.planning.request import Request
-from bench.publishing import board_folder, board_rules, merge, readme, trust
+from bench.publishing import board_folder, board_rules, history, merge, readme, trust, verified
 from bench.publishing.board_folder import Board
 from bench.spec.choices import Narrowing, Resources
 from bench.spec.errors import UserError
@@ -88,7 +89,7 @@ def publish(suite: str, narrowing: Narrowing, resources: Resources, to: Path, op
     gap = next(board_rules.incomplete(board.rows, request.suite), None)
     if gap is not None:
         raise UserError(f"{gap[1]}; compute these rows, or remove the file from '{folder / 'results'}'")
-    return _publication(board, folder, notes)
+    return _publication(board, folder, notes, there)
 
 
 def _named(suite: Suite, there: Board | None, methods: tuple[str, ...] | None) -> Suite:
@@ -137,7 +138,7 @@ def merge_file(file: Path, suite: str, to: Path, plugins: Iterable[str] = ()) ->
     repeated = f"; {_rows_in_words(checked.repeated)} already published" if checked.repeated else ""
     merged = Board(board.suite, tuple(results_csv.ordered([*board.rows, *checked.new])))
     _check_controls(merged.suite, ((row.method, row.stage) for row in merged.rows), ["--suite", suite])
-    return _publication(merged, folder, [f"{file}: {_rows_in_words(len(checked.new))} to merge ({names}){repeated}"])
+    return _publication(merged, folder, [f"{file}: {_rows_in_words(len(checked.new))} to merge ({names}){repeated}"], board)
 
 
 def _check_controls(suite: Suite, rows: Iterable[tuple[str, str]], options: list[str]) -> None:
@@ -212,8 +213,18 @@ def _kept(there: Board | None, suite: Suite, rows: list[Row]) -> list[Row]:
     return kept
 
 
-def _publication(board: Board, folder: Path, notes: list[str]) -> Publication:
+def with_records(board: Board, before: Board | None) -> Board:
+    """A leaderboard with the records of the one before it: of verified rows that have not changed, and a changelog with this change."""
+    old, text = (before.verified, before.history) if before is not None else ((), "")
+    today = datetime.datetime.now(datetime.UTC).date()
+    return dataclasses.replace(
+        board, verified=verified.current(old, board.rows), history=history.updated(text, before, board, today)
+    )  # fmt: skip
+
+
+def _publication(board: Board, folder: Path, notes: list[str], before: Board | None) -> Publication:
     """The changes in the folder and in the tables of the README."""
+    board = with_records(board, before)
     made = board_folder.files_of(board)
     readme_file, text = folder.resolve().parent.parent / "README.md", None
     if board.suite.name == SHOWN and readme_file.is_file():
