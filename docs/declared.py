@@ -155,6 +155,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "results_columns": lambda: columns("results"),
     "leaderboard_columns": lambda: columns("leaderboard"),
     "tuned_columns": lambda: columns("tuned"),
+    "blocks_columns": lambda: columns("blocks"),
     "verified_columns": lambda: columns("verified"),
     "first_board": first_board,
     "suite_keys": suite_keys,

@@ -7,7 +7,7 @@ from rich.console import Console
 from bench.cli.tables import make_console, say
 from bench.execution import environment
 from bench.execution.display import Display
-from bench.publishing import row_comparison, verified, verify
+from bench.publishing import recording, row_comparison, verified, verify
 from bench.publishing.row_comparison import Shift, Verdict
 from bench.publishing.verify import SAMPLE, Verification
 from bench.spec.choices import Resources
@@ -39,7 +39,7 @@ def run(
         pool.close()
     _print(console, folder, found)
     if record and found.agrees:
-        say(console, f"{verify.record(drawn, found)} rows recorded in '{folder / verified.FILE}'")
+        say(console, f"{recording.record(drawn, found)} rows recorded in '{folder / verified.FILE}'")
     elif record:
         say(console, "nothing is recorded, because not everything is as published")
     return found.agrees

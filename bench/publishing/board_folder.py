@@ -4,7 +4,7 @@
     results/<method>.csv  rows of results, one file per method, so that contributions do not conflict
     verified.csv          which rows a maintainer has computed again (see `bench.publishing.verified`), if any
     CHANGELOG.md          what changed, when, by which commits (see `bench.publishing.history`)
-    index.html, leaderboard.csv, tuned.csv, datapackage.json, schemas/, plots/    derived; rebuilding gives the same bytes
+    index.html, leaderboard.csv, blocks.csv, tuned.csv, datapackage.json, schemas/, plots/    derived; rebuilding gives the same bytes
 
 Numbers in derived tables have ten significant digits. Differences between processors and libraries are smaller.
 """
@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from urllib.parse import quote, unquote, unquote_to_bytes
+from urllib.parse import quote, unquote
 
 import tomli_w
 
-from bench.publishing import datapackage, verified
-from bench.publishing.page import page
+from bench.publishing import datapackage, history, reported, verified
+from bench.publishing.page import blocks, page
 from bench.publishing.plots import curves
 from bench.publishing.plots.plain import is_plain
 from bench.publishing.verified import Verified
@@ -34,14 +34,14 @@ from bench.storage.contents import Contents
 
 SUITE = "suite.toml"
 HISTORY = "CHANGELOG.md"
-DERIVED = ("index.html", "leaderboard.csv", "tuned.csv", "datapackage.json", "schemas/*.json", "plots/*.svg", "plots/*.png")
+DERIVED = ("index.html", "leaderboard.csv", "tuned.csv", "blocks.csv", "datapackage.json", "schemas/*.json", "plots/*.svg", "plots/*.png")
 README = "README.md"  # about the leaderboard, for readers; nothing follows from it
 DIGITS = "%.10g"
 LONGEST = 80  # characters of a file's name without .csv
 _CUT = re.compile("~[0-9a-f]{12}$")
 SPARE = 1_000_000  # bytes that a plot of another release of matplotlib may be larger than twice this one's
 SHOWN = {  # plots on the page, with their titles; the other plots are files only
-    "accuracy": "Accuracy against sparsity", "ranks": "Ranks and intervals", "flops": "Accuracy against FLOPs",
+    "accuracy": "Accuracy against sparsity", "ranks": page.RANKS, "flops": "Accuracy against FLOPs",
     "latency": "Accuracy against latency",
 }  # fmt: skip
 
@@ -119,13 +119,22 @@ def derived(board: Board, own: Contents | None = None) -> dict[str, bytes]:
     gains = tuning_gain.tuned(rows)
     if len(gains):
         files["tuned.csv"] = results_csv.table_text(gains, DIGITS).encode()
+    table_of_rows = page.prepared(tracks.columns(rows, page.USED))
+    by_block = blocks.measured(table_of_rows)
+    files[blocks.FILE] = results_csv.table_text(by_block, DIGITS).encode()
     csvs = own.only(name for name in own if name.endswith(".csv")) | files
     files |= datapackage.schema_files(csvs)
     files["datapackage.json"] = datapackage.package(board.suite, csvs).encode()
     pictures = curves.draw(rows, table)
-    shown = {_title(name): text.decode() for name, text in pictures.items() if name.startswith(tuple(SHOWN)) and name.endswith(".svg")}
-    raw = tracks.columns(rows, page.USED)
-    files["index.html"] = page.page(board.suite.name, board.suite.description, table, gains, raw, shown).encode()
+    more = page.More(
+        plots={f"plots/{name}": _title(name) for name in pictures if name.startswith(tuple(SHOWN)) and name.endswith(".svg")},
+        verified=board.verified,
+        history=tuple(history.entries(board.history)),
+        reported=reported.compared(table_of_rows, board.suite.train_limit, reported.entries()),
+        measured=by_block,
+        files=tuple(sorted(name for name in own if name.startswith("results/"))),
+    )
+    files["index.html"] = page.page(board.suite.name, board.suite.description, table, gains, table_of_rows, more).encode()
     return files | {f"plots/{name}": content for name, content in pictures.items()}
 
 
@@ -238,13 +247,7 @@ def _same(name: str, path: Path, content: bytes) -> bool:
     there = path.read_bytes()
     if there == content:
         return True
-    if name.startswith("plots/"):
-        return curves.drawn_by(there) not in ("", curves.RELEASE) and is_plain(there)
-    if name != "index.html":
-        return False
-    pictures = [unquote_to_bytes(found) for found in page.PICTURE.findall(there)]
-    elsewhere = bool(pictures) and all(curves.drawn_by(each) not in ("", curves.RELEASE) and is_plain(each) for each in pictures)
-    return elsewhere and page.PICTURE.sub(b"", there) == page.PICTURE.sub(b"", content)
+    return name.startswith("plots/") and curves.drawn_by(there) not in ("", curves.RELEASE) and is_plain(there)
 
 
 def _start(path: Path) -> bytes:

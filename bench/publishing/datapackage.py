@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.publishing import verified
+from bench.publishing.page import blocks
 from bench.ranking import tuning_gain
 from bench.ranking.columns import BOARD, BoardColumn, column_of
 from bench.ranking.tuning_gain import GainColumn
@@ -53,6 +54,11 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "tuned": {
         "fields": [_board_field(column) for column in tuning_gain.BOARD],
         "primaryKey": list(tuning_gain.CELL),
+        "missingValues": [""],
+    },
+    "blocks": {
+        "fields": [_board_field(column) for column in blocks.COLUMNS],
+        "primaryKey": ["track", "tuning", "method", *blocks.KINDS, "sparsity"],
         "missingValues": [""],
     },
     "verified": verified.schema(),

@@ -9,9 +9,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from bench.publishing.board_folder import Board
 from bench.spec.row import Row
+
+if TYPE_CHECKING:
+    from bench.publishing.board_folder import Board  # which shows the entries on its page
 
 MOST = 8  # names in one line
 _DATE = re.compile(r"^## (\d{4}-\d\d-\d\d)$", re.MULTILINE)
@@ -35,7 +38,7 @@ def entries(text: str) -> list[Entry]:
     ]
 
 
-def state(board: Board) -> str:
+def state(board: "Board") -> str:
     """All rows of a leaderboard in one sentence."""
     methods = {row.method for row in board.rows if row.criterion}
     protocols = sorted({row.protocol for row in board.rows})
@@ -44,7 +47,7 @@ def state(board: Board) -> str:
     return f"Now: {_rows(len(board.rows))} of {len(methods)} methods, protocol {', '.join(protocols)}; {'; '.join(said)}"
 
 
-def updated(text: str, before: Board | None, after: Board, today: datetime.date) -> str:
+def updated(text: str, before: "Board | None", after: "Board", today: datetime.date) -> str:
     """The changelog with an entry about a change.
 
     Args:
@@ -67,13 +70,13 @@ def updated(text: str, before: Board | None, after: Board, today: datetime.date)
     return f"{title}\n\n{entry}\n{rest}"
 
 
-def is_current(text: str, board: Board) -> bool:
+def is_current(text: str, board: "Board") -> bool:
     """Whether the latest entry describes the rows of the leaderboard."""
     found = entries(text)
     return bool(found) and found[0].lines[-1:] == (state(board),)
 
 
-def _changes(before: Board | None, after: Board) -> list[str]:
+def _changes(before: "Board | None", after: "Board") -> list[str]:
     if before is None:
         return [f"First published: {_described(after.rows)}"]
     old, new = ({row.identity: row for row in board.rows} for board in (before, after))

@@ -17,6 +17,7 @@ from bench.planning.plan import Plan, plan_rows
 from bench.planning.request import Request
 from bench.publishing import board_folder, board_rules, history, merge, readme, trust, verified
 from bench.publishing.board_folder import Board
+from bench.publishing.page import overview
 from bench.spec.choices import Narrowing, Resources
 from bench.spec.errors import UserError
 from bench.spec.row import ABLATIONS, Row
@@ -37,13 +38,15 @@ class Publication:
     """A publication that is not yet written.
 
     `folder`: folder of the leaderboard. `board`: its new evidence. `changes`: path relative to the folder -> new content, None for a file
-    to remove. `readme`: new text of the README, or None if it does not change. `notes`: messages for the user.
+    to remove. `readme`: new text of the README, or None if it does not change. `index`: new page of all leaderboards, or None likewise.
+    `notes`: messages for the user.
     """
 
     folder: Path
     board: Board
     changes: Contents
     readme: str | None
+    index: bytes | None
     notes: tuple[str, ...]
 
     @property
@@ -59,6 +62,8 @@ class Publication:
         """
         try:
             files.write_files(self.folder, self.changes)
+            if self.index is not None:
+                files.write_files(self.folder.parent, {overview.FILE: self.index})
             if self.readme is not None:
                 files.write_files(self.readme_file.parent, {self.readme_file.name: self.readme.encode()})
         except OSError as error:
@@ -239,4 +244,10 @@ def _publication(board: Board, folder: Path, notes: list[str], before: Board | N
         notes.append(f"{failed} of {len(board.rows)} rows failed; they count as accuracy 0")
     if len(board.suite.seeds) < ENOUGH_SEEDS:
         notes.append(f"warning: {len(board.suite.seeds)} seeds; a published suite should have {ENOUGH_SEEDS} (protocol, rule 9)")
-    return Publication(folder, board, board_folder.changes(folder, made), text, tuple(notes))
+    return Publication(folder, board, board_folder.changes(folder, made), text, changed_index(folder, made), tuple(notes))
+
+
+def changed_index(folder: Path, made: Contents) -> bytes | None:
+    """The page of all leaderboards with these files of one of them; None if it does not change."""
+    there, page = folder.parent / overview.FILE, overview.overview(folder.parent, {folder.name: made})
+    return None if there.is_file() and there.read_bytes() == page else page

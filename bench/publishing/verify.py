@@ -5,7 +5,6 @@ network is trained once, in a temporary folder, for all rows of the sample that 
 """
 
 import dataclasses
-import datetime
 import random
 import re
 import tempfile
@@ -22,7 +21,7 @@ from bench.planning import catalogue
 from bench.planning.jobs import job_of, recipe_faults
 from bench.planning.plan import Plan
 from bench.planning.trained import protocol_of
-from bench.publishing import board_check, board_folder, row_comparison, verified
+from bench.publishing import board_check, board_folder, row_comparison
 from bench.publishing.board_folder import Board
 from bench.publishing.noise import Noise
 from bench.publishing.plots import curves
@@ -34,7 +33,6 @@ from bench.spec.digest import digest
 from bench.spec.errors import UserError, unknown
 from bench.spec.row import DENSE, PROTOCOL_VERSION, Row, columns_of
 from bench.spec.setting import Setting, decoded
-from bench.storage import files
 from bench.storage.rows import Store
 from bench.trial import architecture, loading
 from bench.trial.job import Environment, Job, Point
@@ -139,29 +137,6 @@ def recompute(sample: Sample, pool: pipeline.Pool, show: Show, tolerance: float 
         faults=sample.faults,
         stale=_stale(sample),
     )  # fmt: skip
-
-
-def record(sample: Sample, found: Verification) -> int:
-    """Write in verified.csv which rows were computed again, and the files that show it.
-
-    Args:
-        sample: the rows.
-        found: the result of their comparison; it must agree.
-
-    Returns:
-        The number of recorded rows.
-
-    Raises:
-        UserError: a file cannot be written.
-    """
-    today = datetime.datetime.now(datetime.UTC).date()
-    new = [one for pair, verdict in zip(found.pairs, found.verdicts, strict=True) if (one := verified.of(pair, verdict, today))]
-    board = dataclasses.replace(sample.board, verified=verified.joined(sample.board.verified, new))
-    try:
-        files.write_files(sample.folder, board_folder.changes(sample.folder, board_folder.files_of(board)))
-    except OSError as error:
-        raise UserError(f"cannot write '{sample.folder}': {error.strerror}") from None
-    return len(new)
 
 
 def _stale(sample: Sample) -> dict[str, str]:
