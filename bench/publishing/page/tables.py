@@ -69,7 +69,7 @@ def _links(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Method -> its links, as fields of `Line`."""
     found = {}
     for line in rows.drop_duplicates("method").itertuples():
-        pages = references.docs(line.plain, line.criterion, line.training)
+        pages = [page for page in references.docs(line.plain, line.criterion, line.training) if "/trainings/" not in page.url]
         found[line.method] = {
             "papers": tuple(references.papers(line.plain, line.criterion, line.training)), "docs": pages[0].url if pages else "",
         }  # fmt: skip
