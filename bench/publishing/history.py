@@ -86,6 +86,9 @@ def _changes(before: "Board | None", after: "Board") -> list[str]:
         "Removed": [row for key, row in old.items() if key not in new],
     }
     lines = [f"{what}: {_described(rows)}" for what, rows in parts.items() if rows]
+    protocols = [", ".join(sorted({row.protocol for row in board.rows})) for board in (before, after)]
+    if protocols[0] != protocols[1]:
+        lines.append(f"Protocol: {protocols[1]}, before {protocols[0]}")
     settings = [before.suite.model_dump(), after.suite.model_dump()]
     keys = [key for key in settings[1] if settings[0].get(key) != settings[1][key]]
     return lines + [f"Suite: other {_few(keys)}"] * bool(keys)
@@ -93,7 +96,10 @@ def _changes(before: "Board | None", after: "Board") -> list[str]:
 
 def _described(rows: Iterable[Row]) -> str:
     rows = list(rows)
-    return f"{_rows(len(rows))} of {_few(dict.fromkeys(row.method for row in rows))}"
+    pruned = [row for row in rows if row.criterion]
+    names = f" of {_few(dict.fromkeys(row.method for row in pruned))}" if pruned else ""
+    dense = f"{_rows(len(rows) - len(pruned))} of dense networks"
+    return " and ".join([f"{_rows(len(pruned))}{names}"] * bool(pruned) + [dense] * (len(pruned) < len(rows)))
 
 
 def _few(names: Iterable[str]) -> str:

@@ -31,9 +31,14 @@ def test_an_entry_says_what_was_added_changed_and_removed_and_what_is_there_now(
         "Suite: other `trials`",
         "Now: 4 rows of 2 methods, protocol 2; razorbench `0.1.0`, commit `?` (1 row); razorbench `0.1.0`, commit `0123abc` (3 rows)",
     )
-    assert oldest.lines[0] == "First published: 4 rows of `dense`, `magnitude`, `snip`"
+    assert oldest.lines[0] == "First published: 3 rows of `magnitude`, `snip` and 1 row of dense networks"
     assert "commit `ffffffffffff+` (1 row)" in oldest.lines[-1]
     assert text.startswith("# Changelog of the leaderboard `digits`\n\n## 2026-02-01\n")
+
+
+def test_another_protocol_is_said() -> None:
+    old = Board(SUITE, tuple(replace(r, protocol="1") for r in ROWS))
+    assert "Protocol: 2, before 1" in history.entries(history.updated("", old, Board(SUITE, ROWS), DAY))[0].lines
 
 
 def test_nothing_changes_without_a_change() -> None:
@@ -65,7 +70,7 @@ def test_a_missing_entry_is_a_fault() -> None:
 def test_the_records_stay_in_the_folder(tmp_path: Path) -> None:
     board = publish.with_records(Board(SUITE, ROWS), None)
     files.write_files(tmp_path, dict(board_folder.evidence(board)))
-    assert "First published: 4 rows" in (tmp_path / "CHANGELOG.md").read_text()
+    assert "First published: 3 rows" in (tmp_path / "CHANGELOG.md").read_text()
     read = board_folder.read(tmp_path)
     assert read.history == board.history
     assert publish.with_records(Board(SUITE, read.rows), read).history == board.history
