@@ -99,7 +99,7 @@ def _described(rows: Iterable[Row]) -> str:
     pruned = [row for row in rows if row.criterion]
     names = f" of {_few(dict.fromkeys(row.method for row in pruned))}" if pruned else ""
     dense = f"{_rows(len(rows) - len(pruned))} of dense networks"
-    return " and ".join([f"{_rows(len(pruned))}{names}"] * bool(pruned) + [dense] * (len(pruned) < len(rows)))
+    return "; ".join([f"{_rows(len(pruned))}{names}"] * bool(pruned) + [dense] * (len(pruned) < len(rows)))
 
 
 def _few(names: Iterable[str]) -> str:

@@ -31,7 +31,7 @@ def test_an_entry_says_what_was_added_changed_and_removed_and_what_is_there_now(
         "Suite: other `trials`",
         "Now: 4 rows of 2 methods, protocol 2; razorbench `0.1.0`, commit `?` (1 row); razorbench `0.1.0`, commit `0123abc` (3 rows)",
     )
-    assert oldest.lines[0] == "First published: 3 rows of `magnitude`, `snip` and 1 row of dense networks"
+    assert oldest.lines[0] == "First published: 3 rows of `magnitude`, `snip`; 1 row of dense networks"
     assert "commit `ffffffffffff+` (1 row)" in oldest.lines[-1]
     assert text.startswith("# Changelog of the leaderboard `digits`\n\n## 2026-02-01\n")
 

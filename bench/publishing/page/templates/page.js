@@ -176,7 +176,11 @@
   }
 
   function filter(now) {
-    for (const table of all("table[id]")) for (const line of table.tBodies[0].rows) line.hidden = !matches(line, now);
+    for (const table of all("table[id]")) {
+      const lines = [...table.tBodies[0].rows];
+      for (const line of lines) line.hidden = !matches(line, now);
+      table.parentElement.classList.toggle("none", lines.every((line) => line.hidden));
+    }
     for (const recipe of all(".recipes > details")) recipe.hidden = !matches(recipe, now);
     const board = all("#results .board").find((one) => !one.hidden);
     const lines = board ? all(":scope > div:not([hidden]) tbody tr", board) : [];

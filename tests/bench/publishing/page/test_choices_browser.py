@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import itertools
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -228,8 +229,10 @@ return bad;
 def test_published_pages_fit_on_a_screen_and_on_a_phone(driver: webdriver.Chrome, folder: Path) -> None:
     board = Page(driver, (folder / "index.html").as_uri())
     for width, script in ((1440, WIDER), (390, WIDER), (390, CUT)):
-        for track in [""] + [str(one.get_attribute("value")) for one in board.open(width).all("input[name=track]")]:
-            board.open(width, after=f"#track={quote(track)}" * bool(track))
+        board.open(width)
+        values = [[str(one.get_attribute("value")) for one in board.all(f"input[name={name}]")] for name in ("track", "tuning")]
+        for track, tuning in itertools.product(*(found or [""] for found in values)):
+            board.open(width, after=f"#track={quote(track)}&tuning={tuning}")
             board.js("document.querySelectorAll('details:not(.inline)').forEach(d => { d.open = true })")
             assert board.js(script) == []
     assert (folder / "index.html").stat().st_size < 1_000_000

@@ -65,7 +65,7 @@ def test_the_history_is_shown() -> None:
     entries = (history.Entry("2026-02-01", ("Added: 1 row of `<snip>`",)), history.Entry("2026-01-31", ("First",)))
     source = made(rows_of(["magnitude"]), history=entries)
     assert "<dt>last change</dt><dd>2026-02-01</dd>" in source
-    assert "<li>Added: 1 row of `&lt;snip&gt;`</li>" in source
+    assert "<li>Added: 1 row of <code>&lt;snip&gt;</code></li>" in source
     assert 'href="CHANGELOG.md"' in source
 
 
