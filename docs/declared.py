@@ -156,6 +156,8 @@ GENERATED: dict[str, Callable[[], str]] = {
     "leaderboard_columns": lambda: columns("leaderboard"),
     "tuned_columns": lambda: columns("tuned"),
     "contributions_columns": lambda: columns("contributions"),
+    "blocks_columns": lambda: columns("blocks"),
+    "verified_columns": lambda: columns("verified"),
     "first_board": first_board,
     "suite_keys": suite_keys,
     "suites": shipped_suites,

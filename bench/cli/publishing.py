@@ -41,6 +41,8 @@ def _finish(console: Console, found: Publication, dry_run: bool) -> None:
     for name in found.changes:
         what = "removed" if found.changes.removes(name) else "changed" if (found.folder / name).exists() else "new"
         say(console, f"{what:<8} {found.folder / name}")
+    if found.index is not None:
+        say(console, f"changed  {found.folder.parent / 'index.html'}: the list of all leaderboards")
     if found.readme is not None:
         say(console, f"changed  {found.readme_file.name} above '{found.folder.parent}': the leaderboard's tables")
     methods = {row.method for row in found.board.rows if row.criterion}

@@ -192,6 +192,9 @@ def verify(
             show_default="none on the same torch and device, elsewhere what each cell shows over seeds",
         ),
     ] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="For maintainers: if all agrees, record in verified.csv which rows, when, and where.")
+    ] = False,
 ) -> None:
     """Recompute a random sample of published results and compare, and rebuild derived files. Exit code 1 if anything differs."""
     from bench.execution.resources import check
@@ -201,8 +204,10 @@ def verify(
     for option, value, least in (("--sample", sample, 1), ("--tolerance", tolerance, 0)):
         if value is not None and value < least:
             raise UserError(f"{option} must be at least {least}, got {value}")
+    if record and tolerance is not None:
+        raise UserError("--record is for the tests of `verify`: leave out --tolerance")
 
     from bench.cli import verify as verification
 
-    agrees = verification.run(folder, resources, sample=sample, methods=methods, seed=seed, tolerance=tolerance)
+    agrees = verification.run(folder, resources, sample=sample, methods=methods, seed=seed, tolerance=tolerance, record=record)
     raise typer.Exit(0 if agrees else 1)

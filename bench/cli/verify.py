@@ -8,7 +8,7 @@ from rich.console import Console
 from bench.cli.tables import make_console, say
 from bench.execution import environment
 from bench.execution.display import Display
-from bench.publishing import row_comparison, verify
+from bench.publishing import recording, row_comparison, verified, verify
 from bench.publishing.row_comparison import Shift, Verdict
 from bench.publishing.verify import SAMPLE, Verification
 from bench.spec.choices import Resources
@@ -19,9 +19,12 @@ MOST = 40  # lines of faults
 
 def run(
     folder: Path, resources: Resources, *, sample: int | None, methods: str | None, seed: int, tolerance: float | None,
-    among: Collection[Row] | None = None,
+    among: Collection[Row] | None = None, record: bool = False,
 ) -> bool:  # fmt: skip
-    """Compute a sample of rows again and print the verdict; whether all is as published. `among`: see `verify.draw`."""
+    """Compute a sample of rows again and print the verdict; whether all is as published.
+
+    `among`: see `verify.draw`. `record`: then also write it in verified.csv.
+    """
     console = make_console()
     drawn = verify.draw(folder, resources, methods=methods, size=SAMPLE if sample is None else sample, seed=seed, among=among)
     if among is None or among:
@@ -40,6 +43,10 @@ def run(
     finally:
         pool.close()
     _print(console, folder, found)
+    if record and found.agrees:
+        say(console, f"{recording.record(drawn, found)} rows recorded in '{folder / verified.FILE}'")
+    elif record:
+        say(console, "nothing is recorded, because not everything is as published")
     return found.agrees
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from bench.networks import build
 from bench.planning import catalogue
 from bench.planning.trained import protocol_of, without_training
-from bench.publishing import board_rules, row_rules
-from bench.publishing.board_folder import Board
+from bench.publishing import board_rules, history, row_rules, verified
+from bench.publishing.board_folder import HISTORY, Board
 from bench.spec.errors import UserError
 from bench.spec.row import Row
 from bench.trial import loading
@@ -60,6 +60,9 @@ def _lacking(board: Board, environment: Environment) -> Iterator[str]:
         yield f"{len(suite.seeds)} seeds; a published suite needs {board_rules.LEAST_SEEDS} (protocol, rule 9)"
     there = {board_rules.key_of(row) for row in board.rows}
     yield from (f"contributions.csv names '{line.method}', which has no such rows" for line in board.contributions if line.key not in there)
+    yield from verified.faults(board.verified, board.rows)
+    if board.history and not history.is_current(board.history, board):
+        yield f"{HISTORY}: its latest entry does not describe these rows; it must end in: {history.state(board)}"
     yield from _methods_without_rows(board)
     yield from _blocks_without_rows(board, environment)
 

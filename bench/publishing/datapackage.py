@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from bench.publishing import contributions
+from bench.publishing import contributions, verified
+from bench.publishing.page import blocks
 from bench.ranking import tuning_gain
 from bench.ranking.columns import BOARD, BoardColumn, column_of
 from bench.ranking.tuning_gain import GainColumn
@@ -64,6 +65,12 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "primaryKey": ["method", "tuning", "ablation"],
         "missingValues": [""],
     },
+    "blocks": {
+        "fields": [_board_field(column) for column in blocks.COLUMNS],
+        "primaryKey": ["track", "tuning", "method", *blocks.KINDS, "sparsity"],
+        "missingValues": [""],
+    },
+    "verified": verified.schema(),
 }
 
 

@@ -5,6 +5,7 @@ folder, because others may have contributed them.
 """
 
 import dataclasses
+import datetime
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from bench.execution import pipeline
 from bench.execution.environment import open_request, open_store
 from bench.planning.plan import Plan, plan_rows
 from bench.planning.request import Request
-from bench.publishing import board_folder, board_rules, contributions, merge, readme, trust
+from bench.publishing import board_folder, board_rules, contributions, history, merge, readme, trust, verified
 from bench.publishing.board_folder import Board
+from bench.publishing.page import overview
 from bench.spec.choices import Narrowing, Resources
 from bench.spec.errors import UserError
 from bench.spec.row import ABLATIONS, Row
@@ -36,13 +38,15 @@ class Publication:
     """A publication that is not yet written.
 
     `folder`: folder of the leaderboard. `board`: its new evidence. `changes`: path relative to the folder -> new content, None for a file
-    to remove. `readme`: new text of the README, or None if it does not change. `notes`: messages for the user.
+    to remove. `readme`: new text of the README, or None if it does not change. `index`: new page of all leaderboards, or None likewise.
+    `notes`: messages for the user.
     """
 
     folder: Path
     board: Board
     changes: Contents
     readme: str | None
+    index: bytes | None
     notes: tuple[str, ...]
 
     @property
@@ -58,6 +62,8 @@ class Publication:
         """
         try:
             files.write_files(self.folder, self.changes)
+            if self.index is not None:
+                files.write_files(self.folder.parent, {overview.FILE: self.index})
             if self.readme is not None:
                 files.write_files(self.readme_file.parent, {self.readme_file.name: self.readme.encode()})
         except OSError as error:
@@ -91,7 +97,7 @@ def publish(suite: str, narrowing: Narrowing, resources: Resources, to: Path, op
     gap = next(board_rules.incomplete(board.rows, request.suite), None)
     if gap is not None:
         raise UserError(f"{gap[1]}; compute these rows, or remove the file from '{folder / 'results'}'")
-    return _publication(board, folder, notes)
+    return _publication(board, folder, notes, there)
 
 
 def _named(suite: Suite, there: Board | None, methods: tuple[str, ...] | None) -> Suite:
@@ -143,7 +149,7 @@ def merge_file(file: Path, suite: str, to: Path, contributor: str, plugins: Iter
     marks = [line for line in contributions.of_rows(checked.new, contributor) if line.key not in keys]
     merged = Board(board.suite, tuple(results_csv.ordered([*board.rows, *checked.new])), contributions=(*board.contributions, *marks))
     _check_controls(merged.suite, ((row.method, row.stage) for row in merged.rows), ["--suite", suite])
-    return _publication(merged, folder, [f"{file}: {_rows_in_words(len(checked.new))} to merge ({names}){repeated}"])
+    return _publication(merged, folder, [f"{file}: {_rows_in_words(len(checked.new))} to merge ({names}){repeated}"], board)
 
 
 def _check_controls(suite: Suite, rows: Iterable[tuple[str, str]], options: list[str]) -> None:
@@ -218,8 +224,18 @@ def _kept(there: Board | None, suite: Suite, rows: list[Row]) -> list[Row]:
     return kept
 
 
-def _publication(board: Board, folder: Path, notes: list[str]) -> Publication:
+def with_records(board: Board, before: Board | None) -> Board:
+    """A leaderboard with the records of the one before it: of verified rows that have not changed, and a changelog with this change."""
+    old, text = (before.verified, before.history) if before is not None else ((), "")
+    today = datetime.datetime.now(datetime.UTC).date()
+    return dataclasses.replace(
+        board, verified=verified.current(old, board.rows), history=history.updated(text, before, board, today)
+    )  # fmt: skip
+
+
+def _publication(board: Board, folder: Path, notes: list[str], before: Board | None) -> Publication:
     """The changes in the folder and in the tables of the README."""
+    board = with_records(board, before)
     made = board_folder.files_of(board)
     readme_file, text = folder.resolve().parent.parent / "README.md", None
     if board.suite.name == SHOWN and readme_file.is_file():
@@ -234,4 +250,10 @@ def _publication(board: Board, folder: Path, notes: list[str]) -> Publication:
         notes.append(f"{failed} of {len(board.rows)} rows failed; they count as accuracy 0")
     if len(board.suite.seeds) < ENOUGH_SEEDS:
         notes.append(f"warning: {len(board.suite.seeds)} seeds; a published suite should have {ENOUGH_SEEDS} (protocol, rule 9)")
-    return Publication(folder, board, board_folder.changes(folder, made), text, tuple(notes))
+    return Publication(folder, board, board_folder.changes(folder, made), text, changed_index(folder, made), tuple(notes))
+
+
+def changed_index(folder: Path, made: Contents) -> bytes | None:
+    """The page of all leaderboards with these files of one of them; None if it does not change."""
+    there, page = folder.parent / overview.FILE, overview.overview(folder.parent, {folder.name: made})
+    return None if there.is_file() and there.read_bytes() == page else page

@@ -3,6 +3,7 @@
 A contribution adds files of methods and rows of leaderboards. It leaves published rows, their suite and the marks of others as they are.
 """
 
+import datetime
 import re
 import sys
 import tempfile
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import methods
 from bench.data import sources
-from bench.publishing import board_folder, board_rules, contributions, git, merge, publish, readme, trust
+from bench.publishing import board_folder, board_rules, contributions, git, history, merge, publish, readme, trust, verified
 from bench.publishing.board_folder import Board
+from bench.publishing.page import overview
 from bench.publishing.verify import label
 from bench.spec.errors import UserError
 from bench.spec.row import Row
@@ -87,8 +89,10 @@ def branch(folder: Path, base: str) -> Branch:
 
 
 def _is_written_by_publish(root: Path, base: str, path: str) -> bool:
-    """Whether a file outside of the leaderboards is the README, and differs from that of the base only by what `publish` writes into it."""
-    table, file = root / BOARDS / publish.SHOWN / "leaderboard.csv", root / README
+    """Whether a file outside of the leaderboards is what `publish` makes of them: their list, or the tables in the README."""
+    file, table = root / path, root / BOARDS / publish.SHOWN / "leaderboard.csv"
+    if path == f"{BOARDS}/{overview.FILE}" and file.is_file():
+        return overview.overview(root / BOARDS) == file.read_bytes()
     if path != README or not (table.is_file() and file.is_file() and git.succeeds(root, "cat-file", "-e", f"{base}:{README}")):
         return False
     return readme.rewritten(git.git(root, "show", f"{base}:{README}"), table.read_bytes()) == file.read_text(encoding="utf-8")
@@ -160,6 +164,7 @@ def _faults(base: Board, head: Board, new: Iterable[Row]) -> Iterator[str]:
         yield from (f"{number} published row{'s' * (number != 1)} of '{method}' {what}" for method, number in counts.items())
     yield from _refusals(base, list(new))
     yield from _wrong_marks(base, head, new)
+    yield from _wrong_records(base, head, new)
 
 
 def _refusals(base: Board, new: list[Row]) -> Iterator[str]:
@@ -183,6 +188,20 @@ def _wrong_marks(base: Board, head: Board, new: Iterable[Row]) -> Iterator[str]:
     before, after = set(base.contributions), {line for line in head.contributions if line.key not in rows}
     for line in sorted(before ^ after):
         yield f"contributions.csv: the line of '{board_rules.label_of(line.key)}' is not that of the published rows"
+
+
+def _wrong_records(base: Board, head: Board, new: Iterable[Row]) -> Iterator[str]:
+    """Records that only maintainers write, and a changelog other than that of `publish`."""
+    if new and head.verified != base.verified:
+        yield f"{verified.FILE} differs; maintainers record there what they have computed again"
+    if not (base.history or head.history):
+        return
+    try:
+        day = datetime.date.fromisoformat(history.entries(head.history)[0].date)
+    except (IndexError, ValueError):  # there is no entry, or no such day
+        day = datetime.date.min
+    if head.history != history.updated(base.history, base, head, day):
+        yield f"{board_folder.HISTORY} is not that of the published rows, with an entry for the new ones"
 
 
 def at_hand(dataset: str, data_root: Path | None) -> bool:

@@ -66,8 +66,9 @@ def test_a_branch_has_one_commit_with_the_board_and_the_method(repository: Path,
     changed = git(repository, "diff", "--name-status", base, name).split("\n")
     assert set(changed) == {
         "", "A\tmethods/criteria/mine.py", *(f"A\tleaderboards/tiny/{file}" for file in (
-            "contributions.csv", "results/dense_mine.csv", "schemas/contributions.json")),
-        *(f"M\tleaderboards/tiny/{file}" for file in ("datapackage.json", "index.html", "leaderboard.csv")),
+            "CHANGELOG.md", "contributions.csv", "results/dense_mine.csv", "schemas/contributions.json")),
+        *(f"M\tleaderboards/tiny/{file}" for file in ("blocks.csv", "datapackage.json", "index.html", "leaderboard.csv")),
+        "A\tleaderboards/index.html",
     }  # fmt: skip
     assert git(repository, "show", f"{name}:methods/criteria/mine.py") == DENSE_MINE
     marks = git(repository, "show", f"{name}:leaderboards/tiny/contributions.csv")

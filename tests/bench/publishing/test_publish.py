@@ -282,7 +282,7 @@ def test_where_curves_would_need_too_many_panels_only_ranks_and_scoring_are_draw
 def test_only_a_board_with_tracks_is_said_to_have_too_many_panels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def said(rows: list[Row]) -> bool:
         notes: list[str] = []
-        publish._publication(Board(load_suite("digits"), tuple(rows)), tmp_path / "digits", notes)
+        publish._publication(Board(load_suite("digits"), tuple(rows)), tmp_path / "digits", notes, None)
         return any("only ranks" in note for note in notes)
 
     assert not said([row for row in made_up() if not row.criterion])

@@ -9,9 +9,10 @@ import pytest
 
 import methods
 from bench.data import decoded
-from bench.publishing import board_check, board_folder, contributions, readme, review
+from bench.publishing import board_check, board_folder, contributions, publish, readme, review, verified
 from bench.publishing.board_folder import Board
 from bench.publishing.contributions import Contribution
+from bench.publishing.page import overview
 from bench.publishing.plots import curves
 from bench.spec.errors import UserError
 from bench.spec.row import Row
@@ -23,6 +24,7 @@ from tests.bench.repositories import git
 
 NEW = tuple(cells("spam", 0.93))
 SPAM = Contribution("spam", "default", "none", "Ada")
+RECORD = verified.Verified(verified.key_of(NEW[0]), "0.93", "0.93", "equal", "2026-01-31", "0.1.0", "abc", "2.15.0", "cpu")
 OBD = Contribution("obd", "default", "none", "Bob")
 
 
@@ -84,6 +86,8 @@ FORGERIES: list[tuple[Callable[[Board], Board], str]] = [
     (lambda b: adding(b, replace(OBD, contributor="Ada"), SPAM), "the line of 'obd' is not that of the published rows"),
     (lambda b: adding(b, SPAM), "contributions.csv: the line of 'obd' is not that of the published rows"),
     (lambda b: adding(b, OBD, SPAM, replace(SPAM, method="magnitude")), "the line of 'magnitude' is not that of the published rows"),
+    (lambda b: replace(adding(b, OBD, SPAM), verified=(RECORD,)), "verified.csv differs; maintainers record there"),
+    (lambda b: replace(adding(b, OBD, SPAM), history="# All is well\n"), "CHANGELOG.md is not that of the published rows"),
     (lambda b: adding(b, OBD, SPAM, new=NEW[1:]), "'spam' has no row for breast_cancer/mlp at sparsity 0.5"),
     (lambda b: adding(b, OBD, SPAM, new=spoilt(kept_weights=501)), "spam · breast_cancer/mlp · sparsity 0.5 · seed 0 · fine-tuned 0: kept"),
     (lambda b: adding(b, OBD, SPAM, new=spoilt(dense_accuracy=0.5)), "dense_accuracy: not the value of the row of its dense network"),
@@ -112,6 +116,28 @@ def test_faults_end_a_review_before_anything_is_computed(
         "note: the branch also changes README.md; read these changes, nothing here checks them\n"
         "the branch cannot be merged as it is\n"
     )
+
+
+def test_the_changelog_gains_one_entry(published: Board) -> None:
+    """As `publish` writes it: an earlier entry that is rewritten is found."""
+    before = publish.with_records(published, None)
+    write(before)
+    base = repositories.commit(Path())
+    after = publish.with_records(adding(published, OBD, SPAM), before)
+    for text, faults in ((after.history, 0), (after.history.replace("First published", "Corrected"), 1), (before.history, 1)):
+        write(replace(after, history=text))
+        repositories.commit(Path())
+        found = review.addition(review.branch(Path(), base), "tiny").faults
+        assert [fault.partition(" ")[0] for fault in found] == ["CHANGELOG.md"] * faults
+
+
+def test_the_list_of_leaderboards_is_no_other_change(published: Board) -> None:
+    Path("leaderboards/index.html").write_bytes(overview.overview(Path("leaderboards")))
+    repositories.commit(Path())
+    assert review.branch(Path(), "main").others == ()
+    Path("leaderboards/index.html").write_text("other")
+    repositories.commit(Path())
+    assert review.branch(Path(), "main").others == ("leaderboards/index.html",)
 
 
 def test_the_tables_in_the_readme_are_no_other_change(published: Board, tmp_path: Path) -> None:
