@@ -49,14 +49,13 @@ def run(asked: Submission, resources: Resources, *, sample: int, seed: int, tole
 
 
 def _draft(console: Console, asked: Submission, clone: Path) -> Draft:
-    """Merge the rows, and print the notes or each refusal."""
+    """Check the rows, and print what is merged or each refusal."""
     try:
         made = branch.draft(asked, clone)
     except Refused as refused:
         say_refusals(console, refused)
         raise
-    for note in made.publication.notes:
-        say(console, note)
+    say(console, made.note)
     return made
 
 
@@ -68,9 +67,9 @@ def _where(resources: Resources) -> list[str]:
 
 def _checked(clone: Path, arguments: list[str], tox: bool) -> bool:
     """Whether the checks of the clone passed. UserError if they could not be carried out."""
-    status = branch.run_checks(clone, [sys.executable, *arguments])
+    status = branch.run(clone, [sys.executable, *arguments])
     if status not in (0, 1):
         raise UserError("the branch could not be checked, for the reason above; nothing was written")
     if status == 0 and tox:
-        status = branch.run_checks(clone, [shutil.which("tox") or "tox"])
+        status = branch.run(clone, [shutil.which("tox") or "tox"])
     return status == 0

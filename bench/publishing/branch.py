@@ -8,13 +8,14 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from bench.planning import catalogue
-from bench.publishing import board_folder, git, review
-from bench.publishing.publish import Publication, merge_file
+from bench.publishing import git, publish, review
 from bench.publishing.submission import BOARDS, Submission, check_name
 from bench.spec.errors import UserError
 from bench.spec.row import Row
@@ -32,17 +33,17 @@ class Draft:
     """A branch that is not committed yet.
 
     `name`: of the branch. `new`: the rows that it adds. `methods`: files of methods that it adds: path in the repository -> content.
-    `publication`: the changes of the leaderboard.
+    `note`: a message for the user.
     """
 
     name: str
     new: tuple[Row, ...]
     methods: dict[str, bytes]
-    publication: Publication
+    note: str
 
 
 def draft(asked: Submission, clone: Path) -> Draft:
-    """Merge the rows into the leaderboard of a clone. Nothing is written.
+    """Check that the rows can be merged into the leaderboard of a clone. Nothing is written.
 
     Args:
         asked: the submission.
@@ -53,14 +54,14 @@ def draft(asked: Submission, clone: Path) -> Draft:
         UserError: no row is new, a file of a method cannot be added, or the branch exists.
     """
     added = dict(_method_files(asked, clone))
-    before = {row.identity for row in board_folder.read(clone / BOARDS / asked.suite).rows}
-    merged = merge_file(asked.file, asked.suite, clone / BOARDS, asked.contributor, map(str, asked.plugins))
-    new = tuple(row for row in merged.board.rows if row.identity not in before)
+    before, after, note = publish.merged(asked.file, asked.suite, clone / BOARDS, asked.contributor, map(str, asked.plugins))
+    published = {row.identity for row in before.rows}
+    new = tuple(row for row in after.rows if row.identity not in published)
     if not new:
         raise UserError(f"'{asked.file}' has no new rows: all of them are published in {BOARDS}/{asked.suite}")
     name = asked.name or _name(asked.suite, new)
     check_name(asked.root, name)
-    return Draft(name, new, added, merged)
+    return Draft(name, new, added, note)
 
 
 def _method_files(asked: Submission, clone: Path) -> Iterator[tuple[str, bytes]]:
@@ -96,12 +97,27 @@ def commit(asked: Submission, clone: Path, made: Draft, message: str) -> int:
         files.write_files(clone, made.methods)
     except OSError as error:
         raise UserError(f"cannot write into '{clone}': {error.strerror}") from None
-    made.publication.write()
+    merge(asked, clone)
     git.git(clone, "checkout", "--quiet", "-b", made.name)
     git.git(clone, "add", "--all", "--force", "--", *made.methods, BOARDS)
     git.git(clone, "add", "--update")  # the README, which shows some leaderboards
     git.git(clone, "commit", "--quiet", "--no-verify", "--cleanup=whitespace", "-m", message, **asked.author)
     return len(git.git(clone, "diff", "--name-only", "-z", asked.base, "HEAD").split("\0")) - 1
+
+
+def merge(asked: Submission, clone: Path) -> None:
+    """Write the leaderboard with the rows into the clone, with the code of the clone: its page names the methods that the project has.
+
+    Raises:
+        UserError: it could not be written.
+    """
+    command = ["publish", "--suite", asked.suite, "--merge", str(asked.file), "--contributor", asked.contributor]
+    with tempfile.TemporaryFile() as said:
+        status = run(clone, [sys.executable, "-m", "bench", *command], said)
+        said.seek(0)
+        lines = said.read().decode(errors="replace").strip().splitlines()
+    if status:
+        raise UserError(f"the leaderboard of the branch cannot be written: {(lines or ['no reason given'])[-1].removeprefix('error: ')}")
 
 
 def message(asked: Submission, made: Draft, checks: str, unchecked: Sequence[str]) -> str:
@@ -133,8 +149,13 @@ def message(asked: Submission, made: Draft, checks: str, unchecked: Sequence[str
     return "\n".join(lines) + "\n"
 
 
-def run_checks(clone: Path, command: Sequence[str]) -> int:
+def run(clone: Path, command: Sequence[str], output: IO[bytes] | None = None) -> int:
     """Run a program in the clone, with the code of the clone; it ends with this process.
+
+    Args:
+        clone: the clone.
+        command: the program and its arguments.
+        output: receives what it prints; None: standard output and standard error.
 
     Returns:
         Its exit status.
@@ -142,7 +163,8 @@ def run_checks(clone: Path, command: Sequence[str]) -> int:
     paths = [str(clone), str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     here = {name: value for name, value in os.environ.items() if name not in (*git.ELSEWHERE, "PYTHONSAFEPATH")}
     sys.stdout.flush()
-    with subprocess.Popen(command, cwd=clone, env=here | {"PYTHONPATH": os.pathsep.join(paths)}) as process:
+    here["PYTHONPATH"] = os.pathsep.join(paths)
+    with subprocess.Popen(command, cwd=clone, env=here, stdout=output, stderr=output) as process:
         try:
             return process.wait()
         finally:

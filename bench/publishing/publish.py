@@ -122,7 +122,13 @@ class Refused(UserError):
 
 
 def merge_file(file: Path, suite: str, to: Path, contributor: str, plugins: Iterable[str] = ()) -> Publication:
-    """Prepare a leaderboard with the rows of a results.csv added, and marked as contributed.
+    """Prepare a leaderboard with the rows of a results.csv added, and marked as contributed. Arguments and errors are those of `merged`."""
+    before, after, note = merged(file, suite, to, contributor, plugins)
+    return _publication(after, to / suite, [note], before)
+
+
+def merged(file: Path, suite: str, to: Path, contributor: str, plugins: Iterable[str] = ()) -> tuple[Board, Board, str]:
+    """Add the rows of a results.csv to a leaderboard, and mark them as contributed.
 
     Args:
         file: the results.csv.
@@ -130,6 +136,9 @@ def merge_file(file: Path, suite: str, to: Path, contributor: str, plugins: Iter
         to: the parent folder of the leaderboard.
         contributor: who has computed the rows.
         plugins: files of the user's own networks and data sets that the leaderboard may name.
+
+    Returns:
+        The leaderboard before and after, and a message for the user.
 
     Raises:
         Refused: a row is invalid; then no row is merged.
@@ -147,9 +156,9 @@ def merge_file(file: Path, suite: str, to: Path, contributor: str, plugins: Iter
     repeated = f"; {_rows_in_words(checked.repeated)} already published" if checked.repeated else ""
     keys = {line.key for line in board.contributions}
     marks = [line for line in contributions.of_rows(checked.new, contributor) if line.key not in keys]
-    merged = Board(board.suite, tuple(results_csv.ordered([*board.rows, *checked.new])), contributions=(*board.contributions, *marks))
-    _check_controls(merged.suite, ((row.method, row.stage) for row in merged.rows), ["--suite", suite])
-    return _publication(merged, folder, [f"{file}: {_rows_in_words(len(checked.new))} to merge ({names}){repeated}"], board)
+    made = Board(board.suite, tuple(results_csv.ordered([*board.rows, *checked.new])), contributions=(*board.contributions, *marks))
+    _check_controls(made.suite, ((row.method, row.stage) for row in made.rows), ["--suite", suite])
+    return board, made, f"{file}: {_rows_in_words(len(checked.new))} to merge ({names}){repeated}"
 
 
 def _check_controls(suite: Suite, rows: Iterable[tuple[str, str]], options: list[str]) -> None:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,8 @@ import pytest
 from bench.execution.local import Local
 from bench.planning.templates import write_template
 from bench.publishing import board_folder
-from bench.publishing.board_folder import Board
 from bench.publishing.contributions import Contribution
-from bench.storage import files, results_csv
+from bench.storage import results_csv
 from tests.bench.own_files import run_here
 from tests.bench.repositories import commit, git, state
 from tests.faults import programs
@@ -36,6 +34,19 @@ epochs = 2
 batch_size = 64
 """
 CONTROLS = "random,magnitude,magnitude_layer"
+FORGE = """
+from dataclasses import replace
+from pathlib import Path
+from bench.publishing import board_folder
+from bench.publishing.page import overview
+from bench.storage import files
+
+folder = Path("leaderboards/tiny")
+board = board_folder.read(folder)
+rows = tuple(replace(row, accuracy=1.0) if row.method == "my_method" and row.seed == 1 else row for row in board.rows)
+files.write_files(folder, board_folder.changes(folder, board_folder.files_of(replace(board, rows=rows))))
+(folder.parent / "index.html").write_bytes(overview.overview(folder.parent))
+"""
 MINE = Contribution("my_method", "default", "none", "Ada Stranger")
 
 
@@ -72,12 +83,16 @@ def stranger(project: Path, tmp_path: Path, bench: Bench, monkeypatch: pytest.Mo
     return folder
 
 
-def review(folder: Path, *options: str) -> tuple[int, str]:
-    """Exit code and output of `review main`, as continuous integration runs it: the code of the folder, in a process of its own."""
+def python(folder: Path, *arguments: str) -> tuple[int, str]:
+    """Exit code and output of Python in a process of its own, with the code of the folder."""
     here = os.environ | {"PYTHONPATH": str(folder), "MPLBACKEND": "agg"}
-    command = [sys.executable, "-m", "bench", "review", "main", "--workers", "1", *options]
-    done = subprocess.run(command, cwd=folder, env=here, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=here, capture_output=True, text=True, check=False, timeout=300)
     return done.returncode, done.stdout + done.stderr
+
+
+def review(folder: Path, *options: str) -> tuple[int, str]:
+    """Exit code and output of `review main`, as continuous integration runs it."""
+    return python(folder, "-m", "bench", "review", "main", "--workers", "1", *options)
 
 
 def test_a_strangers_method_comes_into_the_leaderboard_and_a_forged_number_does_not(
@@ -101,20 +116,18 @@ def test_a_strangers_method_comes_into_the_leaderboard_and_a_forged_number_does_
     assert said.endswith("nothing is wrong with what the branch adds\n")
 
     git(project, "checkout", "--quiet", "-b", "forged")
-    folder = Path("leaderboards/tiny")
-    board = board_folder.read(folder)
-    rows = tuple(replace(row, accuracy=1.0) if row.method == "my_method" and row.seed == 1 else row for row in board.rows)
-    forged = board_folder.files_of(Board(board.suite, rows, contributions=board.contributions))
-    files.write_files(folder, board_folder.changes(folder, forged))
+    assert python(project, "-c", FORGE) == (0, "")
     commit(project)
     code, said = review(project, "--sample", "6")
     assert code == 1
     assert said.count("\nDIFFERS  my_method") == 2
     assert "\nthe derived files follow from the rows\n" in said, "the forger has written everything that follows from the numbers"
+    assert "the branch also changes" not in said
     assert said.endswith("the branch cannot be merged as it is\n")
 
     git(project, "checkout", "--quiet", "main")
     git(project, "merge", "--quiet", "mine")
+    folder = Path("leaderboards/tiny")
     merged = board_folder.read(folder)
     mine = [row for row in honest if row.criterion]
     assert [row for row in results_csv.ordered(merged.rows) if row.method == "my_method"] == results_csv.ordered(mine)

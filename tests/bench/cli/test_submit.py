@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import methods
-from bench.publishing import branch, contributions
+from bench.publishing import branch, contributions, publish
 from bench.publishing.plots import curves
+from bench.publishing.submission import Submission
 from bench.storage import results_csv
 from tests.bench import repositories
 from tests.bench.publishing.test_merge import DENSE_MINE, cells
@@ -35,7 +36,11 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> Checks:
         ran.append(list(command))
         return 0
 
-    monkeypatch.setattr(branch, "run_checks", run)
+    def merge(asked: Submission, clone: Path) -> None:
+        publish.merge_file(asked.file, asked.suite, clone / "leaderboards", asked.contributor).write()
+
+    monkeypatch.setattr(branch, "run", run)
+    monkeypatch.setattr(branch, "merge", merge)  # in this process; test_contribution has one of its own
     return ran
 
 
@@ -97,7 +102,7 @@ def test_a_trial_writes_nothing_at_all(repository: Path, bench: Bench) -> None:
 def test_a_branch_that_fails_is_not_made(
     repository: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch, status: int, code: int, said: str
 ) -> None:
-    monkeypatch.setattr(branch, "run_checks", lambda clone, command: status)
+    monkeypatch.setattr(branch, "run", lambda clone, command: status)
     before = state(repository)
     got, out, err = bench("submit", "out", "--branch", "mine")
     assert got == code
