@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.spec.row import Row
 
@@ -42,8 +42,9 @@ def state(board: "Board") -> str:
     """All rows of a leaderboard in one sentence."""
     methods = {row.method for row in board.rows if row.criterion}
     protocols = sorted({row.protocol for row in board.rows})
-    commits = Counter((row.version, row.commit[:12] + "+" * row.commit[12:].endswith("+")) for row in board.rows)
-    said = [f"razorbench {_code(v)}, commit {_code(c)} ({_rows(n)})" for (v, c), n in sorted(commits.items())]
+    commits = Counter((row.version, row.commit) for row in board.rows)
+    shown = [(version, commit[:12] + "+" * commit[12:].endswith("+"), n) for (version, commit), n in sorted(commits.items())]
+    said = [f"razorbench {_code(version)}, commit {_code(commit)} ({_rows(n)})" for version, commit, n in shown]
     return f"Now: {_rows(len(board.rows))} of {len(methods)} methods, protocol {', '.join(protocols)}; {'; '.join(said)}"
 
 
@@ -79,7 +80,7 @@ def is_current(text: str, board: "Board") -> bool:
 def _changes(before: "Board | None", after: "Board") -> list[str]:
     if before is None:
         return [f"First published: {_described(after.rows)}"]
-    old, new = ({row.identity: row for row in board.rows} for board in (before, after))
+    old, new = _different(before.rows, after.rows), _different(after.rows, before.rows)
     parts = {
         "Added": [row for key, row in new.items() if key not in old],
         "Changed": [row for key, row in new.items() if key in old and old[key] != row],
@@ -92,6 +93,12 @@ def _changes(before: "Board | None", after: "Board") -> list[str]:
     settings = [before.suite.model_dump(), after.suite.model_dump()]
     keys = [key for key in settings[1] if settings[0].get(key) != settings[1][key]]
     return lines + [f"Suite: other {_few(keys)}"] * bool(keys)
+
+
+def _different(rows: Iterable[Row], others: Iterable[Row]) -> dict[tuple[Any, ...], Row]:
+    """Key -> row, without the rows that are the same objects in both: of a large board, nearly all."""
+    known = set(map(id, others))
+    return {row.identity: row for row in rows if id(row) not in known}
 
 
 def _described(rows: Iterable[Row]) -> str:

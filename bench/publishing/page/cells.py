@@ -6,8 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from bench.publishing.page.references import Link
-
 MISSING = "–"
 STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # of an axis: the smallest with at most six steps is used
 
@@ -57,6 +55,14 @@ class Column:
     def short(self) -> str:
         """The heading in one line."""
         return self.label or " ".join(f"{self.group} {self.title}".split())
+
+
+@dataclass(frozen=True)
+class Link:
+    """A link: the text and the address."""
+
+    text: str
+    url: str
 
 
 @dataclass(frozen=True)

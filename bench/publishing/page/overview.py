@@ -8,12 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 from bench.publishing import history, verified
+from bench.publishing.board_folder import HISTORY, SUITE
 from bench.publishing.page.cells import Cell, Column, Line, Table, number, text
 from bench.publishing.page.page import rendered
 from bench.spec.errors import UserError
 
 FILE = "index.html"
-READ = ("suite.toml", "leaderboard.csv", verified.FILE, "CHANGELOG.md")
+READ = (SUITE, "leaderboard.csv", verified.FILE, HISTORY)
 Read = Callable[[str], bytes]  # the content of a file of a leaderboard, b"" if there is none
 
 
@@ -28,7 +29,7 @@ def overview(parent: Path, changed: Mapping[str, Mapping[str, bytes]] | None = N
         UserError: the files of a leaderboard cannot be read.
     """
     changed = changed or {}
-    names = {path.parent.name for path in parent.glob("*/leaderboard.csv") if (path.parent / "suite.toml").is_file()}
+    names = {path.parent.name for path in parent.glob("*/leaderboard.csv") if (path.parent / SUITE).is_file()}
     lines = [_read(parent / name, changed.get(name)) for name in sorted(names | changed.keys())]
     columns = [Column("Leaderboard", first="ascending", kind="text"), Column("What it compares", first="ascending", kind="text")]
     columns += [Column("Data sets", first="ascending", kind="text"), Column("Architectures", first="ascending", kind="text")]
@@ -50,9 +51,9 @@ def _read(folder: Path, files: Mapping[str, bytes] | None) -> Line:
 
 
 def _line(name: str, read: Read) -> Line:
-    suite = tomllib.loads(read("suite.toml").decode())
+    suite = tomllib.loads(read(SUITE).decode())
     board = pd.read_csv(io.BytesIO(read("leaderboard.csv")))
-    changes = history.entries(read("CHANGELOG.md").decode())
+    changes = history.entries(read(HISTORY).decode())
     blocks = suite.get("blocks", [])
     architectures = dict.fromkeys(one for block in blocks for one in block["architectures"])
     records = max(0, len(read(verified.FILE).splitlines()) - 1)

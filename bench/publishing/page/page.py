@@ -23,7 +23,6 @@ from bench.publishing.page import about, board_columns, cells, extras, tables
 from bench.publishing.reported import Comparison
 from bench.publishing.verified import Verified
 from bench.ranking import leaderboard, tracks
-from bench.ranking.columns import BASELINE
 from bench.spec.row import COLLAPSED
 
 TEMPLATES = resources.files("bench.publishing.page") / "templates"
@@ -32,6 +31,7 @@ TEXTS = (
 )  # fmt: skip
 USED = tuple(dict.fromkeys((*TEXTS, *tracks.USED, "hyperparameters", "protocol", "version", "commit", "torch", "device")))
 RANKS = "Ranks and intervals"  # the title of the plot that comes first where it is a critical-difference diagram
+CONSTANTS = {"interval": board_columns.INTERVAL, "collapsed": COLLAPSED, "coarsest": leaderboard.COARSEST, "ranks": RANKS}
 POLICY = (
     "default-src 'none'; style-src '{style}'; script-src '{script}'; img-src 'self' file: data:; connect-src 'self'; base-uri 'none';"
     " form-action 'none'"
@@ -77,6 +77,7 @@ def page(suite: str, description: str, board: pd.DataFrame, gains: pd.DataFrame,
     pairs = sorted(set(zip(rows["dataset"], rows["architecture"], strict=True)))
     return rendered(
         "page.html",
+        **CONSTANTS,
         suite=suite,
         description=description,
         boards=boards,
@@ -85,19 +86,14 @@ def page(suite: str, description: str, board: pd.DataFrame, gains: pd.DataFrame,
         tunings=list(dict.fromkeys(b.tuning for b in boards)),
         blocks=pairs,
         pairs=[" / ".join(pair) for pair in pairs],
-        ranks=RANKS,
         plots=_placed(more.plots, boards),
         gains=tables.gains(gains),
         warnings=tracks.warnings(rows),
-        interval=board_columns.INTERVAL,
-        collapsed=COLLAPSED,
-        coarsest=leaderboard.COARSEST,
         troubles=tables.troubles(rows),
         facts=about.facts(rows),
         recipes=about.recipes(rows),
         provenance=about.provenance(rows),
         commands=about.commands(suite, rows, gains),
-        baseline=BASELINE,
         verified=extras.verified_table(more.verified),
         history=more.history,
         reported=extras.reported_table(more.reported),

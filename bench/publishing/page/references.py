@@ -1,21 +1,13 @@
 """What a method on a page links to: its papers (references.toml) and its pages in the documentation."""
 
 import tomllib
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
 import methods
+from bench.publishing.page.cells import Link
 
 DOCS = "../../"  # the documentation, seen from a leaderboard's folder on the published site
-
-
-@dataclass(frozen=True)
-class Link:
-    """A link: the text and the address."""
-
-    text: str
-    url: str
 
 
 @cache

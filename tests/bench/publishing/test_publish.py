@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.publishing import board_folder, publish, readme
+from bench.publishing import board_folder, history, publish, readme
 from bench.publishing.board_folder import Board
 from bench.publishing.datapackage import SCHEMAS
+from bench.publishing.page import overview
 from bench.publishing.plots import curves, diagrams
 from bench.ranking import leaderboard, tracks
 from bench.spec.errors import UserError
@@ -43,6 +44,14 @@ def test_what_is_committed_follows_from_its_rows(folder: Path) -> None:
     if folder.name == "digits":
         text = (ROOT / "README.md").read_text()
         assert readme.rewritten(text, (folder / "leaderboard.csv").read_bytes()) == text
+
+
+def test_the_committed_list_of_leaderboards_is_what_publish_writes() -> None:
+    assert len(PUBLISHED) > 3
+    assert (ROOT / "leaderboards/index.html").read_bytes() == overview.overview(ROOT / "leaderboards")
+    for folder in PUBLISHED:
+        board = board_folder.read(folder)
+        assert history.is_current(board.history, board), f"{folder.name}: CHANGELOG.md"
 
 
 def test_from_a_run_to_a_leaderboard_and_back(tiny: Path, bench: Bench) -> None:

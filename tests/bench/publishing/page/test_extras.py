@@ -11,10 +11,10 @@ import pytest
 
 from bench.publishing import board_folder, history, publish, recording, reported, verified
 from bench.publishing.board_folder import Board
-from bench.publishing.page import overview, page
+from bench.publishing.page import overview, page, tables
 from bench.publishing.row_comparison import Verdict
 from bench.publishing.verify import Sample, Verification
-from bench.ranking import tracks
+from bench.ranking import leaderboard, tracks
 from bench.spec.errors import UserError
 from bench.spec.row import DECLARED
 from bench.spec.suite import load_suite
@@ -59,6 +59,19 @@ def test_verified_rows_are_counted_and_listed() -> None:
     assert "2026-01-31" in table
     assert "verified rows: 0" in made(rows)
     assert "No maintainer has recorded a second computation" in made(rows)
+
+
+def test_the_price_in_dense_accuracy_and_the_flops_that_are_left() -> None:
+    """Means over seeds, then over blocks: 0.9 and 0.8 on two blocks with three and one seed."""
+    rows = [r for r in rows_of(["magnitude", "spam"]) if r.criterion]
+    kept = {"digits": 30, "breast_cancer": 10}
+    rows = [replace(r, flops=100, flops_kept=kept[r.dataset] + r.seed if r.sparsity == 0.95 else 99) for r in rows]
+    rows = [replace(r, dense_accuracy=0.8 if r.dataset == "digits" else 0.9) if r.method == "spam" else r for r in rows]
+    rows = [r for r in rows if r.dataset == "digits" or r.seed == 0]
+    (board,) = tables.boards(leaderboard.leaderboard(rows), page.prepared(tracks.columns(rows, page.USED)))
+    places = {column.title: k for k, column in enumerate(board.table.columns)}
+    shown = {line.method: [line.cells[places[name]].text for name in ("Dense", "FLOPs")] for line in board.table.lines}
+    assert shown == {"spam": ["85.0", "20.5"], "magnitude": ["90.0", "20.5"]}  # ((30 + 31 + 32) / 3 + 10) / 2
 
 
 def test_the_history_is_shown() -> None:

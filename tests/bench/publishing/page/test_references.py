@@ -8,7 +8,7 @@ import pytest
 
 import methods
 from bench.publishing.page import references
-from bench.publishing.page.references import Link
+from bench.publishing.page.cells import Link
 from tests.test_docs import hooks  # noqa: F401 (a fixture)
 
 ENTRIES = [(kind, name) for kind, entries in references.table().items() for name in entries]
