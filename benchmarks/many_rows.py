@@ -45,7 +45,7 @@ COMMANDS = {
     "table": ["table", "board/many"],
     "status": ["status", "--suite", "many.toml", "--store", "sqlite:///store.db"],
     "publish": ["publish", "--suite", "many.toml", "--store", "sqlite:///store.db", "--to", "published"],
-    "merge": ["publish", "--suite", NAME, "--merge", "contributed.csv", "--to", "board"],
+    "merge": ["publish", "--suite", NAME, "--merge", "contributed.csv", "--contributor", "somebody", "--to", "board"],
 }
 
 

@@ -1,15 +1,18 @@
 """What the documentation takes from the code while it is built: pages of methods, options, columns and suite keys.
 
-mkdocs calls `on_config`, `on_files` and `on_page_markdown`. No list here is kept by hand: a new method, option, column or suite key is
-documented by its own declaration. `<!-- generated: NAME -->` in a page is replaced by the text of `declared.GENERATED[NAME]`.
+mkdocs calls `on_config`, `on_files`, `on_page_markdown` and `on_post_build`. No list here is kept by hand: a new method, option, column
+or suite key is documented by its own declaration. `<!-- generated: NAME -->` in a page is replaced by the text of
+`declared.GENERATED[NAME]`.
 """
 
 import dataclasses
 import re
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from declared import GENERATED, escaped, table  # of this folder, which mkdocs makes importable while it loads its hooks
+from declared import GENERATED, ROOT, escaped, table  # of this folder, which mkdocs makes importable while it loads its hooks
 
 import methods
 
@@ -186,6 +189,11 @@ def on_files(files: Any, config: Any) -> Any:
     for path, content in pages().items():
         files.append(File.generated(config, path, content=content))
     return files
+
+
+def on_post_build(config: Any) -> None:
+    """Put the leaderboards next to the documentation: their pages link to it, and it links to them."""
+    shutil.copytree(ROOT / "leaderboards", Path(config.site_dir) / "leaderboards", dirs_exist_ok=True)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from bench.cli import interruption, results, stores
+from bench.cli import contributing, interruption, results, stores
 from bench.cli.options import Suite, names, shared
 from bench.cli.results import NARROWED, STORED, Style, check_style
 from bench.spec.choices import Narrowing, Resources
@@ -254,5 +254,7 @@ app.command()(results.table)
 app.command()(results.choose)
 app.command()(results.publish)
 app.command()(results.verify)
+app.command()(contributing.submit)
+app.command()(contributing.review)
 app.command()(results.export)
 app.add_typer(stores.app, name="store")

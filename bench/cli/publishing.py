@@ -16,17 +16,22 @@ def publish(suite: str, narrowing: Narrowing, resources: Resources, to: Path, dr
     _finish(make_console(), publishing.publish(suite, narrowing, resources, to, options), dry_run)
 
 
-def merge_file(file: Path, suite: str, to: Path, dry_run: bool, plugins: tuple[str, ...] = ()) -> None:
+def merge_file(file: Path, suite: str, to: Path, contributor: str, dry_run: bool, plugins: tuple[str, ...] = ()) -> None:
     """Merge somebody else's rows, or print each refusal."""
     console = make_console()
     name = load_suite(suite).name if suite.endswith(".toml") else suite
     try:
-        found = publishing.merge_file(file, name, to, plugins)
+        found = publishing.merge_file(file, name, to, contributor, plugins)
     except Refused as refused:
-        for number, reason in refused.reasons:
-            say(console, f"row {number}: {reason}")
+        say_refusals(console, refused)
         raise
     _finish(console, found, dry_run)
+
+
+def say_refusals(console: Console, refused: Refused) -> None:
+    """A line for each reason why a row was refused."""
+    for number, reason in refused.reasons:
+        say(console, f"row {number}: {reason}")
 
 
 def _finish(console: Console, found: Publication, dry_run: bool) -> None:
@@ -36,6 +41,8 @@ def _finish(console: Console, found: Publication, dry_run: bool) -> None:
     for name in found.changes:
         what = "removed" if found.changes.removes(name) else "changed" if (found.folder / name).exists() else "new"
         say(console, f"{what:<8} {found.folder / name}")
+    if found.index is not None:
+        say(console, f"changed  {found.folder.parent / 'index.html'}: the list of all leaderboards")
     if found.readme is not None:
         say(console, f"changed  {found.readme_file.name} above '{found.folder.parent}': the leaderboard's tables")
     methods = {row.method for row in found.board.rows if row.criterion}

@@ -57,10 +57,14 @@ def table(
 
     from bench import api
     from bench.cli.board import show
-    from bench.cli.tables import make_console
+    from bench.cli.tables import make_console, say
+    from bench.publishing import contributions
 
     rows = api.read_rows(path)
     show(make_console(), rows, style, api.leaderboard(rows))
+    contributed = contributions.in_words(contributions.read(path)) if path.is_dir() and style == "text" else ""
+    if contributed:
+        say(make_console(), f"contributed rows: {contributed}")
 
 
 def choose(
@@ -133,14 +137,14 @@ def publish(
     narrowing: Narrowing, resources: Resources, suite: Suite = "digits",
     to: Annotated[Path, typer.Option(help="The folder of leaderboards, each in a folder of its suite's name.")] = Path("leaderboards"),
     merge: Annotated[Path | None, typer.Option(help="Add the rows of this results.csv to the folder instead of the store's.")] = None,
+    contributor: Annotated[str | None, typer.Option(help="With --merge: who has computed these rows.", show_default="required")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
 ) -> None:  # fmt: skip
     """Write leaderboards/<suite>/: results, tables, data package and plots, from the store or from somebody else's rows."""
     from bench.execution.resources import check
 
     check(resources)
-    if merge is not None:
-        _refuse_with_merge(narrowing, resources)
+    _check_merge(merge, contributor, narrowing, resources)
 
     from bench.planning import catalogue  # before what takes longer to import: a mistyped name is said sooner
 
@@ -150,22 +154,28 @@ def publish(
 
     from bench.cli import publishing
 
-    if merge is not None:
-        publishing.merge_file(merge, suite, to, dry_run, resources.plugin)
+    if merge is not None and contributor is not None:
+        publishing.merge_file(merge, suite, to, contributor, dry_run, resources.plugin)
     else:
         publishing.publish(suite, narrowing, resources, to, dry_run, command_line(suite, narrowing, resources))
 
 
-def _refuse_with_merge(narrowing: Narrowing, resources: Resources) -> None:
-    """Raise UserError for options that a merge cannot heed."""
+def _check_merge(merge: Path | None, contributor: str | None, narrowing: Narrowing, resources: Resources) -> None:
+    """Raise UserError for options that a merge cannot heed or does not have, or that need one."""
     import dataclasses
 
     from bench.spec.errors import UserError
 
+    if merge is None:
+        if contributor is not None:
+            raise UserError("--contributor needs --merge: rows of the store are published as the maintainers' own")
+        return
     given = [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(narrowing) if getattr(narrowing, f.name) is not None]
     given += ["--store"] * (resources.store is not None)
     if given:
         raise UserError(f"--merge takes all rows of its file: {', '.join(given)} cannot be given with it")
+    if contributor is None:
+        raise UserError("--merge needs --contributor NAME: who has computed these rows; the leaderboard shows the name")
 
 
 @shared(("resources", Resources, ("workers", "device", "data_root", "plugin")))
@@ -182,6 +192,9 @@ def verify(
             show_default="none on the same torch and device, elsewhere what each cell shows over seeds",
         ),
     ] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="For maintainers: if all agrees, record in verified.csv which rows, when, and where.")
+    ] = False,
 ) -> None:
     """Recompute a random sample of published results and compare, and rebuild derived files. Exit code 1 if anything differs."""
     from bench.execution.resources import check
@@ -191,8 +204,10 @@ def verify(
     for option, value, least in (("--sample", sample, 1), ("--tolerance", tolerance, 0)):
         if value is not None and value < least:
             raise UserError(f"{option} must be at least {least}, got {value}")
+    if record and tolerance is not None:
+        raise UserError("--record is for the tests of `verify`: leave out --tolerance")
 
     from bench.cli import verify as verification
 
-    agrees = verification.run(folder, resources, sample=sample, methods=methods, seed=seed, tolerance=tolerance)
+    agrees = verification.run(folder, resources, sample=sample, methods=methods, seed=seed, tolerance=tolerance, record=record)
     raise typer.Exit(0 if agrees else 1)

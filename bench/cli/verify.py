@@ -1,5 +1,6 @@
 """`verify`: what it prints. The comparison itself is `bench.publishing.verify`."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from rich.console import Console
@@ -7,7 +8,7 @@ from rich.console import Console
 from bench.cli.tables import make_console, say
 from bench.execution import environment
 from bench.execution.display import Display
-from bench.publishing import row_comparison, verify
+from bench.publishing import recording, row_comparison, verified, verify
 from bench.publishing.row_comparison import Shift, Verdict
 from bench.publishing.verify import SAMPLE, Verification
 from bench.spec.choices import Resources
@@ -17,13 +18,18 @@ MOST = 40  # lines of faults
 
 
 def run(
-    folder: Path, resources: Resources, *, sample: int | None, methods: str | None, seed: int, tolerance: float | None
+    folder: Path, resources: Resources, *, sample: int | None, methods: str | None, seed: int, tolerance: float | None,
+    among: Collection[Row] | None = None, record: bool = False,
 ) -> bool:  # fmt: skip
-    """Compute a sample of rows again and print the verdict; whether all is as published."""
+    """Compute a sample of rows again and print the verdict; whether all is as published.
+
+    `among`: see `verify.draw`. `record`: then also write it in verified.csv.
+    """
     console = make_console()
-    drawn = verify.draw(folder, resources, methods=methods, size=SAMPLE if sample is None else sample, seed=seed)
-    how = f"{len(drawn.rows)} of {len(drawn.board.rows)} rows, drawn with seed {seed}"
-    say(console, f"{folder}: computing {how}" + (f" (--sample {SAMPLE} by default)" if sample is None else ""))
+    drawn = verify.draw(folder, resources, methods=methods, size=SAMPLE if sample is None else sample, seed=seed, among=among)
+    if among is None or among:
+        how = f"{len(drawn.rows)} of {len(drawn.board.rows if among is None else among)} rows, drawn with seed {seed}"
+        say(console, f"{folder}: computing {how}" + (f" (--sample {SAMPLE} by default)" if sample is None else ""))
     for fault in drawn.faults[:MOST]:
         say(console, f"FAULT    {fault}")
     if len(drawn.faults) > MOST:
@@ -37,6 +43,10 @@ def run(
     finally:
         pool.close()
     _print(console, folder, found)
+    if record and found.agrees:
+        say(console, f"{recording.record(drawn, found)} rows recorded in '{folder / verified.FILE}'")
+    elif record:
+        say(console, "nothing is recorded, because not everything is as published")
     return found.agrees
 
 
@@ -50,7 +60,8 @@ def _print(console: Console, folder: Path, found: Verification) -> None:
         hint = "differ no more than another seed of the same cell does: perhaps the processor is another one of the same name"
         say(console, f"{found.near} of them {hint}")
     rows = len(found.pairs)
-    end = f"{found.differing} of {rows} rows differ" if found.differing else f"all {rows} rows are as published"
+    same = f"all {rows} rows are as published" if rows > 1 else "the row is as published"
+    end = f"{found.differing} of {rows} rows differ" if found.differing else same
     if rows:
         say(console, end + ("; all rows together are shifted" if any(shift.significant for shift in found.shifts) else ""))
     for name, reason in found.stale.items():

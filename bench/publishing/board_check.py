@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from bench.networks import build
 from bench.planning import catalogue
 from bench.planning.trained import protocol_of, without_training
-from bench.publishing import board_rules, row_rules
-from bench.publishing.board_folder import Board
+from bench.publishing import board_rules, history, row_rules, verified
+from bench.publishing.board_folder import HISTORY, Board
 from bench.spec.errors import UserError
 from bench.spec.row import Row
 from bench.trial import loading
@@ -58,6 +58,11 @@ def _lacking(board: Board, environment: Environment) -> Iterator[str]:
         yield f"the controls {', '.join(lacking)} are missing (protocol, rule 8)"
     if len(suite.seeds) < board_rules.LEAST_SEEDS:
         yield f"{len(suite.seeds)} seeds; a published suite needs {board_rules.LEAST_SEEDS} (protocol, rule 9)"
+    there = {board_rules.key_of(row) for row in board.rows}
+    yield from (f"contributions.csv names '{line.method}', which has no such rows" for line in board.contributions if line.key not in there)
+    yield from verified.faults(board.verified, board.rows)
+    if board.history and not history.is_current(board.history, board):
+        yield f"{HISTORY}: its latest entry does not describe these rows; it must end in: {history.state(board)}"
     yield from _methods_without_rows(board)
     yield from _blocks_without_rows(board, environment)
 
@@ -73,8 +78,9 @@ def _methods_without_rows(board: Board) -> Iterator[str]:
     except UserError as error:
         yield f"the methods of the suite: {error} (a method of your own: --plugin FILE)"
         return
-    for tuning in ("default", "tuned") if board.suite.tunes else ("default",):
-        missing = [method.name for method in wanted if (method.name, tuning) not in there]
+    contributed = {line.method for line in board.contributions}  # a contributor need not have tuned
+    for tuning, exempt in (("default", set()), ("tuned", contributed)) if board.suite.tunes else (("default", set()),):
+        missing = [method.name for method in wanted if (method.name, tuning) not in there and method.name not in exempt]
         if missing:
             yield f"the suite contains the methods {', '.join(missing)}, but the leaderboard has no {tuning} rows of them"
 

@@ -2,7 +2,10 @@
 
     suite.toml            the suite as it was run
     results/<method>.csv  rows of results, one file per method, so that contributions do not conflict
-    index.html, leaderboard.csv, tuned.csv, datapackage.json, schemas/, plots/    derived; rebuilding gives the same bytes
+    contributions.csv     who has contributed which rows; missing if nobody has
+    verified.csv          which rows a maintainer has computed again (see `bench.publishing.verified`), if any
+    CHANGELOG.md          what changed, when, by which commits (see `bench.publishing.history`)
+    index.html, leaderboard.csv, blocks.csv, tuned.csv, datapackage.json, schemas/, plots/    derived; rebuilding gives the same bytes
 
 Numbers in derived tables have ten significant digits. Differences between processors and libraries are smaller.
 """
@@ -14,14 +17,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from urllib.parse import quote, unquote, unquote_to_bytes
+from urllib.parse import quote, unquote
 
 import tomli_w
 
-from bench.publishing import datapackage
-from bench.publishing.page import page
+from bench.publishing import contributions, datapackage, history, reported, verified
+from bench.publishing.contributions import Contribution
+from bench.publishing.page import blocks, page
 from bench.publishing.plots import curves
 from bench.publishing.plots.plain import is_plain
+from bench.publishing.verified import Verified
 from bench.ranking import leaderboard, tracks, tuning_gain
 from bench.spec.errors import UserError
 from bench.spec.row import Row
@@ -30,24 +35,30 @@ from bench.storage import results_csv
 from bench.storage.contents import Contents
 
 SUITE = "suite.toml"
-DERIVED = ("index.html", "leaderboard.csv", "tuned.csv", "datapackage.json", "schemas/*.json", "plots/*.svg", "plots/*.png")
+HISTORY = "CHANGELOG.md"
+DERIVED = ("index.html", "leaderboard.csv", "tuned.csv", "blocks.csv", "datapackage.json", "schemas/*.json", "plots/*.svg", "plots/*.png")
 README = "README.md"  # about the leaderboard, for readers; nothing follows from it
 DIGITS = "%.10g"
 LONGEST = 80  # characters of a file's name without .csv
 _CUT = re.compile("~[0-9a-f]{12}$")
 SPARE = 1_000_000  # bytes that a plot of another release of matplotlib may be larger than twice this one's
 SHOWN = {  # plots on the page, with their titles; the other plots are files only
-    "accuracy": "Accuracy against sparsity", "ranks": "Ranks and intervals", "flops": "Accuracy against FLOPs",
+    "accuracy": "Accuracy against sparsity", "ranks": page.RANKS, "flops": "Accuracy against FLOPs",
     "latency": "Accuracy against latency",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Board:
-    """The evidence of one leaderboard: suite and rows."""
+    """The evidence of one leaderboard: suite and rows. `verified`: records of rows that were computed again. `history`: its changelog.
+    `contributions`: who has contributed rows.
+    """
 
     suite: Suite
     rows: tuple[Row, ...]
+    verified: tuple[Verified, ...] = ()
+    history: str = ""
+    contributions: tuple[Contribution, ...] = ()
 
     @cached_property
     def first_of_block(self) -> dict[tuple[str, str], Row]:
@@ -95,7 +106,9 @@ def evidence(board: Board) -> Contents:
     if len({file_name(name).lower() for name in by_method}) < len(by_method):
         raise UserError("the names of two methods differ only in upper and lower case; some file systems cannot store both files")
     files = Contents((f"results/{file_name(method)}", results_csv.rows_text(rows).encode()) for method, rows in by_method.items())
-    return files | {SUITE: suite_toml(board.suite).encode()}
+    marks = contributions.text(board.contributions) if board.contributions else ""
+    records = {contributions.FILE: marks, verified.FILE: verified.text(board.verified) if board.verified else "", HISTORY: board.history}
+    return files | {SUITE: suite_toml(board.suite).encode()} | {name: text.encode() for name, text in records.items() if text}
 
 
 def derived(board: Board, own: Contents | None = None) -> dict[str, bytes]:
@@ -112,14 +125,29 @@ def derived(board: Board, own: Contents | None = None) -> dict[str, bytes]:
     gains = tuning_gain.tuned(rows)
     if len(gains):
         files["tuned.csv"] = results_csv.table_text(gains, DIGITS).encode()
+    table_of_rows = page.prepared(tracks.columns(rows, page.USED))
+    by_block = blocks.measured(table_of_rows)
+    files[blocks.FILE] = results_csv.table_text(by_block, DIGITS).encode()
     csvs = own.only(name for name in own if name.endswith(".csv")) | files
     files |= datapackage.schema_files(csvs)
     files["datapackage.json"] = datapackage.package(board.suite, csvs).encode()
     pictures = curves.draw(rows, table)
-    shown = {_title(name): text.decode() for name, text in pictures.items() if name.startswith(tuple(SHOWN)) and name.endswith(".svg")}
-    raw = tracks.columns(rows, page.USED)
-    files["index.html"] = page.page(board.suite.name, board.suite.description, table, gains, raw, shown).encode()
+    more = page.More(
+        plots={f"plots/{name}": _title(name) for name in pictures if name.startswith(tuple(SHOWN)) and name.endswith(".svg")},
+        verified=board.verified,
+        history=tuple(history.entries(board.history)),
+        reported=reported.compared(table_of_rows, board.suite.train_limit, reported.entries()),
+        measured=by_block,
+        files=tuple(sorted(name for name in own if name.startswith("results/"))),
+    )
+    files["index.html"] = page.page(board.suite.name, _description(board), table, gains, table_of_rows, more).encode()
     return files | {f"plots/{name}": content for name, content in pictures.items()}
+
+
+def _description(board: Board) -> str:
+    """The description of the suite, and who has contributed rows."""
+    contributed = contributions.in_words(board.contributions)
+    return ". ".join(filter(None, (board.suite.description, f"Contributed rows: {contributed}" if contributed else "")))
 
 
 def _title(picture: str) -> str:
@@ -146,8 +174,17 @@ def read(folder: Path) -> Board:
         if wrong is not None:
             raise UserError(f"'{path}' contains a row of '{wrong}'; a file may only contain rows of the method in its name")
         rows += found
-    own = folder / SUITE
-    return Board(load_suite(str(own) if own.is_file() else folder.resolve().name), tuple(rows))
+    own, log = folder / SUITE, folder / HISTORY
+    suite = load_suite(str(own) if own.is_file() else folder.resolve().name)
+    text = _text(log) if log.exists() else ""
+    return Board(suite, tuple(rows), verified.read(folder / verified.FILE), text, contributions.read(folder))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"cannot read '{path}': it is not a text in UTF-8") from None
 
 
 def files_of(board: Board) -> Contents:
@@ -166,7 +203,7 @@ def changes(folder: Path, files: Contents) -> Contents:
     Returns:
         Path -> new content, or None for a file of a leaderboard to remove. Other files in the folder are ignored.
     """
-    ours = ("results/*.csv", *DERIVED)
+    ours = ("results/*.csv", contributions.FILE, verified.FILE, HISTORY, *DERIVED)
     there = {path.relative_to(folder).as_posix() for pattern in ours for path in folder.glob(pattern)}
     new = files.only(name for name, content in files.items() if _bytes(folder / name) != content)
     every = new | dict.fromkeys(there - files.keys())
@@ -196,7 +233,7 @@ def stale(folder: Path, board: Board) -> dict[str, str]:
         elif there[name].is_symlink() or not there[name].is_file():
             found[name] = "is not a plain file"
         elif name in wanted and not _same(name, there[name], wanted[name]):
-            derives = name not in (SUITE,) and not name.startswith("results/")
+            derives = name not in (SUITE, HISTORY, contributions.FILE, verified.FILE) and not name.startswith("results/")
             found[name] = "does not follow from results/" if derives else "is not as `publish` writes it"
     return found
 
@@ -223,13 +260,7 @@ def _same(name: str, path: Path, content: bytes) -> bool:
     there = path.read_bytes()
     if there == content:
         return True
-    if name.startswith("plots/"):
-        return curves.drawn_by(there) not in ("", curves.RELEASE) and is_plain(there)
-    if name != "index.html":
-        return False
-    pictures = [unquote_to_bytes(found) for found in page.PICTURE.findall(there)]
-    elsewhere = bool(pictures) and all(curves.drawn_by(each) not in ("", curves.RELEASE) and is_plain(each) for each in pictures)
-    return elsewhere and page.PICTURE.sub(b"", there) == page.PICTURE.sub(b"", content)
+    return name.startswith("plots/") and curves.drawn_by(there) not in ("", curves.RELEASE) and is_plain(there)
 
 
 def _start(path: Path) -> bytes:

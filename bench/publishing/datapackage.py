@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from bench.publishing import contributions, verified
+from bench.publishing.page import blocks
 from bench.ranking import tuning_gain
 from bench.ranking.columns import BOARD, BoardColumn, column_of
 from bench.ranking.tuning_gain import GainColumn
@@ -29,6 +31,10 @@ def _row_field(column: Column) -> dict[str, Any]:
 
 def _board_field(column: BoardColumn | GainColumn) -> dict[str, Any]:
     return _field(column.name, column.type, column.meaning, column.unit, _limits(column) | ({"required": True} if column.required else {}))
+
+
+def _text_field(name: str, meaning: str) -> dict[str, Any]:
+    return _field(name, "string", meaning, "", {"required": True})
 
 
 def _limits(column: Column | BoardColumn | GainColumn) -> dict[str, Any]:
@@ -54,6 +60,17 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "primaryKey": list(tuning_gain.CELL),
         "missingValues": [""],
     },
+    "contributions": {
+        "fields": [_text_field(name, meaning) for name, meaning in contributions.COLUMNS.items()],
+        "primaryKey": ["method", "tuning", "ablation"],
+        "missingValues": [""],
+    },
+    "blocks": {
+        "fields": [_board_field(column) for column in blocks.COLUMNS],
+        "primaryKey": ["track", "tuning", "method", *blocks.KINDS, "sparsity"],
+        "missingValues": [""],
+    },
+    "verified": verified.schema(),
 }
 
 

@@ -5,6 +5,7 @@ folder, because others may have contributed them.
 """
 
 import dataclasses
+import datetime
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from bench.execution import pipeline
 from bench.execution.environment import open_request, open_store
 from bench.planning.plan import Plan, plan_rows
 from bench.planning.request import Request
-from bench.publishing import board_folder, board_rules, merge, readme, trust
+from bench.publishing import board_folder, board_rules, contributions, history, merge, readme, trust, verified
 from bench.publishing.board_folder import Board
+from bench.publishing.page import overview
 from bench.spec.choices import Narrowing, Resources
 from bench.spec.errors import UserError
 from bench.spec.row import ABLATIONS, Row
@@ -36,13 +38,15 @@ class Publication:
     """A publication that is not yet written.
 
     `folder`: folder of the leaderboard. `board`: its new evidence. `changes`: path relative to the folder -> new content, None for a file
-    to remove. `readme`: new text of the README, or None if it does not change. `notes`: messages for the user.
+    to remove. `readme`: new text of the README, or None if it does not change. `index`: new page of all leaderboards, or None likewise.
+    `notes`: messages for the user.
     """
 
     folder: Path
     board: Board
     changes: Contents
     readme: str | None
+    index: bytes | None
     notes: tuple[str, ...]
 
     @property
@@ -58,6 +62,8 @@ class Publication:
         """
         try:
             files.write_files(self.folder, self.changes)
+            if self.index is not None:
+                files.write_files(self.folder.parent, {overview.FILE: self.index})
             if self.readme is not None:
                 files.write_files(self.readme_file.parent, {self.readme_file.name: self.readme.encode()})
         except OSError as error:
@@ -84,11 +90,14 @@ def publish(suite: str, narrowing: Narrowing, resources: Resources, to: Path, op
     _check_controls(request.suite, names, options)
     notes: list[str] = []
     rows = _collect(request, open_store(resources), options, notes)
-    board = Board(_named(request.suite, there, narrowing.methods), tuple(results_csv.ordered([*_kept(there, request.suite, rows), *rows])))
+    kept = _kept(there, request.suite, rows)
+    keys = {board_rules.key_of(row) for row in kept}
+    marks = tuple(line for line in (there.contributions if there else ()) if line.key in keys)
+    board = Board(_named(request.suite, there, narrowing.methods), tuple(results_csv.ordered([*kept, *rows])), contributions=marks)
     gap = next(board_rules.incomplete(board.rows, request.suite), None)
     if gap is not None:
         raise UserError(f"{gap[1]}; compute these rows, or remove the file from '{folder / 'results'}'")
-    return _publication(board, folder, notes)
+    return _publication(board, folder, notes, there)
 
 
 def _named(suite: Suite, there: Board | None, methods: tuple[str, ...] | None) -> Suite:
@@ -112,14 +121,24 @@ class Refused(UserError):
         self.reasons = reasons
 
 
-def merge_file(file: Path, suite: str, to: Path, plugins: Iterable[str] = ()) -> Publication:
-    """Prepare a leaderboard with the rows of a results.csv added.
+def merge_file(file: Path, suite: str, to: Path, contributor: str, plugins: Iterable[str] = ()) -> Publication:
+    """Prepare a leaderboard with the rows of a results.csv added, and marked as contributed. Arguments and errors are those of `merged`."""
+    before, after, note = merged(file, suite, to, contributor, plugins)
+    return _publication(after, to / suite, [note], before)
+
+
+def merged(file: Path, suite: str, to: Path, contributor: str, plugins: Iterable[str] = ()) -> tuple[Board, Board, str]:
+    """Add the rows of a results.csv to a leaderboard, and mark them as contributed.
 
     Args:
         file: the results.csv.
         suite: name of the suite.
         to: the parent folder of the leaderboard.
+        contributor: who has computed the rows.
         plugins: files of the user's own networks and data sets that the leaderboard may name.
+
+    Returns:
+        The leaderboard before and after, and a message for the user.
 
     Raises:
         Refused: a row is invalid; then no row is merged.
@@ -135,9 +154,11 @@ def merge_file(file: Path, suite: str, to: Path, plugins: Iterable[str] = ()) ->
         raise Refused(file, checked.refused)
     names = ", ".join(dict.fromkeys(row.method for row in checked.new)) or "nothing new"
     repeated = f"; {_rows_in_words(checked.repeated)} already published" if checked.repeated else ""
-    merged = Board(board.suite, tuple(results_csv.ordered([*board.rows, *checked.new])))
-    _check_controls(merged.suite, ((row.method, row.stage) for row in merged.rows), ["--suite", suite])
-    return _publication(merged, folder, [f"{file}: {_rows_in_words(len(checked.new))} to merge ({names}){repeated}"])
+    keys = {line.key for line in board.contributions}
+    marks = [line for line in contributions.of_rows(checked.new, contributor) if line.key not in keys]
+    made = Board(board.suite, tuple(results_csv.ordered([*board.rows, *checked.new])), contributions=(*board.contributions, *marks))
+    _check_controls(made.suite, ((row.method, row.stage) for row in made.rows), ["--suite", suite])
+    return board, made, f"{file}: {_rows_in_words(len(checked.new))} to merge ({names}){repeated}"
 
 
 def _check_controls(suite: Suite, rows: Iterable[tuple[str, str]], options: list[str]) -> None:
@@ -214,8 +235,18 @@ def _kept(there: Board | None, suite: Suite, rows: list[Row]) -> list[Row]:
     return kept
 
 
-def _publication(board: Board, folder: Path, notes: list[str]) -> Publication:
+def with_records(board: Board, before: Board | None) -> Board:
+    """A leaderboard with the records of the one before it: of verified rows that have not changed, and a changelog with this change."""
+    old, text = (before.verified, before.history) if before is not None else ((), "")
+    today = datetime.datetime.now(datetime.UTC).date()
+    return dataclasses.replace(
+        board, verified=verified.current(old, board.rows), history=history.updated(text, before, board, today)
+    )  # fmt: skip
+
+
+def _publication(board: Board, folder: Path, notes: list[str], before: Board | None) -> Publication:
     """The changes in the folder and in the tables of the README."""
+    board = with_records(board, before)
     made = board_folder.files_of(board)
     readme_file, text = folder.resolve().parent.parent / "README.md", None
     if board.suite.name == SHOWN and readme_file.is_file():
@@ -230,4 +261,10 @@ def _publication(board: Board, folder: Path, notes: list[str]) -> Publication:
         notes.append(f"{failed} of {len(board.rows)} rows failed; they count as accuracy 0")
     if len(board.suite.seeds) < ENOUGH_SEEDS:
         notes.append(f"warning: {len(board.suite.seeds)} seeds; a published suite should have {ENOUGH_SEEDS} (protocol, rule 9)")
-    return Publication(folder, board, board_folder.changes(folder, made), text, tuple(notes))
+    return Publication(folder, board, board_folder.changes(folder, made), text, changed_index(folder, made), tuple(notes))
+
+
+def changed_index(folder: Path, made: Contents) -> bytes | None:
+    """The page of all leaderboards with these files of one of them; None if it does not change."""
+    there, page = folder.parent / overview.FILE, overview.overview(folder.parent, {folder.name: made})
+    return None if there.is_file() and there.read_bytes() == page else page

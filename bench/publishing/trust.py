@@ -54,9 +54,14 @@ def refuse_foreign_data(board: Board, data_root: Path | None) -> None:
     for name in (*declared, *dict.fromkeys(row.dataset for row in board.rows)):
         if name not in declared:
             raise UserError(f"this leaderboard has rows of the dataset {name!r}, which its suite does not contain: {', '.join(declared)}")
-        place = sources.place(name, data_root)
-        if place is not None and (data_root is None or not place.resolve().is_relative_to(data_root.resolve())):
+        if is_foreign_data(name, data_root):
             raise UserError(
                 f"this leaderboard names the dataset {name!r}, files of this machine: if you trust it, give the folder that contains them"
                 " by --data-root"
             )
+
+
+def is_foreign_data(dataset: str, data_root: Path | None) -> bool:
+    """Whether the name of a data set leads to files outside of the folder that the user has given with --data-root."""
+    place = sources.place(dataset, data_root)
+    return place is not None and (data_root is None or not place.resolve().is_relative_to(data_root.resolve()))

@@ -8,7 +8,7 @@ import dataclasses
 import random
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,10 @@ class Verification:
         return not (self.differing or self.faults or self.stale or any(shift.significant for shift in self.shifts))
 
 
-def draw(folder: Path, resources: Resources, *, methods: str | None = None, size: int = SAMPLE, seed: int = 0) -> Sample:
+def draw(
+    folder: Path, resources: Resources, *, methods: str | None = None, size: int = SAMPLE, seed: int = 0,
+    among: Collection[Row] | None = None,
+) -> Sample:  # fmt: skip
     """Draw rows of a leaderboard without replacement, in the order of its files.
 
     Args:
@@ -93,6 +96,7 @@ def draw(folder: Path, resources: Resources, *, methods: str | None = None, size
         methods: comma-separated names of methods to draw from; None: all.
         size: number of rows.
         seed: seed of the draw.
+        among: rows of the leaderboard to draw from; None: all. If it is empty, only the rules and the derived files are checked.
 
     Raises:
         UserError: there are no rows, a method is unknown, rows have another protocol, or a network or data set is code or files that
@@ -104,7 +108,8 @@ def draw(folder: Path, resources: Resources, *, methods: str | None = None, size
     refuse_foreign_code(board, environment.plugins)
     refuse_foreign_data(board, environment.data_root)
     named = None if methods is None else _named(board, methods)
-    rows = _drawn(board, named, size, seed)
+    of = board if among is None else dataclasses.replace(board, rows=tuple(among))
+    rows = _drawn(of, named, size, seed) if among is None or among else []
     faults = board_check.faults(board, environment, named)
     rows = [row for row in rows if row not in faults.rows]
     notes = tuple(dict.fromkeys(filter(None, (_caveat(row, environment) for row in rows))))

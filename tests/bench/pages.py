@@ -12,7 +12,6 @@ from bench.publishing.page import page
 from bench.ranking import leaderboard, tuning_gain
 from bench.spec.row import Row
 
-SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="20"><defs><clipPath id="p"/></defs><path d="M 0 0\nL 40 20"/></svg>'
 HOSTILE = """</script><script>alert("it's")</script>' onmouseover="x"""
 
 
@@ -39,9 +38,10 @@ def rows_of(methods: list[str], seeds: tuple[int, ...] = (0, 1, 2), **more: Any)
     return references + [row(m, d, s, seed, **more) for m, d, s, seed in cells]
 
 
-def made(rows: list[Row], plots: dict[str, str] | None = None, suite: str = "tiny") -> str:
+def made(rows: list[Row], suite: str = "tiny", **more: Any) -> str:
+    """The page of these rows; `more`: fields of `page.More`."""
     table = pd.DataFrame([asdict(r) for r in rows])
-    return page.page(suite, "for tests", leaderboard.leaderboard(rows), tuning_gain.tuned(rows), table, plots or {})
+    return page.page(suite, "for tests", leaderboard.leaderboard(rows), tuning_gain.tuned(rows), table, page.More(**more))
 
 
 def search(trials: int = 2) -> str:

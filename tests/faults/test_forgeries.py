@@ -204,7 +204,7 @@ def test_merge_refuses_the_same_rows(name: str, honest: Path, board: Path, bench
     forge(board, where(lambda r: None, method=method))
     results_csv.write_rows(theirs, Path("theirs.csv"))
     before = {path: path.read_bytes() for path in board.rglob("*") if path.is_file()}
-    code, out, err = bench("publish", "--suite", "tiny", "--merge", "theirs.csv")
+    code, out, err = bench("publish", "--suite", "tiny", "--merge", "theirs.csv", "--contributor", "Ada")
     assert code == 2
     assert "refused; nothing was merged" in err
     assert any(line.startswith("row ") and said.removeprefix(f"'{method}': ") in line for line in out.splitlines()), out

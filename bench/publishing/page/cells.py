@@ -34,7 +34,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """`first`: sort direction of the first click, best on top. `axis`: labels of both ends of the bars. `mark`: position of 1 (dense)."""
+    """`first`: sort direction of the first click, best on top. `axis`: labels of both ends of the bars. `mark`: position of 1 (dense).
+
+    `key`: the filter that this column belongs to. `mean`: format of means over chosen blocks, if these make sense. `label`: the heading on
+    small screens; '': group and title.
+    """
 
     title: str
     group: str = ""
@@ -43,11 +47,27 @@ class Column:
     kind: str = "number"
     axis: tuple[str, str] | None = None
     mark: float | None = None  # fraction of the axis
+    key: str = ""
+    mean: str = ""
+    label: str = ""
+
+    @property
+    def short(self) -> str:
+        """The heading in one line."""
+        return self.label or " ".join(f"{self.group} {self.title}".split())
+
+
+@dataclass(frozen=True)
+class Link:
+    """A link: the text and the address."""
+
+    text: str
+    url: str
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table with the values that filters use. `remark`: a label, also a CSS class; `note`: shown next to the method."""
+    """A row of a table. `remark`: a label, also a CSS class; `note`: shown next to the method; `papers`, `docs`: links of the method."""
 
     method: str
     cells: list[Cell]
@@ -55,15 +75,22 @@ class Line:
     architecture: str = ""
     remark: str = ""
     note: str = ""
+    papers: tuple[Link, ...] = ()
+    docs: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """`ordered`: index of the column by which the lines are sorted, if any."""
+    """`ordered`: index of the column by which the lines are sorted, if any. `same`: (heading, text) of columns that are equal in all lines
+    and therefore not shown. `stacked`: notes stand below their numbers. `left_out`: number of lines that are not shown.
+    """
 
     columns: list[Column]
     lines: list[Line]
     ordered: int | None = None
+    same: tuple[tuple[str, str], ...] = ()
+    stacked: bool = False
+    left_out: int = 0
 
     @property
     def groups(self) -> list[tuple[str, int]]:
@@ -75,16 +102,6 @@ class Table:
             else:
                 spans.append((column.group, 1))
         return spans
-
-    @property
-    def datasets(self) -> list[str]:
-        """Data sets that occur, sorted."""
-        return sorted({line.dataset for line in self.lines} - {""})
-
-    @property
-    def architectures(self) -> list[str]:
-        """Architectures that occur, sorted."""
-        return sorted({line.architecture for line in self.lines} - {""})
 
 
 def missing(value: Any) -> bool:

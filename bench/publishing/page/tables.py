@@ -1,60 +1,119 @@
 """The tables of a leaderboard's page as plain values: leaderboard and blocks of each track, cost and gain of tuning, failures."""
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bench.publishing.page import board_columns, cells
+from bench.publishing.page import blocks, board_columns, cells, references
 from bench.publishing.page.board_columns import AREA, Scale, Shown
-from bench.publishing.page.cells import MISSING, Cell, Column, Line, Table, axis, missing, number, percent, text, words
-from bench.ranking import leaderboard, statistics, tracks, tuning_gain
-from bench.ranking.columns import BASELINE, COLUMNS
+from bench.publishing.page.cells import Column, Line, Table, axis, number, text, words
+from bench.publishing.verified import Verified
+from bench.ranking import leaderboard, tuning_gain
+from bench.ranking.columns import BASELINE, CALIBRATION_AT, COLUMNS
+from bench.ranking.tracks import BLOCK
 from bench.ranking.tuning_gain import SHOWN as SHOWN_GAINS
+from bench.spec.row import ABLATIONS, KEY
 
+MOST_CELLS = 40_000  # accuracies of blocks on the page, about 3 MB; more are read from blocks.csv when they are asked for
+MOST_LINES = 2000  # of other tables
+EQUAL = ("Failed", "Coll.", "Unsup.", "All", "Verified", "Blocks", "Seeds", "Epochs", "Training\nFLOPs")  # not shown if equal in all lines
 OUTSIDE = 0.2  # largest share of methods below the axis; an arrow marks them
-BLOCK = ["dataset", "architecture", "granularity", "match"]
 
 
 @dataclass(frozen=True)
 class Board:
-    """The tables of one track and tuning. `meaning`: the note below the leaderboard."""
+    """The tables of one track and tuning. `meaning`: the note below the leaderboard. `critical`: Friedman's test in words, if there are
+    enough blocks. `blocks`: the table of blocks; None if it is too large for the page.
+    """
 
     track: str
     tuning: str
     table: Table
     meaning: str
-    blocks: Table = field(default_factory=lambda: Table([], []))
+    critical: str
+    blocks: Table | None
 
 
-def boards(board: pd.DataFrame, rows: pd.DataFrame) -> list[Board]:
-    """The tables of each track and tuning, in the order of leaderboard.csv."""
-    table = board.reindex(columns=list(dict.fromkeys([*COLUMNS, *board.columns])))
-    shown = board_columns.shown(table)
-    measured, resolutions = _by_block(rows), leaderboard.resolutions(rows)
+def boards(
+    board: pd.DataFrame, rows: pd.DataFrame, measured: pd.DataFrame | None = None, verified: Collection[Verified] = ()
+) -> list[Board]:
+    """The tables of each track and tuning, in the order of leaderboard.csv.
+
+    Args:
+        board: leaderboard.csv as a table.
+        rows: all rows, with track names.
+        measured: blocks.csv as a table; None: it is computed.
+        verified: records of rows that were computed again.
+    """
+    measured = blocks.measured(rows) if measured is None else measured
+    table = _with_more(board.reindex(columns=list(dict.fromkeys([*COLUMNS, *board.columns]))), rows, measured, verified)
+    shown, linked = board_columns.shown(table), _links(rows)
+    resolutions, ablated = leaderboard.resolutions(rows), set(rows.loc[rows["ablation"].isin(ABLATIONS), "method"])
+    fits = len(measured) <= MOST_CELLS
     found = []
     for (track, tuning), part in table.groupby(["track", "tuning"], sort=False):
-        order = {str(name): place for place, name in enumerate(part["method"])}
         own = measured[(measured["track"] == track) & (measured["tuning"] == tuning)]
         resolution = resolutions.get((str(track), str(tuning)))
-        found.append(Board(str(track), str(tuning), _board(part, shown), resolution.meaning if resolution else "", _blocks(own, order)))
+        meaning = resolution.meaning if resolution else ""
+        by_block = blocks.table(own) if fits else None
+        found.append(Board(str(track), str(tuning), _board(part, shown, linked), meaning, blocks.critical(own, ablated), by_block))
     return found
 
 
-def _board(part: pd.DataFrame, every: Sequence[Shown]) -> Table:
+def _links(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Method -> its links, as fields of `Line`."""
+    found = {}
+    for line in rows.drop_duplicates("method").itertuples():
+        pages = [page for page in references.docs(line.plain, line.criterion, line.training) if "/trainings/" not in page.url]
+        found[line.method] = {
+            "papers": tuple(references.papers(line.plain, line.criterion, line.training)), "docs": pages[0].url if pages else "",
+        }  # fmt: skip
+    return found
+
+
+def _with_more(board: pd.DataFrame, rows: pd.DataFrame, measured: pd.DataFrame, verified: Collection[Verified]) -> pd.DataFrame:
+    """The leaderboard with columns that leaderboard.csv does not have: the own dense networks, FLOPs that are left, verified rows."""
+    cell = ["track", "tuning", "method"]
+    dense = measured.drop_duplicates([*cell, *BLOCK]).groupby(cell)["dense_accuracy"].mean()
+    at = rows[(rows["track"] != "") & np.isclose(rows["sparsity"].astype(float), CALIBRATION_AT)]
+    left = at.assign(left=at["flops_kept"].astype(float) / at["flops"].astype(float)).groupby([*cell, *BLOCK])["left"].mean()
+    records = pd.DataFrame([one.key for one in verified], columns=list(KEY), dtype=object)
+    counted: Counter[tuple[str, ...]] = Counter()
+    if len(records):
+        keys = rows[list(KEY)].astype(dict.fromkeys(KEY, str))
+        again = rows[pd.MultiIndex.from_frame(keys.assign(method=rows["plain"])).isin(pd.MultiIndex.from_frame(records))]
+        counted.update(again[cell].itertuples(index=False, name=None))
+    places = pd.MultiIndex.from_frame(board[cell])
+    return board.assign(**{
+        board_columns.DENSE: dense.reindex(places).to_numpy(), board_columns.FLOPS: left.groupby(cell).mean().reindex(places).to_numpy(),
+        board_columns.VERIFIED: [counted[place] for place in places],
+    })  # fmt: skip
+
+
+def _board(part: pd.DataFrame, every: Sequence[Shown], linked: dict[str, dict[str, Any]]) -> Table:
     area = part[["relative_area", "relative_area_low", "relative_area_high"]].astype(float)
-    columns, scale = [shown.column for shown in every], None
-    place = every.index(AREA)
+    scale, axis_of = None, dict[str, Any]()
     if area.notna().any(axis=None):
         low, high, decimals = axis(_lowest(area), float(np.nanmax(area)))
         scale = (low, high)
         dense = (1 - low) / (high - low) if low < 1 < high else None
-        columns[place] = dataclasses.replace(columns[place], axis=(f"{low:.{decimals}f}", f"{high:.{decimals}f}"), mark=dense)
+        axis_of = {"axis": (f"{low:.{decimals}f}", f"{high:.{decimals}f}"), "mark": dense}
     most = part["blocks"].max()
-    return Table(columns, [_board_line(line, every, scale, most) for _, line in part.iterrows()], ordered=place)
+    lines = [_board_line(line, every, scale, most, linked) for _, line in part.iterrows()]
+    same = [k for k, one in enumerate(every) if one.column.title in EQUAL and len({line.cells[k].text for line in lines}) == 1]
+    kept = [k for k in range(len(every)) if k not in same]
+    columns = [dataclasses.replace(one.column, **axis_of) if one is AREA else one.column for one in every]
+    return Table(
+        [columns[k] for k in kept],
+        [dataclasses.replace(line, cells=[line.cells[k] for k in kept]) for line in lines],
+        ordered=kept.index(every.index(AREA)),
+        same=tuple((columns[k].short, lines[0].cells[k].text) for k in same),
+    )
 
 
 def _lowest(area: pd.DataFrame) -> float:
@@ -64,58 +123,16 @@ def _lowest(area: pd.DataFrame) -> float:
     return most if highest - most < (highest - lowest) / 2 else lowest
 
 
-def _board_line(line: "pd.Series[Any]", every: Sequence[Shown], scale: Scale, most: Any) -> Line:
+def _board_line(line: "pd.Series[Any]", every: Sequence[Shown], scale: Scale, most: Any, linked: dict[str, dict[str, Any]]) -> Line:
     name = words(line["method"])
     remark = "baseline" if name == BASELINE else ""
-    return Line(name, [shown.cell(line, scale) for shown in every], remark=remark, note=cells.lacking(line["blocks"], most))
+    shown = [one.cell(line, scale) for one in every]
+    return Line(name, shown, remark=remark, note=cells.lacking(line["blocks"], most), **linked.get(name, {}))
 
 
-def _by_block(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean, its 95 % interval cut to [0, 1], and remarks for each track, tuning, method, block and sparsity."""
-    ran = rows[(rows["track"] != "") & (rows["status"] != "unsupported")]
-    failed = ran["status"] == "failed"
-    ran = ran.assign(value=tracks.accuracy, failed=failed, collapsed=ran["status"] == "collapsed")
-    groups = ran.groupby(["track", "tuning", "method", *BLOCK, "sparsity"], sort=False)
-    table = groups.agg(
-        mean=("value", "mean"), std=("value", "std"), n=("value", "count"), dense=("dense_accuracy", "mean"),
-        failed=("failed", "sum"), collapsed=("collapsed", "sum"),
-    ).reset_index()  # fmt: skip
-    half = statistics.half_width(table["std"], table["n"])
-    return table.assign(low=(table["mean"] - half).clip(lower=0), high=(table["mean"] + half).clip(upper=1))
-
-
-def _blocks(table: pd.DataFrame, order: dict[str, int]) -> Table:
-    if table.empty:
-        return Table([], [])
-    sparsities = sorted(table["sparsity"].unique())
-    kinds = [name for name in BLOCK if name in ("dataset", "architecture") or table[name].nunique() > 1]
-    titles = {"dataset": "Data set", "architecture": "Architecture", "granularity": "Granularity", "match": "Match"}
-    columns = [
-        Column("Method", first="ascending", kind="text"),
-        *(Column(titles[name], first="ascending", kind="text") for name in kinds),
-        Column("Dense", hint="mean accuracy (%) of the dense networks that the method pruned"),
-        *(Column(f"{100 * s:.4g} %", "Accuracy, % at sparsity") for s in sparsities),
-    ]
-    lines = []
-    for key, part in table.groupby(["method", *BLOCK], sort=False):
-        at = {line.sparsity: line for line in part.itertuples()}
-        named = dict(zip(["method", *BLOCK], key, strict=True))
-        shown = [text(named["method"], "method"), *(text(named[name]) for name in kinds), percent(part["dense"].mean())]
-        shown += [_point(at.get(s)) for s in sparsities]
-        lines.append(Line(str(named["method"]), shown, str(named["dataset"]), str(named["architecture"])))
-    lines.sort(key=lambda line: (line.dataset, line.architecture, order.get(line.method, len(order))))
-    return Table(columns, lines)
-
-
-def _point(found: Any) -> Cell:
-    """Mean accuracy at one sparsity; † if a row failed, ‡ if one collapsed."""
-    if found is None or missing(found.mean):
-        return Cell(MISSING)
-    remarks = [(found.failed, "failed", "†"), (found.collapsed, "collapsed", "‡")]
-    said = [f"{count} of {found.n} {what}" for count, what, _ in remarks if count]
-    marks = "".join(mark for count, _, mark in remarks if count)
-    note = cells.spread(100 * found.mean, 100 * found.low, 100 * found.high, "{:.1f}") + marks
-    return percent(found.mean, note=note, hint=", ".join(said))
+def cut(table: Table, most: int = MOST_LINES) -> Table:
+    """The first lines of a table that may have very many."""
+    return dataclasses.replace(table, lines=table.lines[:most], left_out=max(0, len(table.lines) - most))
 
 
 def gains(table: pd.DataFrame) -> Table | None:
@@ -126,8 +143,8 @@ def gains(table: pd.DataFrame) -> Table | None:
     kinds = ["dataset", "architecture", *(name for name in ("granularity", "match") if table[name].nunique() > 1)]
     titles = {"dataset": "Data set", "architecture": "Architecture", "granularity": "Granularity", "match": "Match"}
     columns = [
-        Column("Method", first="ascending", kind="text"),
-        *(Column(titles[name], first="ascending", kind="text") for name in kinds),
+        Column("Method", first="ascending", kind="text", key="method"),
+        *(Column(titles[name], first="ascending", kind="text", key=name) for name in kinds),
         Column("Fine-tuned,\nepochs", first="ascending"),
         *(Column(column.title, column.group, column.meaning) for column in SHOWN_GAINS),
         Column("Seeds"),
@@ -143,7 +160,12 @@ def gains(table: pd.DataFrame) -> Table | None:
             shown.append(dataclasses.replace(said, text=said.text.replace("-", "−")))
         shown += [number(line["seeds"], "{:.0f}"), text(line["hyperparameters"], "json")]
         lines.append(Line(words(line["method"]), shown, words(line["dataset"]), words(line["architecture"])))
-    return Table(columns, lines)
+    return cut(Table(columns, lines))
+
+
+def key_column(name: str) -> Column:
+    """A column of texts that a filter may belong to."""
+    return Column(name.capitalize().replace("Dataset", "Data set").replace("_", " "), first="ascending", kind="text", key=name)
 
 
 def troubles(rows: pd.DataFrame) -> Table | None:
@@ -152,11 +174,11 @@ def troubles(rows: pd.DataFrame) -> Table | None:
     if bad.empty:
         return None
     keys = ["method", "dataset", "architecture", "status", "error"]
-    columns = [*(Column(t, first="ascending", kind="text") for t in ("Method", "Data set", "Architecture", "Status")), Column("Rows")]
+    columns = [*map(key_column, ("method", "dataset", "architecture", "status")), Column("Rows")]
     columns.append(Column("Error", first="ascending", kind="text"))
     lines = []
     for key, part in bad.groupby(keys, sort=False):
         method, dataset, architecture, status, error = map(str, key)
         said = [text(method, "method"), text(dataset), text(architecture), text(status), number(len(part), "{:.0f}"), text(error, "prose")]
         lines.append(Line(method, said, dataset, architecture))
-    return Table(columns, lines)
+    return cut(Table(columns, lines))

@@ -62,11 +62,11 @@ def test_a_good_file_joins_and_a_repeated_row_changes_nothing(board: Board, benc
     theirs = [replace(r, device="cuda: other", accuracy=(r.accuracy or 0) + 0.004, nll=(r.nll or 0) + 0.004) for r in cells("magnitude")]
     results_csv.write_rows([*cells("spam", 0.93), *cells("dense"), *theirs], Path("theirs.csv"))
     before = Path("leaderboards/tiny/results/magnitude.csv").read_bytes()
-    code, out, _ = bench("publish", "--suite", "tiny", "--merge", "theirs.csv", "--dry-run")
+    code, out, _ = bench("publish", "--suite", "tiny", "--merge", "theirs.csv", "--contributor", "Ada", "--dry-run")
     assert code == 0
     assert "theirs.csv: 6 rows to merge (spam); 9 rows already published" in out
     assert not Path("leaderboards/tiny/results/spam.csv").exists()
-    code, out, _ = bench("publish", "--suite", "tiny", "--merge", "theirs.csv")
+    code, out, _ = bench("publish", "--suite", "tiny", "--merge", "theirs.csv", "--contributor", "Ada")
     assert code == 0
     assert results_csv.read_rows(Path("leaderboards/tiny/results/spam.csv")) == results_csv.ordered(cells("spam", 0.93))
     assert "spam" in Path("leaderboards/tiny/leaderboard.csv").read_text()
@@ -141,7 +141,7 @@ FAULTS: list[tuple[Callable[[list[Row]], list[Row]], str]] = [
 def test_each_fault_is_refused_with_its_row_and_reason(board: Board, bench: Bench, spoil: Callable[..., list[Row]], reason: str) -> None:
     write_in_order(spoil(results_csv.ordered(cells("spam"))), Path("theirs.csv"))
     before = {path: path.read_bytes() for path in sorted(Path("leaderboards").rglob("*.*"))}
-    code, out, err = bench("publish", "--suite", "tiny", "--merge", "theirs.csv")
+    code, out, err = bench("publish", "--suite", "tiny", "--merge", "theirs.csv", "--contributor", "Ada")
     assert code == 2
     assert any(line.startswith("row 4: ") and reason in line for line in out.splitlines()), out
     assert err == "error: 'theirs.csv': 1 row refused; nothing was merged\n"
@@ -230,7 +230,7 @@ def test_a_method_is_pruned_whatever_its_name_begins_with(board: Board, bench: B
     ((_, reason),) = merge.check(Path("theirs.csv"), board).refused
     assert reason == "'dense_mine' has no row for breast_cancer/mlp at sparsity 0.9 with 0 epochs of fine-tuning, seeds 0, 1, 2"
     results_csv.write_rows(cells("dense_mine"), Path("theirs.csv"))
-    code, out, _ = bench("publish", "--suite", "tiny", "--merge", "theirs.csv", "--plugin", "mine.py")
+    code, out, _ = bench("publish", "--suite", "tiny", "--merge", "theirs.csv", "--contributor", "Ada", "--plugin", "mine.py")
     assert code == 0
     assert "theirs.csv: 6 rows to merge (dense_mine)" in out
     assert "30 rows of 4 methods" in out

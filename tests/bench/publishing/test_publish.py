@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.publishing import board_folder, publish, readme
+from bench.publishing import board_folder, history, publish, readme
 from bench.publishing.board_folder import Board
 from bench.publishing.datapackage import SCHEMAS
+from bench.publishing.page import overview
 from bench.publishing.plots import curves, diagrams
 from bench.ranking import leaderboard, tracks
 from bench.spec.errors import UserError
@@ -43,6 +44,14 @@ def test_what_is_committed_follows_from_its_rows(folder: Path) -> None:
     if folder.name == "digits":
         text = (ROOT / "README.md").read_text()
         assert readme.rewritten(text, (folder / "leaderboard.csv").read_bytes()) == text
+
+
+def test_the_committed_list_of_leaderboards_is_what_publish_writes() -> None:
+    assert len(PUBLISHED) > 3
+    assert (ROOT / "leaderboards/index.html").read_bytes() == overview.overview(ROOT / "leaderboards")
+    for folder in PUBLISHED:
+        board = board_folder.read(folder)
+        assert history.is_current(board.history, board), f"{folder.name}: CHANGELOG.md"
 
 
 def test_from_a_run_to_a_leaderboard_and_back(tiny: Path, bench: Bench) -> None:
@@ -142,8 +151,11 @@ def test_controls_and_seeds_are_asked_for(tiny: Path, bench: Bench) -> None:
     [
         (["publish", "--suite", "digit"], "did you mean 'digits'"),
         (["publish", "--methods", "magnitud"], "did you mean 'magnitude'"),
-        (["publish", "--merge", "nowhere.csv"], "the leaderboard folder 'leaderboards/digits' does not exist"),
+        (["publish", "--merge", "nowhere.csv", "--contributor", "Ada"], "the leaderboard folder 'leaderboards/digits' does not exist"),
         (["publish", "--merge", "x.csv", "--methods", "all"], "--methods cannot be given with it"),
+        (["publish", "--merge", "x.csv"], "--merge needs --contributor NAME"),
+        (["publish", "--merge", "x.csv", "--contributor", " "], "the leaderboard folder"),
+        (["publish", "--contributor", "Ada"], "--contributor needs --merge"),
         (["publish", "--device", "gpu"], "unknown device 'gpu'"),
         (["verify", "nowhere"], "'nowhere' is not a leaderboard folder"),
         (["verify", "nowhere", "--sample", "0"], "--sample must be at least 1, got 0"),
@@ -279,7 +291,7 @@ def test_where_curves_would_need_too_many_panels_only_ranks_and_scoring_are_draw
 def test_only_a_board_with_tracks_is_said_to_have_too_many_panels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def said(rows: list[Row]) -> bool:
         notes: list[str] = []
-        publish._publication(Board(load_suite("digits"), tuple(rows)), tmp_path / "digits", notes)
+        publish._publication(Board(load_suite("digits"), tuple(rows)), tmp_path / "digits", notes, None)
         return any("only ranks" in note for note in notes)
 
     assert not said([row for row in made_up() if not row.criterion])

@@ -61,11 +61,12 @@ def test_verify_executes_only_files_that_are_given(tiny: Path, board: Board, ben
 
 
 def test_a_merge_is_refused_and_executes_nothing(tiny: Path, board: Board, bench: Bench) -> None:
-    code, _, error = bench("publish", "--suite", "tiny", "--merge", "out/results.csv")
+    code, _, error = bench("publish", "--suite", "tiny", "--merge", "out/results.csv", "--contributor", "Ada")
     assert code == 2
     assert "names the architecture 'my_net.py:build', whose code would be executed" in error
     assert not list(tiny.glob("executed-*"))
-    _, _, error = bench("publish", "--suite", "tiny", "--merge", "out/results.csv", "--plugin", "my_net.py", "--plugin", "my_data.py")
+    given = ("--contributor", "Ada", "--plugin", "my_net.py", "--plugin", "my_data.py")
+    _, _, error = bench("publish", "--suite", "tiny", "--merge", "out/results.csv", *given)
     assert "whose code" not in error
     assert "the controls random" in error  # the next check of a merge
 

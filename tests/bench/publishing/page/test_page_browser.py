@@ -1,33 +1,19 @@
-"""The page in a real browser: sorting, filtering, themes, small screens, keyboard. Skipped where there is none."""
+"""The page in a real browser: sorting, themes, small screens, keyboard. Skipped where there is none."""
 
 import itertools
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from tests.bench.pages import HOSTILE, made, row, rows_of, search
+from tests.bench.pages import HOSTILE
+from tests.bench.publishing.page.browser import MARKS, Page
 
-pytest.importorskip("selenium", reason="selenium is not installed; `tox -e browser` has it")
+pytest.importorskip("selenium")
 
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER), reason="no chromium with chromedriver here (Debian: apt install chromium chromium-driver)"
-    ),
-]
-PLOT = """<svg xmlns="http://www.w3.org/2000/svg" width="676pt" height="300pt" viewBox="0 0 676 300">
-<style>path{fill:none;stroke:red}</style><path id="p" d="M0 0L676 300"/></svg>"""
+pytestmark = MARKS
 
 # Text whose colour is too close to what lies behind it: (ratio, text). WCAG 2.2, 1.4.3: 4.5, or 3 where it is large.
 CONTRAST = """
@@ -58,83 +44,6 @@ for (const node of document.querySelectorAll("body *")) {
 }
 return [...bad.values()];
 """
-
-
-@pytest.fixture(scope="session")
-def driver() -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for argument in ("--headless=new", "--disable-gpu", "--disable-dev-shm-usage", *["--no-sandbox"] * (os.geteuid() == 0)):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options, webdriver.ChromeService(str(DRIVER)))
-    yield browser
-    browser.quit()
-
-
-@pytest.fixture(scope="session")
-def address(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Forty methods, two blocks, two tracks, tuned and not, a failure, a refusal, names that try it on."""
-    methods = ["magnitude", HOSTILE, "a_very_long_name@spam(structure=kronecker,prior=parameter,weight_decay=1.85e-05)"]
-    rows = rows_of(methods + [f"method_{k}" for k in range(37)])
-    rows += rows_of(["magnitude", "method_1"], finetune_epochs=2)
-    rows += rows_of(["magnitude", "method_1"], tuning="tuned", hyperparameters=search())[6:]
-    rows += [row("refuses", status="unsupported", accuracy=None, error="declines " + "norms " * 20)]
-    rows += [row("breaks", status="failed", accuracy=None, nll=None, ece=None, error=HOSTILE)]
-    plots = {"accuracy: one-shot after training": PLOT, "accuracy: fine-tuned 2 epochs": PLOT, "ranks": PLOT}
-    file = tmp_path_factory.mktemp("page") / "index.html"
-    file.write_text(made(rows, plots), encoding="utf-8")
-    return file.as_uri()
-
-
-class Page:
-    """The open page, and what a reader does with it."""
-
-    def __init__(self, driver: webdriver.Chrome, address: str) -> None:
-        self.driver, self.address = driver, address
-
-    def open(self, width: int = 1280, scheme: str = "light", **media: str) -> "Page":
-        features = [{"name": "prefers-color-scheme", "value": scheme}] + [
-            {"name": n.replace("_", "-"), "value": v} for n, v in media.items()
-        ]
-        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        self.driver.get(self.address)
-        return self
-
-    def all(self, selector: str) -> list[WebElement]:
-        return self.driver.find_elements(By.CSS_SELECTOR, selector)
-
-    def one(self, selector: str) -> WebElement:
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
-
-    def js(self, script: str, *arguments: Any) -> Any:
-        return self.driver.execute_script(script, *arguments)
-
-    def column(self, place: int, table: str = "board-1") -> list[str]:
-        script = (
-            "return [...document.querySelectorAll(`#${arguments[0]} tbody tr:not([hidden])`)].map(r => r.cells[arguments[1]].dataset.value)"
-        )
-        return list(self.js(script, table, place))
-
-    def heading(self, title: str, table: str = "board-1") -> tuple[int, WebElement]:
-        headings = self.all(f"#{table} tr.titles > th")
-        place = next(k for k, th in enumerate(headings) if title in th.text.replace("\n", " "))
-        return place, headings[place]
-
-    def choose(self, name: str, value: str) -> None:
-        self.js("arguments[0].click()", self.one(f'input[name="{name}"][value="{value}"]'))
-
-
-@pytest.fixture
-def page(driver: webdriver.Chrome, address: str) -> Iterator[Page]:
-    driver.get_log("browser")
-    driver.get_log("performance")
-    shown = Page(driver, address).open()
-    yield shown
-    shown.js("localStorage.clear()")
-    assert driver.get_log("browser") == []
 
 
 def numbers(values: list[str]) -> list[float]:
@@ -180,12 +89,6 @@ def test_the_filter_by_name_holds_for_every_table(page: Page) -> None:
     assert len(page.column(1)) == 11, "sending the form loads nothing"
 
 
-def test_blocks_are_filtered_by_data_set(page: Page) -> None:
-    assert set(page.column(1, "block-1")) == {"digits", "breast_cancer"}
-    page.one('[data-filters="block-1"] select[name="dataset"]').send_keys("digits")
-    assert set(page.column(1, "block-1")) == {"digits"}
-
-
 def test_one_track_is_shown_at_a_time(page: Page) -> None:
     def shown() -> list[tuple[str | None, str | None]]:
         boards = [b for b in page.all("#results .board") if b.is_displayed()]
@@ -202,6 +105,8 @@ def test_one_track_is_shown_at_a_time(page: Page) -> None:
 
 
 def test_plots_are_there_and_have_a_size(page: Page) -> None:
+    load = "image => { image.loading = 'eager'; return image.decode(); }"
+    page.js(f"return Promise.all([...document.querySelectorAll('.plot img')].map({load}))")
     shown = [image for image in page.all(".plot img") if image.is_displayed()]
     assert len(shown) == 2
     for image in shown:
@@ -213,7 +118,8 @@ def test_plots_are_there_and_have_a_size(page: Page) -> None:
 def test_nothing_is_requested(page: Page) -> None:
     messages = [json.loads(entry["message"])["message"] for entry in page.driver.get_log("performance")]
     asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    assert [url for url in asked if not url.startswith("data:")] == [page.address]
+    pictures = {page.address.replace("index.html", f"plots/{k}.svg") for k in range(3)}
+    assert {url for url in asked if not url.startswith("data:")} - pictures == {page.address}
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])
@@ -267,7 +173,7 @@ def test_what_assistive_software_needs(page: Page) -> None:
 
 def test_the_keyboard_gets_everywhere_and_shows_where_it_is(page: Page) -> None:
     reached = set()
-    for step in range(60):
+    for step in range(90):
         page.driver.switch_to.active_element.send_keys(Keys.TAB)
         here = page.driver.switch_to.active_element
         if step == 0:
@@ -276,12 +182,13 @@ def test_the_keyboard_gets_everywhere_and_shows_where_it_is(page: Page) -> None:
         style = "const s = getComputedStyle(arguments[0]); return s.outlineStyle"
         assert page.js(style, here) != "none" or here.get_attribute("type") == "radio", here.get_attribute("outerHTML")
         reached.add(here.get_attribute("name") or here.get_attribute("id") or here.tag_name)
-        if here.tag_name == "summary":
+        if here.tag_name == "button" and reached >= {"theme", "track"}:
             break
-    assert reached >= {"theme", "track", "tuning", "method", "button", "summary", "a"}
+    assert reached >= {"theme", "track", "tuning", "dataset", "block", "method", "button", "summary", "a"}
 
 
 def test_headings_stay_while_a_table_scrolls(page: Page) -> None:
+    page.open(900)
     box = page.all("#results .scroll")[0]
     page.js("arguments[0].scrollTo(300, 400)", box)
     top = page.js("return arguments[0].querySelector('thead').getBoundingClientRect().top - arguments[0].getBoundingClientRect().top", box)
