@@ -10,6 +10,7 @@ goal is a minute and 2 GB for each command.
 
 import argparse
 import dataclasses
+import itertools
 import math
 import os
 import random
@@ -35,6 +36,8 @@ from bench.storage.rows import Store
 from methods import count_masked
 
 NAME, LAST = "many", "obd"
+LEAST_SEEDS = 3
+HALF = 0.505  # share of the seeds of a board: most of its rows are there twice, as default and as tuned ones
 BLOCKS = {
     "digits": ["mlp", "mlp_256", "residual_mlp", "lenet5", "vit_micro_patch4", "resnet20", "wrn16_4"],
     "breast_cancer": ["mlp", "mlp_256", "residual_mlp"],
@@ -109,28 +112,30 @@ def tuned(row: Row) -> Row:
 
 def make(folder: Path, rows: int) -> None:
     """Write the suite, a store, a published board, and a file of rows to merge with it."""
-    request = write_suite(folder, SPARSITIES, FINETUNED, 3)
-    methods = len(request.methods)
-    wide = rows >= 3 * methods * 10 * len(SPARSITIES) * len(FINETUNED)
-    sparsities, finetuned = (SPARSITIES, FINETUNED) if wide else (SPARSITIES[3::3], FINETUNED[:2])
-    seeds = max(3, round(rows / (methods * 10 * len(sparsities) * len(finetuned))))
-    request = write_suite(folder, sparsities, finetuned, seeds)
-    store, found = Store(f"sqlite:///{folder / 'store.db'}"), []
-    for key, row in measured(expected(request, folder)):
-        found.append((key, row))
-        if len(found) == 20_000:
-            store.put(dict(found))
-            found = []
-    store.put(dict(found))
-    del found
-    half = write_suite_of_board(request, folder, max(3, seeds // 2))
+    few = len(expected(write_suite(folder, SPARSITIES[3::3], FINETUNED[:2], 1), folder))
+    many = len(expected(write_suite(folder, SPARSITIES, FINETUNED, 1), folder))  # rows of one seed
+    wide = rows >= LEAST_SEEDS * many
+    seeds = max(LEAST_SEEDS, math.ceil(rows / (many if wide else few)))
+    request = write_suite(folder, *((SPARSITIES, FINETUNED) if wide else (SPARSITIES[3::3], FINETUNED[:2])), seeds)
+    stored = fill_store(request, folder)
+    half = write_suite_of_board(request, folder, max(LEAST_SEEDS, math.ceil(seeds * HALF)))
     made = [row for _, row in measured(expected(half, folder))]
     made += [tuned(row) for row in made if row.criterion]
     new = [row for row in made if row.method == LAST]
     results_csv.write_rows(new, folder / "contributed.csv")
     board = Board(half.suite.model_copy(update={"trials": 10}), tuple(row for row in made if row.method != LAST))
     files.write_files(folder / "board" / NAME, board_folder.evidence(board))
-    print(f"{methods} methods; {seeds} seeds in the store, {len(made):,} rows of the board, {len(new):,} of them to merge")
+    print(f"{len(request.methods)} methods; {stored:,} rows in the store, {len(made):,} of the board, {len(new):,} of them to merge")
+
+
+def fill_store(request: Request, folder: Path) -> int:
+    """Store the rows of a request; their number."""
+    store, rows = Store(f"sqlite:///{folder / 'store.db'}"), measured(expected(request, folder))
+    count = 0
+    while part := dict(itertools.islice(rows, 20_000)):
+        store.put(part)
+        count += len(part)
+    return count
 
 
 def write_suite_of_board(request: Request, folder: Path, seeds: int) -> Request:
