@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from types import NoneType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +22,7 @@ from bench.storage import csv_file, files, row_check
 from bench.storage.csv_file import neutralised
 from bench.storage.migration import schema_of
 
-_cells = attrgetter(*COLUMNS)
+PART = 5000  # rows that are written together
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:
@@ -38,20 +38,36 @@ def write_rows(rows: Iterable[Row], path: Path) -> None:
 
 def rows_text(rows: Iterable[Row]) -> str:
     """The content of a results.csv: the header, and the rows sorted by their key."""
-    safe = _Neutralised()
-    lines = ([safe[value] if isinstance(value, str) else value for value in _cells(row)] for row in ordered(rows))
-    written: list[str] = []
-    # The csv module quotes cells with characters of the line terminator; cells with a carriage return must be quoted as well.
-    csv.writer(SimpleNamespace(write=written.append), lineterminator="\r\n").writerows(itertools.chain([COLUMNS], lines))
-    return "".join(line.removesuffix("\r\n") + "\n" for line in written)
+    written = _Written()
+    left = iter(ordered(rows))
+    parts = [",".join(COLUMNS)]
+    while part := list(itertools.islice(left, PART)):
+        columns = (_texts(list(map(attrgetter(name), part)), written) for name in COLUMNS)
+        parts.append("\n".join(map(",".join, zip(*columns, strict=True))))
+    return "\n".join(parts) + "\n"
 
 
-class _Neutralised(dict[str, str]):
-    """Text -> the text as it is written; each is looked at once."""
+class _Written(dict[Any, str]):
+    """Text, whole number or None -> its cell; each is looked at once. Floats are not in it, because 1.0 and 1 would be one key."""
 
-    def __missing__(self, text: str) -> str:
-        self[text] = neutralised(text)
-        return self[text]
+    def __missing__(self, value: str | int | None) -> str:
+        found: list[str] = []
+        # The csv module quotes cells with characters of the line terminator; cells with a carriage return must be quoted as well.
+        cell = neutralised(value) if isinstance(value, str) else value
+        csv.writer(SimpleNamespace(write=found.append), lineterminator="\r\n").writerow([cell, ""])
+        self[value] = found[0].removesuffix(",\r\n")
+        return self[value]
+
+
+def _texts(values: list[Any], written: _Written) -> list[str]:
+    """The cells of a column. Floats are written with the digits that read back exactly."""
+    kinds = set(map(type, values))
+    if kinds <= {str, int, NoneType}:
+        return list(map(written.__getitem__, values))
+    if kinds == {float} and 2 * len(distinct := set(values)) < len(values):
+        known = {value: repr(value) for value in distinct}
+        return [known[value] if value else repr(value) for value in values]  # 0.0 and -0.0 are one key
+    return [repr(value) if type(value) is float else written[value] for value in values]
 
 
 def ordered(rows: Iterable[Row]) -> list[Row]:
