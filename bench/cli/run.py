@@ -14,7 +14,8 @@ from bench.cli.tables import Shown, make_console, print_table, say
 from bench.execution import environment, pipeline
 from bench.execution.display import Display
 from bench.execution.run import tuned_of
-from bench.planning.plan import plan_rows
+from bench.planning.plan import expanded
+from bench.planning.request import Request
 from bench.publishing import board_folder
 from bench.ranking import leaderboard, tuning_gain
 from bench.spec.choices import Narrowing, Resources
@@ -76,23 +77,28 @@ def _write(rows: list[Row], board: pd.DataFrame, suite: Suite, output: Path) -> 
     return written
 
 
+def _methods(request: Request) -> dict[str, str]:
+    """Key of each row of a request -> its method."""
+    return {point.key: planned.shared.method for planned in expanded(request) for point in planned.job.points}
+
+
 def status(suite: str, narrowing: Narrowing, resources: Resources) -> None:
     """Print how many rows of each method are finished, failed or missing."""
     import dataclasses
 
     console = make_console()
     request, store = environment.open_request(suite, narrowing, resources), environment.open_store(resources)
-    planned = plan_rows(request)
-    have = {key: row.status for key, row in store.rows(planned.expected)}
-    say(console, f"suite {request.suite.name}, at the defaults: {len(have)} of {len(planned.expected)} rows in the store")
+    methods = _methods(request)
+    have = dict(store.statuses(methods))
+    say(console, f"suite {request.suite.name}, at the defaults: {len(have)} of {len(methods)} rows in the store")
     if request.suite.trials:
         found, left = pipeline.searched(request, store)
         say(console, f"tuning: {len(found)} of {len(found) + left} searches finished")
-        tuned = plan_rows(dataclasses.replace(request, tuned=found)).expected if found else {}
-        say(console, f"tuned: {sum(1 for _ in store.rows(tuned))} of {len(tuned)} rows of these in the store")
+        tuned = _methods(dataclasses.replace(request, tuned=found)) if found else {}
+        say(console, f"tuned: {sum(1 for _ in store.statuses(tuned))} of {len(tuned)} rows of these in the store")
     counts: dict[str, Counter[str]] = {}
-    for key, row in planned.expected.items():
+    for key, method in methods.items():
         status = have.get(key, "missing")
-        counts.setdefault(row.method, Counter())[status if status in ("missing", "failed") else "finished"] += 1
+        counts.setdefault(method, Counter())[status if status in ("missing", "failed") else "finished"] += 1
     numbers = [Shown(kind, [str(count[kind]) for count in counts.values()]) for kind in ("finished", "failed", "missing")]
     print_table(console, "", [Shown("method", list(counts), name=True), *numbers])
