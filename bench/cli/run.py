@@ -9,7 +9,7 @@ import pandas as pd
 from bench import api
 from bench.cli import choose
 from bench.cli import dry_run as dry_runs
-from bench.cli.board import say_failures, show
+from bench.cli.board import ranked, say_failures, show
 from bench.cli.tables import Shown, make_console, print_table, say
 from bench.execution import environment, pipeline
 from bench.execution.display import Display
@@ -17,7 +17,7 @@ from bench.execution.run import tuned_of
 from bench.planning.plan import expanded
 from bench.planning.request import Request
 from bench.publishing import board_folder
-from bench.ranking import leaderboard, tuning_gain
+from bench.ranking import tuning_gain
 from bench.spec.choices import Narrowing, Resources
 from bench.spec.errors import UserError
 from bench.spec.row import Row
@@ -35,14 +35,14 @@ def run(
     rows = api.run_rows(
         suite, narrowing, resources, ablations, tuned, lambda: Display(stderr=apart), lambda line: say(notes, line), force=force
     )
-    board, written = leaderboard.leaderboard(rows), list[Path]()
+    found, written = ranked(rows), list[Path]()
     if output is not None:
         made = environment.open_request(suite, narrowing, resources, ablations)
         try:
-            written = _write(rows, board, made.suite.model_copy(update={"methods": tuple(m.name for m in made.methods)}), output)
+            written = _write(rows, found.board, made.suite.model_copy(update={"methods": tuple(m.name for m in made.methods)}), output)
         except OSError as error:
             raise UserError(f"cannot write to --output '{output}': {error.strerror}. The rows are kept in the store") from None
-    show(console, rows, style, board)
+    show(console, found, style)
     if apart:
         say_failures(notes, rows)
     if written:

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote, unquote, unquote_to_bytes
 
+import pandas as pd
 import tomli_w
 
 from bench.publishing import datapackage
@@ -98,27 +99,51 @@ def evidence(board: Board) -> Contents:
     return files | {SUITE: suite_toml(board.suite).encode()}
 
 
-def derived(board: Board, own: Contents | None = None) -> dict[str, bytes]:
-    """The derived files: path relative to the folder -> content. Equal boards give equal bytes.
+@dataclass(frozen=True)
+class Tables:
+    """What derived files need of the rows of a board, in the order of results.csv.
+
+    `rows`: as `tracks.frame` returns them, with the columns that the page uses. `plain`: their methods, without the names of ablations.
+    `gains`: tuned.csv.
+    """
+
+    rows: pd.DataFrame
+    plain: "pd.Series[str]"
+    gains: pd.DataFrame
+
+
+def tables(board: Board) -> Tables:
+    """The tables of a board. They need less memory than its rows."""
+    rows = results_csv.ordered(board.rows)
+    plain = pd.Series([row.method for row in rows], dtype=object)
+    return Tables(tracks.frame(rows, page.USED), plain, tuning_gain.tuned(rows))
+
+
+def derived(board: Board) -> dict[str, bytes]:
+    """The derived files: path relative to the folder -> content. Equal boards give equal bytes."""
+    return derived_of(board.suite, evidence(board), tables(board))
+
+
+def derived_of(suite: Suite, own: Contents, found: Tables) -> dict[str, bytes]:
+    """The derived files of a board that is not in memory any more.
 
     Args:
-        board: the evidence.
-        own: its files, if they are there already.
+        suite: its suite.
+        own: its evidence.
+        found: its tables.
     """
-    rows = results_csv.ordered(board.rows)
-    own = evidence(board) if own is None else own
-    table = leaderboard.leaderboard(rows)
+    gains = found.gains
+    table, _ = leaderboard.ranked(found.rows)
     files = {"leaderboard.csv": results_csv.table_text(table, DIGITS).encode()}
-    gains = tuning_gain.tuned(rows)
     if len(gains):
         files["tuned.csv"] = results_csv.table_text(gains, DIGITS).encode()
     csvs = own.only(name for name in own if name.endswith(".csv")) | files
     files |= datapackage.schema_files(csvs)
-    files["datapackage.json"] = datapackage.package(board.suite, csvs).encode()
-    pictures = curves.draw(rows, table)
+    files["datapackage.json"] = datapackage.package(suite, csvs).encode()
+    pictures = curves.draw(found.rows, table)
     shown = {_title(name): text.decode() for name, text in pictures.items() if name.startswith(tuple(SHOWN)) and name.endswith(".svg")}
-    raw = tracks.columns(rows, page.USED)
-    files["index.html"] = page.page(board.suite.name, board.suite.description, table, gains, raw, shown).encode()
+    raw = found.rows.assign(method=found.plain)
+    files["index.html"] = page.page(suite.name, suite.description, table, gains, raw, shown).encode()
     return files | {f"plots/{name}": content for name, content in pictures.items()}
 
 
@@ -153,7 +178,7 @@ def read(folder: Path) -> Board:
 def files_of(board: Board) -> Contents:
     """All files of a leaderboard: path relative to the folder -> content."""
     own = evidence(board)
-    return own | derived(board, own)
+    return own | derived_of(board.suite, own, tables(board))
 
 
 def changes(folder: Path, files: Contents) -> Contents:

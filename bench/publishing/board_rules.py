@@ -148,11 +148,15 @@ def _usual(counts: Iterable[tuple[Hashable, Hashable, int]]) -> dict[Hashable, H
 
 def _other_networks(cells: Cells, known: Cells) -> Iterator[tuple[Row, str]]:
     """Counts of the dense network that differ from the other rows of the block."""
-    shapes = [[(cell[:2], shape, n) for cell, rows in part.items() for shape, n in Counter(map(_shape, rows)).items()] for part in (cells, known)]
+
+    def shapes(part: Cells) -> list[tuple[Hashable, tuple[Any, ...], int]]:
+        return [(cell[:2], shape, n) for cell, rows in part.items() for shape, n in Counter(map(_shape, rows)).items()]
+
+    there, told = shapes(cells), shapes(known)
     for k, name in enumerate(SHAPE):
-        every, right = (_usual((block, shape[k], n) for block, shape, n in part) for part in shapes)
+        every, right = (_usual((block, shape[k], n) for block, shape, n in part) for part in (there, told))
         usual = every | right
-        wrong = {block for block, shape, _ in shapes[0] if shape[k] != usual[block]}
+        wrong = {block for block, shape, _ in there if shape[k] != usual[block]}
         for row in (row for cell, rows in cells.items() if cell[:2] in wrong for row in rows):
             own = usual[row.dataset, row.architecture]
             if getattr(row, name) != own:

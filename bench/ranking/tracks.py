@@ -9,6 +9,7 @@ with default and with tuned hyperparameters are in different tracks (rule 4). A 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 import pandas as pd
@@ -42,9 +43,17 @@ class Track:
     curves: dict[str, pd.DataFrame]
 
 
-def frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """Rows as a table with the columns `USED` and a column `track`; ablations get their own method names, "name (ablation)"."""
-    table = columns(rows, USED)
+def frame(rows: Iterable[Row], more: Iterable[str] = ()) -> pd.DataFrame:
+    """Rows as a table for rankings and plots; ablations get their own method names, "name (ablation)".
+
+    Args:
+        rows: the rows.
+        more: further columns of results.csv.
+
+    Returns:
+        A table with the columns `USED` and `more`, and with a column `track`.
+    """
+    table = columns(rows, dict.fromkeys((*USED, *more)))
     ablated = table["ablation"] != "none"
     table.loc[ablated, "method"] += " (" + table["ablation"] + ")"
     table["track"] = names(table)
@@ -54,8 +63,8 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
 def columns(rows: Iterable[Row], names: Iterable[str]) -> pd.DataFrame:
     """Rows as a table with some of the columns of results.csv. Equal texts stay one object in memory."""
     rows = list(rows)
-    found = {name: [getattr(row, name) for row in rows] for name in names}
-    return pd.DataFrame({n: pd.Series(v, dtype=object) if DECLARED[n].type == "string" else v for n, v in found.items()})
+    found = {n: pd.Series(list(map(attrgetter(n), rows)), dtype=object if DECLARED[n].type == "string" else None) for n in names}
+    return pd.DataFrame(found, copy=False)
 
 
 def names(table: pd.DataFrame) -> pd.Series:
