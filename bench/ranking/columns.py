@@ -4,6 +4,7 @@ leaderboard.csv, its schema, the tables in the terminal, in Markdown and on the 
 Rows at other sparsities than those of `BOARD`, and metrics of plug-ins, add columns, see `board_of`.
 """
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -50,9 +51,43 @@ class Entry:
         return self.track.dense[self.method]
 
     @cached_property
+    def grid(self) -> "Grid":
+        """Means over seeds."""
+        return Grid(self.ran)
+
+    @cached_property
     def relative(self) -> statistics.Estimate:
         """The mean relative area with its 95 % confidence interval."""
         return statistics.estimate(areas(self.curves))
+
+
+class Grid:
+    """Means over seeds for each block and sparsity.
+
+    `blocks`: the B blocks, sorted. `sparsities`: the S sparsities, sorted. `rows`: (B, S) number of rows.
+
+    Args:
+        ran: rows with the columns `BLOCK` and `sparsity`.
+    """
+
+    def __init__(self, ran: pd.DataFrame) -> None:
+        (dataset, datasets), (architecture, architectures) = (pd.factorize(ran[name], sort=True) for name in BLOCK)
+        numbers, block = np.unique(dataset * len(architectures) + architecture, return_inverse=True)
+        self.blocks = [(datasets[k // len(architectures)], architectures[k % len(architectures)]) for k in numbers]
+        self.sparsities, place = np.unique(ran["sparsity"].to_numpy(float), return_inverse=True)
+        self._ran, self._cell = ran, block * len(self.sparsities) + place
+        self.rows = self._counted(self._cell)
+
+    def _counted(self, cell: np.ndarray) -> np.ndarray:
+        return np.bincount(cell, minlength=len(self.blocks) * len(self.sparsities)).reshape(len(self.blocks), len(self.sparsities))
+
+    @functools.cache  # noqa: B019 (it lives as long as its entry)
+    def sums(self, column: str) -> tuple[np.ndarray, np.ndarray]:
+        """Sums of the values of a column, and their numbers: two arrays of shape (B, S). Missing values are left out."""
+        values = self._ran[column].to_numpy(float)
+        summed, sums = pd.Series(values).groupby(self._cell).sum(), np.zeros(self.rows.size)  # a sum of pandas is compensated
+        sums[summed.index] = summed
+        return sums.reshape(self.rows.shape), self._counted(self._cell[~np.isnan(values)])
 
 
 @dataclass(frozen=True)
@@ -81,8 +116,9 @@ class BoardColumn:
 
 def _mean_at(entry: Entry, column: str, sparsity: float) -> float:
     """Mean of a column at one sparsity, over seeds and then over blocks."""
-    rows = entry.ran.loc[np.isclose(entry.ran["sparsity"], sparsity), [*BLOCK, column]]
-    return float(rows.groupby(BLOCK)[column].mean().mean())
+    at = np.isclose(entry.grid.sparsities, sparsity)
+    sums, counts = (each[:, at].sum(1) for each in entry.grid.sums(column))
+    return float((sums[counts > 0] / counts[counts > 0]).mean()) if counts.any() else np.nan
 
 
 def _largest_sparsity(entry: Entry) -> float:
@@ -92,12 +128,14 @@ def _largest_sparsity(entry: Entry) -> float:
     first falls below dense accuracy - 0.01.
     """
     reached = []
-    for block, rows in entry.ran.groupby(BLOCK):
+    sums, counts = entry.grid.sums("value")
+    for k, block in enumerate(entry.grid.blocks):
         if block not in entry.dense.index:
             continue
-        curve = rows.groupby("sparsity")["value"].mean()
+        there = entry.grid.rows[k] > 0
         floor = entry.dense[block] - MARGIN - statistics.EXACT
-        x, y = [0.0, *curve.index], [entry.dense[block], *curve.to_numpy()]
+        x = [0.0, *entry.grid.sparsities[there]]
+        y = [entry.dense[block], *(s / n if n else np.nan for s, n in zip(sums[k, there], counts[k, there], strict=True))]
         last = x[-1]
         for x0, x1, y0, y1 in zip(x, x[1:], y, y[1:], strict=False):
             if y1 < floor:
