@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from bench.planning.cells import Cell, PointKeys, cells
@@ -18,6 +19,11 @@ from bench.trial import architecture
 from bench.trial.job import Environment, Job, Point
 from bench.trial.provenance import provenance
 from methods import Method, Stage
+
+# A stored row can belong to several suites, to default and tuned hyperparameters if they are equal, and a dense row to several
+# granularities. So these columns are those of the plan.
+NAMED = ("suite", "method", "tuning", "granularity", "match", "hyperparameters")
+_named = attrgetter(*NAMED[:-1])
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,11 @@ class Expected(Mapping[str, Row]):
     def __getitem__(self, key: str) -> Row:
         planned, point = self._places[key]
         return planned.row(point)
+
+    def named(self, key: str) -> tuple[str, ...]:
+        """The values of the columns `NAMED` of a row. No row is made."""
+        planned, point = self._places[key]
+        return (*_named(planned.shared), planned.shared.hyperparameters if point.finetune_epochs else planned.unfinished)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
