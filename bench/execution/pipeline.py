@@ -224,7 +224,12 @@ def collect(made: Plan, store: Store) -> list[Row]:
         store: the stored rows.
     """
     assert isinstance(made.expected, Expected)
-    rows = [_with(row, NAMED, _named(row), made.expected.named(key)) for key, row in store.rows(made.expected)]
+    return collect_expected(made.expected, store)
+
+
+def collect_expected(expected: Expected, store: Store) -> list[Row]:
+    """As `collect`, for some rows of a plan and those of their dense networks."""
+    rows = [_with(row, NAMED, _named(row), expected.named(key)) for key, row in store.rows(expected)]
     dense = {_dense_of(r): r for r in rows if not r.criterion}
     for k, row in enumerate(rows):
         reference = dense.get(_dense_of(row))

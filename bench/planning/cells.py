@@ -6,6 +6,7 @@ stopped, a repeated run computes nothing, and edited code is never mixed with ol
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import sys
@@ -94,7 +95,7 @@ class PointKeys:
         others = {name: methods.source_hash(sys.modules[m.__module__]) for name, m in metrics.plugin_metrics().items()}
         self._shared = {name: encoded(value) for name, value in {**decided, **({"metrics": others} if others else {})}.items()}
 
-    def key(self, finetune_epochs: int, lr_scale: float | None, **more: Any) -> str:
+    def key(self, finetune_epochs: int, lr_scale: float | None, **more: float) -> str:
         """The key of one row.
 
         Args:
@@ -103,7 +104,7 @@ class PointKeys:
             more: what else determines the row, its sparsity.
         """
         own = {"finetune_epochs": finetune_epochs, "finetune_lr_scale": lr_scale if finetune_epochs else None, **more}
-        return digest_of(self._shared | {name: encoded(value) for name, value in own.items()})
+        return digest_of(self._shared | {name: _number(value) for name, value in own.items()})
 
 
 def cells(request: Request, seeds: Iterable[int], notes: list[str]) -> Iterator[Cell]:
@@ -189,6 +190,11 @@ def _own(protocol: Protocol, architecture: str, input_shape: tuple[int, ...], cl
 def encoded(value: Any) -> str:
     """A value as `bench.spec.digest.digest` encodes it."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+@functools.lru_cache(maxsize=1000, typed=True)
+def _number(value: float | None) -> str:
+    return encoded(value)
 
 
 def digest_of(parts: dict[str, str]) -> str:

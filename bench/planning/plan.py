@@ -128,11 +128,19 @@ def expanded(request: Request, notes: list[str] | None = None) -> list[Planned]:
     Raises:
         UserError: nothing of the request can be run.
     """
+    return [planned for part in by_cell(request, notes) for planned in part]
+
+
+def by_cell(request: Request, notes: list[str] | None = None) -> Iterator[list[Planned]]:
+    """What `expanded` returns, one data set, architecture and seed after the other: all jobs of many rows need much memory."""
     notes = notes if notes is not None else []
-    made = [planned for cell in cells(request, request.suite.seeds, notes) for planned in _of_cell(cell)]
-    if not made:
+    some = False
+    for cell in cells(request, request.suite.seeds, notes):
+        made = _of_cell(cell)
+        some = some or bool(made)
+        yield made
+    if not some:
         raise UserError("nothing to run: " + "; ".join(notes))
-    return made
 
 
 def _of_cell(cell: Cell) -> list[Planned]:

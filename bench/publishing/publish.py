@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.execution import pipeline
 from bench.execution.environment import open_request, open_store
-from bench.planning.plan import Plan, plan_rows
+from bench.planning.plan import Expected, by_cell, plan_rows
 from bench.planning.request import Request
 from bench.publishing import board_folder, board_rules, merge, readme, trust
 from bench.publishing.board_folder import Board
@@ -22,6 +22,7 @@ from bench.spec.row import ABLATIONS, Row
 from bench.spec.suite import Suite
 from bench.storage import files, results_csv
 from bench.storage.contents import Contents
+from bench.storage.migration import without_search_for_cycles
 from bench.storage.rows import Store
 
 ENOUGH_SEEDS = 5  # protocol, rule 9
@@ -177,7 +178,7 @@ def _without(options: list[str], name: str) -> list[str]:
 
 def _collect(request: Request, store: Store, options: list[str], notes: list[str]) -> list[Row]:
     """All rows of a request: with default hyperparameters, tuned if the suite has trials, and every complete ablation."""
-    rows = _rows(plan_rows(request), store, options, notes)
+    rows = _rows(request, store, options, notes)
     for name in ABLATIONS:
         if not store.contains("ablation", name):
             continue
@@ -195,16 +196,21 @@ def _tuned(request: Request, store: Store, options: list[str], notes: list[str])
     found, left = pipeline.searched(request, store)
     if left:
         raise UserError(f"{left} of {left + len(found)} searches are incomplete. Run this to finish them: {shlex.join([*RUN, *options])}")
-    return _rows(plan_rows(dataclasses.replace(request, tuned=found)), store, options, notes)
+    return _rows(dataclasses.replace(request, tuned=found), store, options, notes)
 
 
-def _rows(planned: Plan, store: Store, options: list[str], notes: list[str]) -> list[Row]:
-    """Every row of a plan. UserError if one is missing."""
-    rows = pipeline.collect(planned, store)
-    if len(rows) < len(planned.expected):
-        missing, wanted = len(planned.expected) - len(rows), len(planned.expected)
+def _rows(request: Request, store: Store, options: list[str], notes: list[str]) -> list[Row]:
+    """Every row of a request. UserError if one is missing."""
+    rows, wanted, said = list[Row](), 0, list[str]()
+    with without_search_for_cycles():
+        for jobs in by_cell(request, said):
+            expected = Expected(jobs)
+            rows += pipeline.collect_expected(expected, store)
+            wanted += len(expected)
+    if len(rows) < wanted:
+        missing = wanted - len(rows)
         raise UserError(f"{missing} of {wanted} rows are not in the store. Run this to compute them: {shlex.join([*RUN, *options])}")
-    notes += [f"note: {note}" for note in planned.notes]
+    notes += [f"note: {note}" for note in said]
     return rows
 
 

@@ -5,10 +5,8 @@ apostrophe in front, and reading removes it. Numbers are not texts: negative num
 """
 
 import csv
-import gc
 import itertools
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from operator import attrgetter
 from pathlib import Path
 from types import NoneType, SimpleNamespace
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
 from bench.spec.row import COLUMNS, Row
 from bench.storage import csv_file, files, row_check
 from bench.storage.csv_file import neutralised
-from bench.storage.migration import schema_of
+from bench.storage.migration import schema_of, without_search_for_cycles
 
 PART = 5000  # rows that are written together
 
@@ -87,24 +85,12 @@ def read_rows(path: Path) -> list[Row]:
         hint = " (columns must be separated by commas)" if len(header) == 1 and ";" in header[0] else ""
         raise ValueError(f"{path}: this is not the header of results.csv{hint}")
     rows = []
-    with _no_search_for_cycles():
+    with without_search_for_cycles():
         for number, row, faults in row_check.rows_of(header, lines, any_protocol=True):
             if row is None:
                 raise ValueError(f"{path}, line {number}: {faults[0]}")
             rows.append(row)
     return rows
-
-
-@contextmanager
-def _no_search_for_cycles() -> Iterator[None]:
-    """Context in which Python does not look for cycles of objects: rows have none, and among many of them a search takes long."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def write_table(table: "pd.DataFrame", path: Path) -> None:
