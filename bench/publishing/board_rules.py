@@ -51,7 +51,8 @@ def missing_controls(suite: Suite, rows: Iterable[tuple[str, str]]) -> list[str]
         suite: its suite.
         rows: (method, stage) of its rows.
     """
-    names, stages = (set(column) for column in zip(*rows, strict=True)) if (rows := list(rows)) else (set[str](), set[str]())
+    found = set(rows)
+    names, stages = {name for name, _ in found}, {stage for _, stage in found}
     architectures = {name for block in suite.blocks for name in block.architectures}
     # adamw refuses the training of the plain controls, which has weight decay in the loss.
     training = "@decoupled" if any(suite.protocol(name).optimizer == "adamw" for name in architectures) else ""

@@ -69,8 +69,13 @@ def _texts(values: list[Any], written: _Written) -> list[str]:
 
 
 def ordered(rows: Iterable[Row]) -> list[Row]:
-    """The rows in the order of a results.csv."""
-    return sorted(rows, key=attrgetter("identity"))
+    """The rows in the order of a results.csv: by their key, of which the method comes first."""
+    by_method: dict[str, list[Row]] = {}
+    for row in rows:
+        by_method.setdefault(row.method, []).append(row)
+    for found in by_method.values():  # the keys of all rows at once would need much memory
+        found.sort(key=attrgetter("identity"))
+    return [row for method in sorted(by_method) for row in by_method[method]]
 
 
 def read_rows(path: Path) -> list[Row]:
