@@ -95,7 +95,10 @@ def evidence(board: Board) -> Contents:
         by_method.setdefault(row.method, []).append(row)
     if len({file_name(name).lower() for name in by_method}) < len(by_method):
         raise UserError("the names of two methods differ only in upper and lower case; some file systems cannot store both files")
-    files = Contents((f"results/{file_name(method)}", results_csv.rows_text(rows).encode()) for method, rows in by_method.items())
+    files = Contents(
+        (f"results/{file_name(method)}", b"".join(text.encode() for text in results_csv.text_parts(rows)))
+        for method, rows in by_method.items()
+    )
     return files | {SUITE: suite_toml(board.suite).encode()}
 
 

@@ -4,7 +4,6 @@ leaderboard.csv, its schema, the tables in the terminal, in Markdown and on the 
 Rows at other sparsities than those of `BOARD`, and metrics of plug-ins, add columns, see `board_of`.
 """
 
-import functools
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -77,13 +76,18 @@ class Grid:
         self.sparsities, place = np.unique(ran["sparsity"].to_numpy(float), return_inverse=True)
         self._ran, self._cell = ran, block * len(self.sparsities) + place
         self.rows = self._counted(self._cell)
+        self._sums: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def _counted(self, cell: np.ndarray) -> np.ndarray:
         return np.bincount(cell, minlength=len(self.blocks) * len(self.sparsities)).reshape(len(self.blocks), len(self.sparsities))
 
-    @functools.cache  # noqa: B019 (it lives as long as its entry)
     def sums(self, column: str) -> tuple[np.ndarray, np.ndarray]:
         """Sums of the values of a column, and their numbers: two arrays of shape (B, S). Missing values are left out."""
+        if column not in self._sums:
+            self._sums[column] = self._summed(column)
+        return self._sums[column]
+
+    def _summed(self, column: str) -> tuple[np.ndarray, np.ndarray]:
         values = self._ran[column].to_numpy(float)
         summed, sums = pd.Series(values).groupby(self._cell).sum(), np.zeros(self.rows.size)  # a sum of pandas is compensated
         sums[summed.index] = summed

@@ -6,7 +6,7 @@ apostrophe in front, and reading removes it. Numbers are not texts: negative num
 
 import csv
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from operator import attrgetter
 from pathlib import Path
 from types import NoneType, SimpleNamespace
@@ -36,13 +36,16 @@ def write_rows(rows: Iterable[Row], path: Path) -> None:
 
 def rows_text(rows: Iterable[Row]) -> str:
     """The content of a results.csv: the header, and the rows sorted by their key."""
-    written = _Written()
-    left = iter(ordered(rows))
-    parts = [",".join(COLUMNS)]
+    return "".join(text_parts(rows))
+
+
+def text_parts(rows: Iterable[Row]) -> Iterator[str]:
+    """The parts of `rows_text`, one after the other."""
+    written, left = _Written(), iter(ordered(rows))
+    yield ",".join(COLUMNS) + "\n"
     while part := list(itertools.islice(left, PART)):
         columns = (_texts(list(map(attrgetter(name), part)), written) for name in COLUMNS)
-        parts.append("\n".join(map(",".join, zip(*columns, strict=True))))
-    return "\n".join(parts) + "\n"
+        yield "\n".join(map(",".join, zip(*columns, strict=True))) + "\n"
 
 
 class _Written(dict[Any, str]):
