@@ -56,11 +56,10 @@ def table(
     check_style(style)
 
     from bench import api
-    from bench.cli.board import show
+    from bench.cli.board import ranked, show
     from bench.cli.tables import make_console
 
-    rows = api.read_rows(path)
-    show(make_console(), rows, style, api.leaderboard(rows))
+    show(make_console(), ranked(api.read_rows(path)), style)
 
 
 def choose(
