@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pandas as pd
 
-from bench.ranking import comparison
+from bench.ranking import comparison, tracks
 from bench.ranking import leaderboard as ranking
 from bench.ranking import tradeoff as costs
 from bench.spec.choices import Narrowing, Resources
@@ -101,7 +101,7 @@ def plot(rows: Rows, kind: str = "accuracy", track: str | None = None) -> "Figur
     """
     from bench.publishing.plots import curves
 
-    made = rows_of(rows)
+    table = tracks.frame(rows_of(rows))
     kinds, slugs = list[str](), list[str]()
 
     def wanted(name: str, slug: str) -> bool:
@@ -109,7 +109,7 @@ def plot(rows: Rows, kind: str = "accuracy", track: str | None = None) -> "Figur
         slugs.append(slug)
         return name == kind and (track is None or track.replace(" ", "-") in slug)
 
-    for _, _, figure in curves.figures(made, ranking.leaderboard(made), wanted):
+    for _, _, figure in curves.figures(table, ranking.ranked(table)[0], wanted):
         return figure
     if kind not in kinds:
         raise UserError(f"no figure '{kind}'{nearest(kind, kinds)}; available: {', '.join(dict.fromkeys(kinds))}")

@@ -1,21 +1,25 @@
-"""A leaderboard of many rows: seconds and memory of `table`, `status`, `publish` and `publish --merge`, each in a process of its own.
+"""Time and memory of `table`, `status`, `publish`, `publish --merge` and the page of a leaderboard of many rows, each in its own process.
 
     python benchmarks/many_rows.py [--rows 1000000] [--folder FOLDER] [--only table,status] [--profile]
 
 The rows are made up: all methods on ten blocks (data set and architecture), with noise over seeds. They are what a run would have
-stored, so that `publish` and the checks of `--merge` accept them. One half of the rows of the published board is tuned. Making them is
-not measured and takes longer than the rest; with `--folder` they are kept for the next call. Seconds are those of the processor. The
-goal is a minute and 2 GB for each command.
+stored, so that `publish` and the checks of `--merge` accept them. The store and the published board have at least the given number of
+rows; one half of those of the board is tuned, and the rows of one method are merged into the others. `page` ranks the rows of the board,
+and makes its page and plots. Making the rows is not measured and takes longer than the rest; with `--folder` they are kept for the next
+call. The goal is a minute and 2 GB for each.
 """
 
 import argparse
 import dataclasses
+import itertools
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,17 +39,31 @@ from bench.storage.rows import Store
 from methods import count_masked
 
 NAME, LAST = "many", "obd"
+LEAST_SEEDS = 3
+HALF = 0.505  # share of the seeds of a board: most of its rows are there twice, as default and as tuned ones
 BLOCKS = {
     "digits": ["mlp", "mlp_256", "residual_mlp", "lenet5", "vit_micro_patch4", "resnet20", "wrn16_4"],
     "breast_cancer": ["mlp", "mlp_256", "residual_mlp"],
 }
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995)
 FINETUNED = (0, 1, 2, 5, 10)
-COMMANDS = {
-    "table": ["table", "board/many"],
-    "status": ["status", "--suite", "many.toml", "--store", "sqlite:///store.db"],
-    "publish": ["publish", "--suite", "many.toml", "--store", "sqlite:///store.db", "--to", "published"],
-    "merge": ["publish", "--suite", NAME, "--merge", "contributed.csv", "--contributor", "somebody", "--to", "board"],
+PAGE = f"""
+from pathlib import Path
+from bench.publishing import board_folder
+from bench.storage.contents import Contents
+
+board = board_folder.read(Path("board/{NAME}"))
+suite, tables = board.suite, board_folder.tables(board)
+del board
+Path("index.html").write_bytes(board_folder.derived_of(suite, Contents(), tables)["index.html"])
+"""
+STORED = ["--suite", f"{NAME}.toml", "--store", "sqlite:///store.db"]
+COMMANDS = {  # arguments of Python; the board that `merge` changes is copied before
+    "table": ["-m", "bench", "table", f"board/{NAME}"],
+    "page": ["-c", PAGE],
+    "status": ["-m", "bench", "status", *STORED],
+    "publish": ["-m", "bench", "publish", *STORED, "--to", "published"],
+    "merge": ["-m", "bench", "publish", "--suite", NAME, "--merge", "contributed.csv", "--contributor", "somebody", "--to", "merged"],
 }
 
 
@@ -109,28 +127,30 @@ def tuned(row: Row) -> Row:
 
 def make(folder: Path, rows: int) -> None:
     """Write the suite, a store, a published board, and a file of rows to merge with it."""
-    request = write_suite(folder, SPARSITIES, FINETUNED, 3)
-    methods = len(request.methods)
-    wide = rows >= 3 * methods * 10 * len(SPARSITIES) * len(FINETUNED)
-    sparsities, finetuned = (SPARSITIES, FINETUNED) if wide else (SPARSITIES[3::3], FINETUNED[:2])
-    seeds = max(3, round(rows / (methods * 10 * len(sparsities) * len(finetuned))))
-    request = write_suite(folder, sparsities, finetuned, seeds)
-    store, found = Store(f"sqlite:///{folder / 'store.db'}"), []
-    for key, row in measured(expected(request, folder)):
-        found.append((key, row))
-        if len(found) == 20_000:
-            store.put(dict(found))
-            found = []
-    store.put(dict(found))
-    del found
-    half = write_suite_of_board(request, folder, max(3, seeds // 2))
+    few = len(expected(write_suite(folder, SPARSITIES[3::3], FINETUNED[:2], 1), folder))
+    many = len(expected(write_suite(folder, SPARSITIES, FINETUNED, 1), folder))  # rows of one seed
+    wide = rows >= LEAST_SEEDS * many
+    seeds = max(LEAST_SEEDS, math.ceil(rows / (many if wide else few)))
+    request = write_suite(folder, *((SPARSITIES, FINETUNED) if wide else (SPARSITIES[3::3], FINETUNED[:2])), seeds)
+    stored = fill_store(request, folder)
+    half = write_suite_of_board(request, folder, max(LEAST_SEEDS, math.ceil(seeds * HALF)))
     made = [row for _, row in measured(expected(half, folder))]
     made += [tuned(row) for row in made if row.criterion]
     new = [row for row in made if row.method == LAST]
     results_csv.write_rows(new, folder / "contributed.csv")
     board = Board(half.suite.model_copy(update={"trials": 10}), tuple(row for row in made if row.method != LAST))
     files.write_files(folder / "board" / NAME, board_folder.evidence(board))
-    print(f"{methods} methods; {seeds} seeds in the store, {len(made):,} rows of the board, {len(new):,} of them to merge")
+    print(f"{len(request.methods)} methods; {stored:,} rows in the store, {len(made):,} of the board, {len(new):,} of them to merge")
+
+
+def fill_store(request: Request, folder: Path) -> int:
+    """Store the rows of a request; their number."""
+    store, rows = Store(f"sqlite:///{folder / 'store.db'}"), measured(expected(request, folder))
+    count = 0
+    while part := dict(itertools.islice(rows, 20_000)):
+        store.put(part)
+        count += len(part)
+    return count
 
 
 def write_suite_of_board(request: Request, folder: Path, seeds: int) -> Request:
@@ -138,16 +158,20 @@ def write_suite_of_board(request: Request, folder: Path, seeds: int) -> Request:
     return open_request(str(folder / "many.toml"), Narrowing(seeds=tuple(range(seeds))), Resources())
 
 
-def run(folder: Path, name: str, profile: bool) -> tuple[float, float]:
-    """Seconds and largest memory in MB of a command."""
-    log = folder / f"{name}.log"
-    how = ["-m", "cProfile", "-o", str(folder / f"{name}.prof"), "-m", "bench"] if profile else ["-m", "bench"]
+def run(folder: Path, name: str, profile: bool) -> tuple[float, float, float]:
+    """Seconds, seconds of the processor, and largest memory in MB of a command."""
+    for left in ("published", "merged"):
+        shutil.rmtree(folder / left, ignore_errors=True)
+    if name == "merge":
+        shutil.copytree(folder / "board", folder / "merged")
+    log, how = folder / f"{name}.log", ["-m", "cProfile", "-o", str(folder / f"{name}.prof")] if profile and name != "page" else []
+    start = time.monotonic()
     with log.open("w") as file:
         process = subprocess.Popen([sys.executable, *how, *COMMANDS[name]], cwd=folder, stdout=file, stderr=file)
         _, code, usage = os.wait4(process.pid, 0)
     if code:
         raise SystemExit(f"{name} failed: {log.read_text()[-2000:]}")
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    return time.monotonic() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def main() -> None:
@@ -156,17 +180,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--only", default=",".join(COMMANDS))
-    parser.add_argument("--profile", action="store_true", help="Write FOLDER/<command>.prof.")
+    parser.add_argument("--profile", action="store_true", help="Write FOLDER/<command>.prof, except of the page.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "contributed.csv").exists():
             make(folder, options.rows)
-        print(f"{'command':<10}{'seconds':>10}{'MB':>10}")
+        print(f"{'command':<10}{'seconds':>10}{'processor':>12}{'MB':>8}")
         for name in filter(None, options.only.split(",")):
-            seconds, memory = run(folder, name, options.profile)
-            print(f"{name:<10}{seconds:>10.1f}{memory:>10.0f}")
+            seconds, processor, memory = run(folder, name, options.profile)
+            print(f"{name:<10}{seconds:>10.1f}{processor:>12.1f}{memory:>8.0f}", flush=True)
 
 
 if __name__ == "__main__":

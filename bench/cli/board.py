@@ -1,5 +1,7 @@
 """Print a leaderboard. Nothing heavier than pandas is imported: a table of results that are there must not wait for torch."""
 
+from dataclasses import dataclass
+
 import pandas as pd
 from rich.console import Console
 
@@ -9,30 +11,43 @@ from bench.ranking import leaderboard, tracks, tuning_gain
 from bench.spec.row import Row
 
 
-def show(console: Console, rows: list[Row], style: str, board: pd.DataFrame) -> None:
+@dataclass(frozen=True)
+class Ranked:
+    """Rows, as a list and as the table that `tracks.frame` returns, and what `leaderboard.ranked` returns for it."""
+
+    rows: list[Row]
+    table: pd.DataFrame
+    board: pd.DataFrame
+    resolutions: dict[tuple[str, str], leaderboard.Resolution]
+
+
+def ranked(rows: list[Row]) -> Ranked:
+    """Rank rows."""
+    table = tracks.frame(rows)
+    return Ranked(rows, table, *leaderboard.ranked(table))
+
+
+def show(console: Console, found: Ranked, style: str) -> None:
     """Print dense networks, warnings, one table per track, what tuning gained, and what failed.
 
     Args:
         console: where to print; other styles than text go to standard output.
-        rows: the rows.
+        found: the ranked rows.
         style: text, markdown or latex.
-        board: their leaderboard.
     """
     if style != "text":
-        print(text_tables.STYLES[style](board), end="")
+        print(text_tables.STYLES[style](found.board), end="")
         return
-    print_dense(console, rows)
-    table = tracks.frame(rows)
-    for warning in tracks.warnings(table):
+    print_dense(console, found.table)
+    for warning in tracks.warnings(found.table):
         say(console, f"warning: {warning}")
-    resolutions = leaderboard.resolutions(table)
-    for (track, tuning), part in board.groupby(["track", "tuning"], sort=False):
+    for (track, tuning), part in found.board.groupby(["track", "tuning"], sort=False):
         title = track if tuning == "default" else f"{track}, {tuning}"
-        print_board(console, title, part, resolutions[track, tuning].meaning)
-    gains = tuning_gain.tuned(rows)
+        print_board(console, title, part, found.resolutions[track, tuning].meaning)
+    gains = tuning_gain.tuned(found.rows)
     if len(gains):
         print_gains(console, gains)
-    say_failures(console, rows)
+    say_failures(console, found.rows)
 
 
 def say_failures(console: Console, rows: list[Row]) -> None:

@@ -29,10 +29,10 @@ def show(console: Console, request: Request, store: Store, pool: Executor, chose
     `chosen`: tuned hyperparameters from elsewhere; nothing is searched then.
     """
     planned = plan(request, store)
-    work: list[Job | Study] = list(planned.jobs)
+    work, expected = list[Job | Study](planned.jobs), dict(planned.expected)
     if chosen is not None:
         tuned = plan(dataclasses.replace(request, tuned=chosen), store)
-        planned.expected = {**planned.expected, **tuned.expected}
+        expected |= tuned.expected
         work += tuned.jobs
     elif request.suite.tunes:
         networks, studies = searches(request, store.url)
@@ -42,7 +42,7 @@ def show(console: Console, request: Request, store: Store, pool: Executor, chose
     timed = _calibrations(work, pool, lambda line: say(console, line))
     table = Table("data set", "architecture", "rows", "left", "trainings left", "epochs left", "about", box=box.SIMPLE_HEAD)
     total = 0.0
-    blocks = Counter((row.dataset, row.architecture) for row in planned.expected.values())
+    blocks = Counter((row.dataset, row.architecture) for row in expected.values())
     for (dataset, architecture), rows in blocks.items():
         mine = [w for w in work if (_job(w).dataset, _job(w).architecture) == (dataset, architecture)]
         left = sum(len(w.points) for w in mine if isinstance(w, Job))
@@ -57,7 +57,7 @@ def show(console: Console, request: Request, store: Store, pool: Executor, chose
     console.print(table)
     console.print(f"methods: {', '.join(m.name for m in request.methods)}", highlight=False)
     jobs = [w for w in work if isinstance(w, Job) and w.points]
-    rows, left = len(planned.expected), sum(len(job.points) for job in jobs)
+    rows, left = len(expected), sum(len(job.points) for job in jobs)
     console.print(f"{rows} rows: {rows - left} in the store, {left} to compute in {len(jobs)} jobs", highlight=False)
     if request.suite.tunes and chosen is None:
         count = sum(isinstance(w, Study) for w in work)

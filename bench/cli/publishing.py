@@ -45,8 +45,7 @@ def _finish(console: Console, found: Publication, dry_run: bool) -> None:
         say(console, f"changed  {found.folder.parent / 'index.html'}: the list of all leaderboards")
     if found.readme is not None:
         say(console, f"changed  {found.readme_file.name} above '{found.folder.parent}': the leaderboard's tables")
-    methods = {row.method for row in found.board.rows if row.criterion}
-    said = f"{found.folder}: {len(found.board.rows)} rows of {len(methods)} methods, {len(found.changes)} files"
+    said = f"{found.folder}: {found.rows} rows of {found.methods} methods, {len(found.changes)} files"
     if dry_run:
         say(console, f"{said} would change; nothing was written")
     else:

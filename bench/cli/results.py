@@ -56,12 +56,11 @@ def table(
     check_style(style)
 
     from bench import api
-    from bench.cli.board import show
+    from bench.cli.board import ranked, show
     from bench.cli.tables import make_console, say
     from bench.publishing import contributions
 
-    rows = api.read_rows(path)
-    show(make_console(), rows, style, api.leaderboard(rows))
+    show(make_console(), ranked(api.read_rows(path)), style)
     contributed = contributions.in_words(contributions.read(path)) if path.is_dir() and style == "text" else ""
     if contributed:
         say(make_console(), f"contributed rows: {contributed}")

@@ -9,14 +9,15 @@ import pandas as pd
 from bench import api
 from bench.cli import choose
 from bench.cli import dry_run as dry_runs
-from bench.cli.board import say_failures, show
+from bench.cli.board import ranked, say_failures, show
 from bench.cli.tables import Shown, make_console, print_table, say
 from bench.execution import environment, pipeline
 from bench.execution.display import Display
 from bench.execution.run import tuned_of
-from bench.planning.plan import plan_rows
+from bench.planning.plan import expanded
+from bench.planning.request import Request
 from bench.publishing import board_folder
-from bench.ranking import leaderboard, tuning_gain
+from bench.ranking import tuning_gain
 from bench.spec.choices import Narrowing, Resources
 from bench.spec.errors import UserError
 from bench.spec.row import Row
@@ -34,14 +35,14 @@ def run(
     rows = api.run_rows(
         suite, narrowing, resources, ablations, tuned, lambda: Display(stderr=apart), lambda line: say(notes, line), force=force
     )
-    board, written = leaderboard.leaderboard(rows), list[Path]()
+    found, written = ranked(rows), list[Path]()
     if output is not None:
         made = environment.open_request(suite, narrowing, resources, ablations)
         try:
-            written = _write(rows, board, made.suite.model_copy(update={"methods": tuple(m.name for m in made.methods)}), output)
+            written = _write(rows, found.board, made.suite.model_copy(update={"methods": tuple(m.name for m in made.methods)}), output)
         except OSError as error:
             raise UserError(f"cannot write to --output '{output}': {error.strerror}. The rows are kept in the store") from None
-    show(console, rows, style, board)
+    show(console, found, style)
     if apart:
         say_failures(notes, rows)
     if written:
@@ -76,23 +77,28 @@ def _write(rows: list[Row], board: pd.DataFrame, suite: Suite, output: Path) -> 
     return written
 
 
+def _methods(request: Request) -> dict[str, str]:
+    """Key of each row of a request -> its method."""
+    return {point.key: planned.shared.method for planned in expanded(request) for point in planned.job.points}
+
+
 def status(suite: str, narrowing: Narrowing, resources: Resources) -> None:
     """Print how many rows of each method are finished, failed or missing."""
     import dataclasses
 
     console = make_console()
     request, store = environment.open_request(suite, narrowing, resources), environment.open_store(resources)
-    planned = plan_rows(request)
-    have = {key: row.status for key, row in store.rows(planned.expected)}
-    say(console, f"suite {request.suite.name}, at the defaults: {len(have)} of {len(planned.expected)} rows in the store")
+    methods = _methods(request)
+    have = dict(store.statuses(methods))
+    say(console, f"suite {request.suite.name}, at the defaults: {len(have)} of {len(methods)} rows in the store")
     if request.suite.tunes:
         found, left = pipeline.searched(request, store)
         say(console, f"tuning: {len(found)} of {len(found) + left} searches finished")
-        tuned = plan_rows(dataclasses.replace(request, tuned=found)).expected if found else {}
-        say(console, f"tuned: {sum(1 for _ in store.rows(tuned))} of {len(tuned)} rows of these in the store")
+        tuned = _methods(dataclasses.replace(request, tuned=found)) if found else {}
+        say(console, f"tuned: {sum(1 for _ in store.statuses(tuned))} of {len(tuned)} rows of these in the store")
     counts: dict[str, Counter[str]] = {}
-    for key, row in planned.expected.items():
+    for key, method in methods.items():
         status = have.get(key, "missing")
-        counts.setdefault(row.method, Counter())[status if status in ("missing", "failed") else "finished"] += 1
+        counts.setdefault(method, Counter())[status if status in ("missing", "failed") else "finished"] += 1
     numbers = [Shown(kind, [str(count[kind]) for count in counts.values()]) for kind in ("finished", "failed", "missing")]
     print_table(console, "", [Shown("method", list(counts), name=True), *numbers])

@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.publishing.page import cells
-from bench.ranking import statistics, tracks
+from bench.ranking import statistics
 from bench.ranking.columns import ACCURACY, AREA, BASELINE, BY_NAME, BoardColumn, accuracies, column_of
 from bench.ranking.tracks import BLOCK
-from bench.spec.row import COLLAPSED, Row
+from bench.spec.row import COLLAPSED
 
 PAGE = 140  # characters of a line where no terminal says how many there are
 WARNINGS = ("note:", "warning:")
@@ -68,12 +68,11 @@ def _width(columns: Sequence[Shown]) -> int:
     return sum(width + 3 for width in least) + 1  # two blanks and a border for each column
 
 
-def print_dense(console: Console, rows: list[Row]) -> None:
-    """Accuracy of the dense networks: mean over seeds and its 95 % interval."""
-    rows = [row for row in rows if row.tuning == "default"]
-    dense = tracks.frame(row for row in rows if not row.criterion and row.finetune_epochs == 0)
-    if dense.empty:
-        dense = tracks.frame(row for row in rows if not row.criterion)
+def print_dense(console: Console, rows: pd.DataFrame) -> None:
+    """Accuracy of the dense networks: mean over seeds and its 95 % interval. `rows`: as `tracks.frame` returns them."""
+    dense = rows[(rows["criterion"] == "") & (rows["tuning"] == "default")]
+    plain = dense[dense["finetune_epochs"] == 0]
+    dense = dense if plain.empty else plain
     groups = list(dense.groupby(["method", *BLOCK], sort=False)["accuracy"])
     title = "dense networks: mean test accuracy over seeds ± 95 % confidence interval"
     names = [Shown(heading, [str(key[k]) for key, _ in groups], name=True) for k, heading in enumerate(("training", "data set", "network"))]

@@ -6,13 +6,14 @@ Failed rows are stored, so that they are shown; the next run tries them again.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from bench.execution import executors
 from bench.execution.meter import Meter, Show
 from bench.planning import searches
-from bench.planning.plan import Plan
+from bench.planning.plan import NAMED, Expected, Plan
 from bench.planning.request import Found, Request
 from bench.spec.digest import digest
 from bench.spec.row import Row, changed
@@ -25,6 +26,9 @@ from bench.tuning import tune
 from bench.tuning.study import Study
 
 Identity = tuple[Any, ...]
+COPIED = ("dense_accuracy", "dense_nll")  # from the row of the dense network
+_named, _copied = attrgetter(*NAMED), attrgetter(*COPIED)
+_trained = attrgetter("training", "dataset", "architecture", "seed", "finetune_epochs")
 Pool = executors.Executor
 Failures = dict[tuple[str, str, str], str]  # (data set, architecture, method) -> why its search failed
 
@@ -213,34 +217,34 @@ def _rows(made: Plan, job: Job, result: Any) -> dict[str, Row]:
 def collect(made: Plan, store: Store) -> list[Row]:
     """The stored rows of a plan, in the order of the plan, with the accuracy of their own dense networks.
 
-    A stored row can belong to several suites, to default and tuned hyperparameters if they are equal, and a dense row to several
-    granularities. Therefore suite, method, tuning, granularity, match and hyperparameters are set to those of the plan.
+    The columns `bench.planning.plan.NAMED` are set to those of the plan.
 
     Args:
-        made: the plan.
+        made: the plan, from `bench.planning.plan`.
         store: the stored rows.
     """
-    named = ("suite", "method", "tuning", "granularity", "match", "hyperparameters")
-    rows = [_with(row, named, _values(made.expected[key], named)) for key, row in store.rows(made.expected)]
+    assert isinstance(made.expected, Expected)
+    return collect_expected(made.expected, store)
+
+
+def collect_expected(expected: Expected, store: Store) -> list[Row]:
+    """As `collect`, for some rows of a plan and those of their dense networks."""
+    rows = [_with(row, NAMED, _named(row), expected.named(key)) for key, row in store.rows(expected)]
     dense = {_dense_of(r): r for r in rows if not r.criterion}
     for k, row in enumerate(rows):
         reference = dense.get(_dense_of(row))
         if reference is not None and reference.accuracy is not None:
-            rows[k] = _with(row, ("dense_accuracy", "dense_nll"), (reference.accuracy, reference.nll))
+            rows[k] = _with(row, COPIED, _copied(row), (reference.accuracy, reference.nll))
     return rows
 
 
-def _values(row: Row, names: tuple[str, ...]) -> tuple[Any, ...]:
-    return tuple(getattr(row, name) for name in names)
-
-
-def _with(row: Row, names: tuple[str, ...], values: tuple[Any, ...]) -> Row:
-    """The row with these values: the same object if it has them already, as most rows do."""
-    return row if _values(row, names) == values else changed(row, **dict(zip(names, values, strict=True)))
+def _with(row: Row, names: tuple[str, ...], values: tuple[Any, ...], wanted: tuple[Any, ...]) -> Row:
+    """The row with the wanted values in some columns: the same object if it has them already, as most rows do."""
+    return row if values == wanted else changed(row, **dict(zip(names, wanted, strict=True)))
 
 
 def _dense_of(row: Row) -> Identity:
-    return row.training, _training_of(row.hyperparameters), row.dataset, row.architecture, row.seed, row.finetune_epochs
+    return _training_of(row.hyperparameters), _trained(row)
 
 
 @functools.lru_cache(maxsize=10_000)

@@ -6,6 +6,9 @@ stopped, a repeated run computes nothing, and edited code is never mixed with ol
 """
 
 import dataclasses
+import functools
+import hashlib
+import json
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -81,17 +84,27 @@ class Cell:
         return decided | ({"schedule": method.schedule.as_dict()} if method.schedule is not None else {})
 
 
-def point_key(decided: dict[str, Any], finetune_epochs: int, lr_scale: float | None) -> str:
-    """The key of one row.
+class PointKeys:
+    """The keys of rows that the same things determine, except sparsity and fine-tuning. What they share is encoded once.
 
     Args:
-        decided: what determines the row before fine-tuning.
-        finetune_epochs: number of fine-tuning epochs.
-        lr_scale: learning rate of fine-tuning, as a fraction of the training's.
+        decided: what determines the rows before fine-tuning, without the sparsity.
     """
-    others = {name: methods.source_hash(sys.modules[m.__module__]) for name, m in metrics.plugin_metrics().items()}
-    decided = {**decided, "metrics": others} if others else decided
-    return digest({**decided, "finetune_epochs": finetune_epochs, "finetune_lr_scale": lr_scale if finetune_epochs else None})
+
+    def __init__(self, decided: dict[str, Any]) -> None:
+        others = {name: methods.source_hash(sys.modules[m.__module__]) for name, m in metrics.plugin_metrics().items()}
+        self._shared = {name: encoded(value) for name, value in {**decided, **({"metrics": others} if others else {})}.items()}
+
+    def key(self, finetune_epochs: int, lr_scale: float | None, **more: float) -> str:
+        """The key of one row.
+
+        Args:
+            finetune_epochs: number of fine-tuning epochs.
+            lr_scale: learning rate of fine-tuning, as a fraction of the training's.
+            more: what else determines the row, its sparsity.
+        """
+        own = {"finetune_epochs": finetune_epochs, "finetune_lr_scale": lr_scale if finetune_epochs else None, **more}
+        return digest_of(self._shared | {name: _number(value) for name, value in own.items()})
 
 
 def cells(request: Request, seeds: Iterable[int], notes: list[str]) -> Iterator[Cell]:
@@ -149,7 +162,7 @@ def _check_given(protocol: Protocol, architecture: str, dataset: str, card: data
 
 def _common(request: Request, protocol: Protocol, fingerprint: str, architecture: str) -> dict[str, Any]:
     decides = dataclasses.asdict(protocol)
-    del decides["finetune_lr_scale"]  # has no effect on a dense network: see `point_key`
+    del decides["finetune_lr_scale"]  # has no effect on a dense network: see `PointKeys`
     del decides["weights"]  # their content decides, not their path: see `_own`
     return {
         "protocol": decides,
@@ -172,6 +185,22 @@ def _own(protocol: Protocol, architecture: str, input_shape: tuple[int, ...], cl
     if protocol.weights is not None:
         found["weights"] = weights.digest(protocol.weights)
     return found
+
+
+def encoded(value: Any) -> str:
+    """A value as `bench.spec.digest.digest` encodes it."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+@functools.lru_cache(maxsize=1000, typed=True)
+def _number(value: float | None) -> str:
+    return encoded(value)
+
+
+def digest_of(parts: dict[str, str]) -> str:
+    """The digest of an object. `parts`: name -> value as `encoded` returns it."""
+    text = ",".join([f'"{name}":{parts[name]}' for name in sorted(parts)])
+    return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()
 
 
 def hyperparameters_of(configuration: methods.Configuration) -> dict[str, Any]:

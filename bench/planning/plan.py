@@ -1,11 +1,13 @@
 """The jobs of a request: expand its cells into rows, group the rows into jobs, skip rows already stored."""
 
 import dataclasses
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
-from bench.planning.cells import Cell, cells, point_key
+from bench.planning.cells import Cell, PointKeys, cells
 from bench.planning.jobs import dense_name, job_of, recipe_of
 from bench.planning.request import Request
 from bench.spec.errors import UserError
@@ -17,6 +19,11 @@ from bench.trial import architecture
 from bench.trial.job import Environment, Job, Point
 from bench.trial.provenance import provenance
 from methods import Method, Stage
+
+# A stored row can belong to several suites, to default and tuned hyperparameters if they are equal, and a dense row to several
+# granularities. So these columns are those of the plan.
+NAMED = ("suite", "method", "tuning", "granularity", "match", "hyperparameters")
+_named = attrgetter(*NAMED[:-1])
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,11 @@ class Expected(Mapping[str, Row]):
     def __getitem__(self, key: str) -> Row:
         planned, point = self._places[key]
         return planned.row(point)
+
+    def named(self, key: str) -> tuple[str, ...]:
+        """The values of the columns `NAMED` of a row. No row is made."""
+        planned, point = self._places[key]
+        return (*_named(planned.shared), planned.shared.hyperparameters if point.finetune_epochs else planned.unfinished)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -116,25 +128,34 @@ def expanded(request: Request, notes: list[str] | None = None) -> list[Planned]:
     Raises:
         UserError: nothing of the request can be run.
     """
+    return [planned for part in by_cell(request, notes) for planned in part]
+
+
+def by_cell(request: Request, notes: list[str] | None = None) -> Iterator[list[Planned]]:
+    """What `expanded` returns, one data set, architecture and seed after the other: all jobs of many rows need much memory."""
     notes = notes if notes is not None else []
-    made = [planned for cell in cells(request, request.suite.seeds, notes) for planned in _of_cell(cell)]
-    if not made:
+    some = False
+    for cell in cells(request, request.suite.seeds, notes):
+        made = _of_cell(cell)
+        some = some or bool(made)
+        yield made
+    if not some:
         raise UserError("nothing to run: " + "; ".join(notes))
-    return made
 
 
 def _of_cell(cell: Cell) -> list[Planned]:
     """All jobs of a cell: dense networks, then each method with its ablations."""
     found: list[Planned] = []
-    dense: dict[str, Planned] = {}
+    dense: dict[tuple[str, str], Planned] = {}
     for method in cell.request.methods:
         setting = cell.setting(method)
         if setting is None:
             continue
-        planned = _dense(cell, method, setting)
-        dense.setdefault(planned.job.network, planned)
+        trained = method.training, json.dumps(setting.training, sort_keys=True)
+        if trained not in dense:
+            dense[trained] = _dense(cell, method, setting)
         for ablation in ("none", *cell.request.ablations):
-            found.extend(_pruned(cell, method, setting, ablation))
+            found.extend(_pruned(cell, method, setting, ablation, dense[trained].job.network))
     return [*dense.values(), *found]
 
 
@@ -143,19 +164,20 @@ def _dense(cell: Cell, method: Method, setting: Setting) -> Planned:
     own = Setting(setting.training, finetune_lr_scale=cell.protocol.finetune_lr_scale)
     named = {"method": dense_name(method.training, setting.training), "training": method.training, "criterion": "", "stage": ""}
     network = cell.network(method.training, setting.training)
-    points = tuple(
-        Point(0.0, f, point_key({"network": network}, f, cell.protocol.finetune_lr_scale)) for f in cell.request.suite.finetune_epochs
-    )
+    keys = PointKeys({"network": network})
+    points = tuple(Point(0.0, f, keys.key(f, cell.protocol.finetune_lr_scale)) for f in cell.request.suite.finetune_epochs)
     return planned(cell, named, own, network, points)
 
 
-def _pruned(cell: Cell, method: Method, setting: Setting, ablation: str) -> Iterator[Planned]:
-    """The jobs of a method in a cell: one for all sparsities, or where each trains its own network, one for those trained together."""
+def _pruned(cell: Cell, method: Method, setting: Setting, ablation: str, network: str) -> Iterator[Planned]:
+    """The jobs of a method in a cell: one for all sparsities, or where each trains its own network, one for those trained together.
+
+    `network`: the key of the dense network of its training.
+    """
     suite = cell.request.suite
     named = {
         "method": method.name, "training": method.training, "criterion": method.criterion, "stage": str(method.stage), "ablation": ablation,
     }  # fmt: skip
-    network = cell.network(method.training, setting.training)
     decided = {"network": network, **cell.decided(method, setting.criterion or {})}
     if ablation != "none":
         decided["ablation"] = ablation
@@ -164,9 +186,10 @@ def _pruned(cell: Cell, method: Method, setting: Setting, ablation: str) -> Iter
         decided["stack"] = stack
     sparsities, finetunings = suite.extent(early=method.stage is not Stage.AFTER)
     size = len(sparsities) if method.stage is Stage.AFTER else stack
+    keys, one = PointKeys(decided), planned(cell, named, setting, network, ())
     for group in (sparsities[start : start + size] for start in range(0, len(sparsities), size)):
-        points = tuple(Point(s, f, point_key({**decided, "sparsity": s}, f, setting.finetune_lr_scale)) for s in group for f in finetunings)
-        yield planned(cell, named, setting, network, points)
+        points = tuple(Point(s, f, keys.key(f, setting.finetune_lr_scale, sparsity=s)) for s in group for f in finetunings)
+        yield dataclasses.replace(one, job=dataclasses.replace(one.job, points=points))
 
 
 def planned(

@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+import pandas as pd
 import tomli_w
 
 from bench.publishing import contributions, datapackage, history, reported, verified
@@ -105,49 +106,79 @@ def evidence(board: Board) -> Contents:
         by_method.setdefault(row.method, []).append(row)
     if len({file_name(name).lower() for name in by_method}) < len(by_method):
         raise UserError("the names of two methods differ only in upper and lower case; some file systems cannot store both files")
-    files = Contents((f"results/{file_name(method)}", results_csv.rows_text(rows).encode()) for method, rows in by_method.items())
+    files = Contents(
+        (f"results/{file_name(method)}", b"".join(text.encode() for text in results_csv.text_parts(rows)))
+        for method, rows in by_method.items()
+    )
     marks = contributions.text(board.contributions) if board.contributions else ""
     records = {contributions.FILE: marks, verified.FILE: verified.text(board.verified) if board.verified else "", HISTORY: board.history}
     return files | {SUITE: suite_toml(board.suite).encode()} | {name: text.encode() for name, text in records.items() if text}
 
 
-def derived(board: Board, own: Contents | None = None) -> dict[str, bytes]:
-    """The derived files: path relative to the folder -> content. Equal boards give equal bytes.
+@dataclass(frozen=True)
+class Tables:
+    """What derived files need of the rows of a board, in the order of results.csv.
+
+    `rows`: as `tracks.frame` returns them, with the columns that the page uses. `plain`: their methods, without the names of ablations.
+    `gains`: tuned.csv. `verified`, `history`, `contributions`: the records of the board.
+    """
+
+    rows: pd.DataFrame
+    plain: "pd.Series[str]"
+    gains: pd.DataFrame
+    verified: tuple[Verified, ...]
+    history: str
+    contributions: tuple[Contribution, ...]
+
+
+def tables(board: Board) -> Tables:
+    """The tables of a board. They need less memory than its rows."""
+    rows = results_csv.ordered(board.rows)
+    plain = pd.Series([row.method for row in rows], dtype=object)
+    return Tables(tracks.frame(rows, page.USED), plain, tuning_gain.tuned(rows), board.verified, board.history, board.contributions)
+
+
+def derived(board: Board) -> dict[str, bytes]:
+    """The derived files: path relative to the folder -> content. Equal boards give equal bytes."""
+    return derived_of(board.suite, evidence(board), tables(board))
+
+
+def derived_of(suite: Suite, own: Contents, found: Tables) -> dict[str, bytes]:
+    """The derived files of a board that is not in memory any more.
 
     Args:
-        board: the evidence.
-        own: its files, if they are there already.
+        suite: its suite.
+        own: its evidence.
+        found: its tables.
     """
-    rows = results_csv.ordered(board.rows)
-    own = evidence(board) if own is None else own
-    table = leaderboard.leaderboard(rows)
+    gains = found.gains
+    table, _ = leaderboard.ranked(found.rows)
     files = {"leaderboard.csv": results_csv.table_text(table, DIGITS).encode()}
-    gains = tuning_gain.tuned(rows)
     if len(gains):
         files["tuned.csv"] = results_csv.table_text(gains, DIGITS).encode()
-    table_of_rows = page.prepared(tracks.columns(rows, page.USED))
+    table_of_rows = page.prepared(found.rows.assign(method=found.plain))
     by_block = blocks.measured(table_of_rows)
     files[blocks.FILE] = results_csv.table_text(by_block, DIGITS).encode()
     csvs = own.only(name for name in own if name.endswith(".csv")) | files
     files |= datapackage.schema_files(csvs)
-    files["datapackage.json"] = datapackage.package(board.suite, csvs).encode()
-    pictures = curves.draw(rows, table)
+    files["datapackage.json"] = datapackage.package(suite, csvs).encode()
+    pictures = curves.draw(found.rows, table)
     more = page.More(
         plots={f"plots/{name}": _title(name) for name in pictures if name.startswith(tuple(SHOWN)) and name.endswith(".svg")},
-        verified=board.verified,
-        history=tuple(history.entries(board.history)),
-        reported=reported.compared(table_of_rows, board.suite.train_limit, reported.entries()),
+        verified=found.verified,
+        history=tuple(history.entries(found.history)),
+        reported=reported.compared(table_of_rows, lambda *block: suite.protocol(*block).train_limit, reported.entries()),
         measured=by_block,
         files=tuple(sorted(name for name in own if name.startswith("results/"))),
     )
-    files["index.html"] = page.page(board.suite.name, _description(board), table, gains, table_of_rows, more).encode()
+    files["index.html"] = page.page(suite.name, _description(suite, found), table, gains, table_of_rows, more).encode()
     return files | {f"plots/{name}": content for name, content in pictures.items()}
 
 
-def _description(board: Board) -> str:
+def _description(suite: Suite, found: Tables) -> str:
     """The description of the suite, and who has contributed rows."""
-    contributed = contributions.in_words(board.contributions)
-    return ". ".join(filter(None, (board.suite.description, f"Contributed rows: {contributed}" if contributed else "")))
+    contributed = contributions.in_words(found.contributions)
+    return ". ".join(filter(None, (suite.description, f"Contributed rows: {contributed}" if contributed else "")))
 
 
 def _title(picture: str) -> str:
@@ -190,7 +221,7 @@ def _text(path: Path) -> str:
 def files_of(board: Board) -> Contents:
     """All files of a leaderboard: path relative to the folder -> content."""
     own = evidence(board)
-    return own | derived(board, own)
+    return own | derived_of(board.suite, own, tables(board))
 
 
 def changes(folder: Path, files: Contents) -> Contents:

@@ -3,23 +3,35 @@
 `publish` and `merge` apply them before they write, `verify` to what is published. Nothing is trained.
 """
 
+import functools
+import itertools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
+from operator import attrgetter
 from typing import Any
 
-from bench.publishing.row_comparison import MEASURED, same_environment
+from bench.publishing.row_comparison import MEASURED, WHERE, same_environment
 from bench.publishing.row_rules import SHAPE
-from bench.spec.row import DECLARED, Row
+from bench.spec.row import DECLARED, KEY, Row
 from bench.spec.setting import Setting, decoded
 from bench.spec.suite import Suite
 from methods import Stage
 
 Key = tuple[str, str, str]  # method, tuning, ablation
+Cell = tuple[Any, ...]  # the columns `CELL` of a row
+Cells = Mapping[Cell, list[Row]]
 CONTROLS = ("random", "magnitude", "magnitude_layer")  # protocol, rule 8
 CONTROLS_AT_INIT = ("random_init",)
 LEAST_SEEDS = 3  # protocol, rule 9
 OLDEST = 2  # columns up to this schema are in every row
+WITHIN = ("sparsity", "seed", "epochs", "recalibration")  # the key columns in which rows of a cell differ
+CELL = ("dataset", "architecture", *(name for name in KEY if name not in (*WITHIN, "dataset", "architecture")))
+COPIED = {"dense_accuracy": "accuracy", "dense_nll": "nll", "dense_training_flops": "training_flops"}  # from the row of the dense network
+
+_cell, _within, _shape, _hyperparameters = attrgetter(*CELL), attrgetter(*WITHIN), attrgetter(*SHAPE), attrgetter("hyperparameters")
+_dense_of = attrgetter("dataset", "architecture", "seed", "finetune_epochs", "training", "recalibration")
+_said, _own = attrgetter(*WHERE, *COPIED), attrgetter(*WHERE, *COPIED.values())
 
 
 def key_of(row: Row) -> Key:
@@ -39,7 +51,8 @@ def missing_controls(suite: Suite, rows: Iterable[tuple[str, str]]) -> list[str]
         suite: its suite.
         rows: (method, stage) of its rows.
     """
-    names, stages = (set(column) for column in zip(*rows, strict=True)) if (rows := list(rows)) else (set[str](), set[str]())
+    found = set(rows)
+    names, stages = {name for name, _ in found}, {stage for _, stage in found}
     blocks = [(block.dataset, name) for block in suite.blocks for name in block.architectures]
     # adamw refuses the training of the plain controls, which has weight decay in the loss.
     training = "@decoupled" if any(suite.protocol(*block).optimizer == "adamw" for block in blocks) else ""
@@ -93,89 +106,135 @@ def contradictions(rows: Iterable[Row], published: Iterable[Row] = ()) -> Iterat
     Yields:
         (row, reason).
     """
-    known = list(published)
-    rows = [*known, *rows]
+    known = _by_cell(published)
+    cells = _by_cell(rows)
+    cells = {cell: [*known.get(cell, ()), *cells.get(cell, ())] for cell in {**known, **cells}}
+    for own in cells.values():
+        yield from _twice(own)
+    measured = {cell: _measured(own) for cell, own in cells.items()}
+    yield from _other_networks(measured, {cell: _measured(own) for cell, own in known.items()})
+    yield from _emptied(measured)
+    yield from _other_settings(cells, known)
+    yield from _without_dense(cells)
+
+
+def _by_cell(rows: Iterable[Row]) -> dict[Cell, list[Row]]:
+    """The rows that differ only in sparsity, seed, epochs and what was measured. A board has few of these cells and many rows."""
+    found: dict[Cell, list[Row]] = defaultdict(list)
+    for row in rows:
+        found[_cell(row)].append(row)
+    return dict(found)
+
+
+def _measured(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row.status in ("ok", "collapsed")]
+
+
+def _twice(rows: list[Row]) -> Iterator[tuple[Row, str]]:
+    """Rows of a cell with the identity of an earlier one."""
+    if len(set(map(_within, rows))) == len(rows):
+        return
     seen: set[Hashable] = set()
     for row in rows:
-        if row.identity in seen:
+        if _within(row) in seen:
             yield row, "the same row (method, data set, sparsity, seed, ...) occurs twice"
-        seen.add(row.identity)
-    measured = [row for row in rows if row.status in ("ok", "collapsed")]
-    yield from _other_networks(measured, [row for row in known if row.status in ("ok", "collapsed")])
-    yield from _emptied(measured)
-    yield from _other_settings(rows, known)
-    yield from _without_dense(rows)
+        seen.add(_within(row))
 
 
-def _block(row: Row) -> tuple[str, str]:
-    return row.dataset, row.architecture
+def _usual(counts: Iterable[tuple[Hashable, Hashable, int]]) -> dict[Hashable, Hashable]:
+    """The most frequent value of each group. `counts`: (group, value, number of rows)."""
+    found: dict[Hashable, Counter[Hashable]] = defaultdict(Counter)
+    for group, value, count in counts:
+        found[group][value] += count
+    return {group: values.most_common(1)[0][0] for group, values in found.items()}
 
 
-def _usual(rows: list[Row], known: list[Row], of: Any, value: Any) -> Mapping[Hashable, Hashable]:
-    """The most frequent value in each group of rows, of the known ones if there are any. `of`: row -> group. `value`: row -> value."""
-    found: dict[Hashable, Hashable] = {}
-    for part in (rows, known):
-        counts: dict[Hashable, Counter[Hashable]] = defaultdict(Counter)
-        for row in part:
-            counts[of(row)][value(row)] += 1
-        found |= {group: values.most_common(1)[0][0] for group, values in counts.items()}
-    return found
-
-
-def _other_networks(rows: list[Row], known: list[Row]) -> Iterator[tuple[Row, str]]:
+def _other_networks(cells: Cells, known: Cells) -> Iterator[tuple[Row, str]]:
     """Counts of the dense network that differ from the other rows of the block."""
-    for name in SHAPE:
-        usual = _usual(rows, known, _block, lambda row, name=name: getattr(row, name))
-        for row in rows:
-            if getattr(row, name) != usual[_block(row)]:
-                yield row, f"{name} is {getattr(row, name)}, but this network has {usual[_block(row)]}"
+
+    def shapes(part: Cells) -> list[tuple[Hashable, tuple[Any, ...], int]]:
+        return [(cell[:2], shape, n) for cell, rows in part.items() for shape, n in Counter(map(_shape, rows)).items()]
+
+    there, told = shapes(cells), shapes(known)
+    for k, name in enumerate(SHAPE):
+        every, right = (_usual((block, shape[k], n) for block, shape, n in part) for part in (there, told))
+        usual = every | right
+        wrong = {block for block, shape, _ in there if shape[k] != usual[block]}
+        for row in (row for cell, rows in cells.items() if cell[:2] in wrong for row in rows):
+            own = usual[row.dataset, row.architecture]
+            if getattr(row, name) != own:
+                yield row, f"{name} is {getattr(row, name)}, but this network has {own}"
 
 
-def _emptied(rows: list[Row]) -> Iterator[tuple[Row, str]]:
+def _emptied(cells: Cells) -> Iterator[tuple[Row, str]]:
     """Measurements that are empty although comparable rows have them."""
+    alike: dict[tuple[Cell, bool], list[Row]] = {}
+    for cell, rows in cells.items():
+        for pruned in {bool(row.criterion) for row in rows}:
+            alike[cell, pruned] = [row for row in rows if bool(row.criterion) == pruned]
     for name in MEASURED:
+        value = attrgetter(name)
+        empty = {key: sum(v is None for v in map(value, rows)) for key, rows in alike.items()}
         old = DECLARED[name].since <= OLDEST
-
-        def group(row: Row, old: bool = old) -> Hashable:
-            own = () if old else (row.method, row.tuning, row.ablation)
-            return (*_block(row), bool(row.criterion), bool(row.finetune_epochs), *own)
-
-        filled = {group(row) for row in rows if getattr(row, name) is not None}
-        for row in rows:
-            if getattr(row, name) is None and group(row) in filled:
-                yield row, f"{name} is empty, but other rows of this network have it"
+        filled = {_comparable(*key, old) for key, count in empty.items() if count < len(alike[key])}
+        for key, count in empty.items():
+            if count and _comparable(*key, old) in filled:
+                said = f"{name} is empty, but other rows of this network have it"
+                yield from ((row, said) for row in alike[key] if value(row) is None)
 
 
-def _other_settings(rows: list[Row], known: list[Row]) -> Iterator[tuple[Row, str]]:
+def _comparable(cell: Cell, pruned: bool, old: bool) -> Hashable:
+    """What the cells have in common of which either all rows or none have a measurement. `old`: every release has measured it."""
+    finetuned = bool(cell[CELL.index("finetune_epochs")])
+    return (*cell[:2], pruned, finetuned, *(() if old else (cell[CELL.index(name)] for name in ("method", "tuning", "ablation"))))
+
+
+def _other_settings(cells: Cells, known: Cells) -> Iterator[tuple[Row, str]]:
     """Hyperparameters that differ between sparsities or seeds: a method has the same ones in a whole block."""
-
-    def setting(row: Row) -> str:
-        said = decoded(row.hyperparameters)
-        return Setting(said.training, said.criterion, said.schedule, None, said.search).encoded()
-
-    def cell(row: Row) -> Hashable:
-        return (*_block(row), *key_of(row), row.granularity, row.match, row.finetune_epochs)
-
-    usual = _usual(rows, known, cell, setting)
-    for row in rows:
-        if setting(row) != usual[cell(row)]:
-            yield row, "hyperparameters differ from those of the other seeds and sparsities"
+    every, right = (
+        _usual((cell, _setting(text), n) for cell, rows in part.items() for text, n in Counter(map(_hyperparameters, rows)).items())
+        for part in (cells, known)
+    )
+    usual = every | right
+    for cell, rows in cells.items():
+        wrong = {text for text in set(map(_hyperparameters, rows)) if _setting(text) != usual[cell]}
+        if wrong:
+            said = "hyperparameters differ from those of the other seeds and sparsities"
+            yield from ((row, said) for row in rows if row.hyperparameters in wrong)
 
 
-def _without_dense(rows: list[Row]) -> Iterator[tuple[Row, str]]:
+@functools.lru_cache(maxsize=10_000)
+def _setting(hyperparameters: str) -> str:
+    """The hyperparameters without those of fine-tuning."""
+    said = decoded(hyperparameters)
+    return Setting(said.training, said.criterion, said.schedule, None, said.search).encoded()
+
+
+@functools.lru_cache(maxsize=10_000)
+def _training(hyperparameters: str) -> str:
+    return json.dumps(decoded(hyperparameters).training, sort_keys=True)
+
+
+def _without_dense(cells: Cells) -> Iterator[tuple[Row, str]]:
     """Rows whose dense network is missing, or has other values than the row says."""
-
-    def network(row: Row) -> Hashable:
-        training = json.dumps(decoded(row.hyperparameters).training, sort_keys=True)
-        return (*_block(row), row.seed, row.finetune_epochs, row.training, training, row.recalibration)
-
-    dense = {network(row): row for row in rows if not row.criterion}
-    for row in rows:
-        own = dense.get(network(row))
+    dense: dict[Hashable, Row] = {}
+    for rows in cells.values():
+        dense |= {_network(row): row for row in rows if not row.criterion}
+    for row in itertools.chain.from_iterable(cells.values()):
+        own = dense.get(_network(row))
         if own is None:
             yield row, f"the row of its dense network is missing (training '{row.training}', seed {row.seed})"
-        elif own.status in ("ok", "collapsed") and same_environment(row, own):
-            copied = {"dense_accuracy": "accuracy", "dense_nll": "nll", "dense_training_flops": "training_flops"}
-            wrong = [name for name, of in copied.items() if row.criterion and getattr(row, name) != getattr(own, of)]
-            if wrong and row.status in ("ok", "collapsed"):
-                yield row, f"{', '.join(wrong)}: not the value of the row of its dense network"
+        elif row.criterion and _said(row) != _own(own):
+            yield from _other_values(row, own)
+
+
+def _other_values(row: Row, own: Row) -> Iterator[tuple[Row, str]]:
+    """Values of the dense network that a row has otherwise, though both were measured in the same environment."""
+    measured = all(one.status in ("ok", "collapsed") for one in (row, own))
+    wrong = [name for name, of in COPIED.items() if getattr(row, name) != getattr(own, of)]
+    if measured and wrong and same_environment(row, own):
+        yield row, f"{', '.join(wrong)}: not the value of the row of its dense network"
+
+
+def _network(row: Row) -> Hashable:
+    return _dense_of(row), _training(row.hyperparameters)

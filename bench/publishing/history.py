@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MOST = 8  # names in one line
 _DATE = re.compile(r"^## (\d{4}-\d\d-\d\d)$", re.MULTILINE)
-_ENDS_CODE = re.compile(r"[`\x00-\x1f]")
+_ENDS_CODE = re.compile(r"[`\x00-\x1f\x7f-\xa0\u2028\u2029]")  # or the line
 
 
 @dataclass(frozen=True)

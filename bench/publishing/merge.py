@@ -41,10 +41,8 @@ def check(path: Path, board: Board) -> Checked:
         UserError: the file is not a results.csv.
     """
     checked, rules = Checked(), row_rules.Rules(board)
-    published = {row.identity: row for row in board.rows}
     seen: dict[tuple[Any, ...], int] = {}
-    numbers: dict[int, int] = {}
-    repeated: list[tuple[int, row_comparison.Pair]] = []
+    valid: list[tuple[int, Row]] = []
     for number, row, faults in row_check.rows_of(COLUMNS, _records(path)):
         if row is not None and not faults:
             faults = rules.faults(row)
@@ -52,19 +50,16 @@ def check(path: Path, board: Board) -> Checked:
             if first != number:
                 faults.append(f"has the same key (method, data set, sparsity, seed, ...) as row {first}")
         checked.refused += [(number, fault) for fault in faults]
-        if faults or row is None:
-            continue
-        there = published.get(row.identity)
-        if there is None:
-            checked.new.append(row)
-            numbers[id(row)] = number
-        else:
-            repeated.append((number, (there, row)))
+        if row is not None and not faults:
+            valid.append((number, row))
+    published = {identity: row for row in board.rows if (identity := row.identity) in seen}
+    repeated = [(number, (published[row.identity], row)) for number, row in valid if row.identity in published]
+    checked.new = [row for _, row in valid if row.identity not in published]
     contradictions = list(_contradictions(repeated, board))
     checked.refused += contradictions
     checked.repeated = len(repeated) - len(contradictions)
     if not checked.refused:
-        checked.refused += _together(checked.new, numbers, board)
+        checked.refused += _together(checked.new, {id(row): number for number, row in valid}, board)
     checked.refused.sort(key=lambda fault: fault[0])
     return checked
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.execution import pipeline
 from bench.execution.environment import open_request, open_store
-from bench.planning.plan import Plan, plan_rows
+from bench.planning.plan import Expected, by_cell, plan_rows
 from bench.planning.request import Request
 from bench.publishing import board_folder, board_rules, contributions, history, merge, readme, trust, verified
 from bench.publishing.board_folder import Board
@@ -24,6 +24,7 @@ from bench.spec.row import ABLATIONS, Row
 from bench.spec.suite import Suite
 from bench.storage import files, results_csv
 from bench.storage.contents import Contents
+from bench.storage.migration import without_search_for_cycles
 from bench.storage.rows import Store
 
 ENOUGH_SEEDS = 5  # protocol, rule 9
@@ -37,13 +38,14 @@ EXTENT = {"description", "blocks", "sparsities", "early_sparsities", "seeds", "m
 class Publication:
     """A publication that is not yet written.
 
-    `folder`: folder of the leaderboard. `board`: its new evidence. `changes`: path relative to the folder -> new content, None for a file
-    to remove. `readme`: new text of the README, or None if it does not change. `index`: new page of all leaderboards, or None likewise.
-    `notes`: messages for the user.
+    `folder`: folder of the leaderboard. `rows`, `methods`: their numbers. `changes`: path relative to the folder -> new content, None for
+    a file to remove. `readme`: new text of the README, or None if it does not change. `index`: new page of all leaderboards, or None
+    likewise. `notes`: messages for the user.
     """
 
     folder: Path
-    board: Board
+    rows: int
+    methods: int
     changes: Contents
     readme: str | None
     index: bytes | None
@@ -83,21 +85,27 @@ def publish(suite: str, narrowing: Narrowing, resources: Resources, to: Path, op
     Raises:
         UserError: rows, methods or seeds are missing. The message contains the command that computes them.
     """
-    request = open_request(suite, narrowing, resources)
+    request, notes = open_request(suite, narrowing, resources), list[str]()
     folder = to / request.suite.name
+    return _publication(_of_store(request, folder, open_store(resources), narrowing.methods, options, notes), folder, notes)
+
+
+def _of_store(
+    request: Request, folder: Path, store: Store, methods: tuple[str, ...] | None, options: list[str], notes: list[str]
+) -> Board:  # fmt: skip
+    """The board of a request's rows in the store. `methods`: those that the user has named."""
     there = board_folder.read(folder) if (folder / "results").is_dir() else None
     names = [*((m.name, str(m.stage)) for m in request.methods), *((row.method, row.stage) for row in (there.rows if there else ()))]
     _check_controls(request.suite, names, options)
-    notes: list[str] = []
-    rows = _collect(request, open_store(resources), options, notes)
+    rows = _collect(request, store, options, notes)
     kept = _kept(there, request.suite, rows)
     keys = {board_rules.key_of(row) for row in kept}
     marks = tuple(line for line in (there.contributions if there else ()) if line.key in keys)
-    board = Board(_named(request.suite, there, narrowing.methods), tuple(results_csv.ordered([*kept, *rows])), contributions=marks)
+    board = Board(_named(request.suite, there, methods), tuple(results_csv.ordered([*kept, *rows])), contributions=marks)
     gap = next(board_rules.incomplete(board.rows, request.suite), None)
     if gap is not None:
         raise UserError(f"{gap[1]}; compute these rows, or remove the file from '{folder / 'results'}'")
-    return _publication(board, folder, notes, there)
+    return with_records(board, there)
 
 
 def _named(suite: Suite, there: Board | None, methods: tuple[str, ...] | None) -> Suite:
@@ -144,9 +152,14 @@ def merged(file: Path, suite: str, to: Path, contributor: str, plugins: Iterable
         Refused: a row is invalid; then no row is merged.
         UserError: the leaderboard does not exist, the file cannot be read, or methods or seeds are missing.
     """
-    folder = to / suite
+    folder, notes = to / suite, list[str]()
     if not folder.is_dir():
         raise UserError(f"the leaderboard folder '{folder}' does not exist; publish the suite before merging")
+    return _publication(_merged(file, folder, plugins, notes), folder, notes)
+
+
+def _merged(file: Path, folder: Path, plugins: Iterable[str], notes: list[str]) -> Board:
+    """The board of a folder with the rows of a file added."""
     board = board_folder.read(folder)
     trust.refuse_foreign_code(board, plugins)
     checked = merge.check(file, board)
@@ -185,7 +198,7 @@ def _without(options: list[str], name: str) -> list[str]:
 
 def _collect(request: Request, store: Store, options: list[str], notes: list[str]) -> list[Row]:
     """All rows of a request: with default hyperparameters, tuned if the suite has trials, and every complete ablation."""
-    rows = _rows(plan_rows(request), store, options, notes)
+    rows = _rows(request, store, options, notes)
     for name in ABLATIONS:
         if not store.contains("ablation", name):
             continue
@@ -203,16 +216,21 @@ def _tuned(request: Request, store: Store, options: list[str], notes: list[str])
     found, left = pipeline.searched(request, store)
     if left:
         raise UserError(f"{left} of {left + len(found)} searches are incomplete. Run this to finish them: {shlex.join([*RUN, *options])}")
-    return _rows(plan_rows(dataclasses.replace(request, tuned=found)), store, options, notes)
+    return _rows(dataclasses.replace(request, tuned=found), store, options, notes)
 
 
-def _rows(planned: Plan, store: Store, options: list[str], notes: list[str]) -> list[Row]:
-    """Every row of a plan. UserError if one is missing."""
-    rows = pipeline.collect(planned, store)
-    if len(rows) < len(planned.expected):
-        missing, wanted = len(planned.expected) - len(rows), len(planned.expected)
+def _rows(request: Request, store: Store, options: list[str], notes: list[str]) -> list[Row]:
+    """Every row of a request. UserError if one is missing."""
+    rows, wanted, said = list[Row](), 0, list[str]()
+    with without_search_for_cycles():
+        for jobs in by_cell(request, said):
+            expected = Expected(jobs)
+            rows += pipeline.collect_expected(expected, store)
+            wanted += len(expected)
+    if len(rows) < wanted:
+        missing = wanted - len(rows)
         raise UserError(f"{missing} of {wanted} rows are not in the store. Run this to compute them: {shlex.join([*RUN, *options])}")
-    notes += [f"note: {note}" for note in planned.notes]
+    notes += [f"note: {note}" for note in said]
     return rows
 
 
@@ -244,24 +262,26 @@ def with_records(board: Board, before: Board | None) -> Board:
     )  # fmt: skip
 
 
-def _publication(board: Board, folder: Path, notes: list[str], before: Board | None) -> Publication:
+def _publication(board: Board, folder: Path, notes: list[str]) -> Publication:
     """The changes in the folder and in the tables of the README."""
-    board = with_records(board, before)
-    made = board_folder.files_of(board)
+    suite, count, own, tables = board.suite, len(board.rows), board_folder.evidence(board), board_folder.tables(board)
+    methods = len({row.method for row in board.rows if row.criterion})
+    failed = sum(row.status == "failed" for row in board.rows)
+    del board  # a million rows need 0.7 GB, which the tables need next
+    made = own | board_folder.derived_of(suite, own, tables)
     readme_file, text = folder.resolve().parent.parent / "README.md", None
-    if board.suite.name == SHOWN and readme_file.is_file():
+    if suite.name == SHOWN and readme_file.is_file():
         old = readme_file.read_text(encoding="utf-8")
         text = readme.rewritten(old, made["leaderboard.csv"])
         text = None if text == old else text
     kinds = {name.partition("-")[0] for name in made}
     if "plots/ranks" in kinds and "plots/accuracy" not in kinds:
         notes.append("note: many tracks and blocks: only ranks and costs of scoring are drawn; `bench.plot` draws the curves of one track")
-    failed = sum(row.status == "failed" for row in board.rows)
     if failed:
-        notes.append(f"{failed} of {len(board.rows)} rows failed; they count as accuracy 0")
-    if len(board.suite.seeds) < ENOUGH_SEEDS:
-        notes.append(f"warning: {len(board.suite.seeds)} seeds; a published suite should have {ENOUGH_SEEDS} (protocol, rule 9)")
-    return Publication(folder, board, board_folder.changes(folder, made), text, changed_index(folder, made), tuple(notes))
+        notes.append(f"{failed} of {count} rows failed; they count as accuracy 0")
+    if len(suite.seeds) < ENOUGH_SEEDS:
+        notes.append(f"warning: {len(suite.seeds)} seeds; a published suite should have {ENOUGH_SEEDS} (protocol, rule 9)")
+    return Publication(folder, count, methods, board_folder.changes(folder, made), text, changed_index(folder, made), tuple(notes))
 
 
 def changed_index(folder: Path, made: Contents) -> bytes | None:

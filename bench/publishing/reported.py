@@ -6,7 +6,7 @@ Other settings of the paper's recipe are the responsibility of those who add a l
 """
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import resources
 
@@ -49,18 +49,20 @@ def entries() -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines()))
 
 
-def compared(rows: pd.DataFrame, train_limit: int | None, found: Iterable[dict[str, str]]) -> tuple[Comparison, ...]:
+def compared(
+    rows: pd.DataFrame, train_limit: Callable[[str, str], int | None], found: Iterable[dict[str, str]]
+) -> tuple[Comparison, ...]:  # fmt: skip
     """The reported numbers whose settings a leaderboard has.
 
     Args:
         rows: its rows, with the columns of results.csv that are used.
-        train_limit: largest number of training examples; None: all.
+        train_limit: (data set, architecture) -> largest number of training examples; None: all.
         found: lines of reported.csv.
     """
     plain = rows[(rows["tuning"] == "default") & (rows["ablation"] == "none") & rows["status"].isin(["ok", "collapsed"])]
     made = []
     for entry in found:
-        if (int(entry["train_limit"]) if entry["train_limit"] else None) != train_limit:
+        if (int(entry["train_limit"]) if entry["train_limit"] else None) != train_limit(entry["dataset"], entry["architecture"]):
             continue
         own = plain
         for name in SAME:

@@ -4,6 +4,7 @@ Code is given by --plugin, and files of data by --data-root, the folder that con
 """
 
 from collections.abc import Iterable
+from operator import attrgetter
 from pathlib import Path
 
 from bench.data import sources
@@ -25,7 +26,7 @@ def refuse_foreign_code(board: Board, plugins: Iterable[str]) -> None:
         UserError: a name stands for code that the user has not given.
     """
     allowed = {Path(file).expanduser().resolve() for file in plugins}
-    named = [(kind, getattr(row, kind)) for row in board.rows for kind in own_file.GROUPS]
+    named = [(kind, name) for kind in own_file.GROUPS for name in dict.fromkeys(map(attrgetter(kind), board.rows))]
     for block in board.suite.blocks:
         named += [("dataset", block.dataset), *(("architecture", name) for name in block.architectures)]
     for kind, name in dict.fromkeys(named):

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from bench.ranking import statistics
+from bench.ranking.grid import Grid
 from bench.ranking.tracks import BLOCK, Track, accuracy, areas, difference
 from bench.spec.row import COLLAPSED
 
@@ -50,6 +51,11 @@ class Entry:
         return self.track.dense[self.method]
 
     @cached_property
+    def grid(self) -> Grid:
+        """Means over seeds."""
+        return Grid(self.ran)
+
+    @cached_property
     def relative(self) -> statistics.Estimate:
         """The mean relative area with its 95 % confidence interval."""
         return statistics.estimate(areas(self.curves))
@@ -81,8 +87,9 @@ class BoardColumn:
 
 def _mean_at(entry: Entry, column: str, sparsity: float) -> float:
     """Mean of a column at one sparsity, over seeds and then over blocks."""
-    rows = entry.ran.loc[np.isclose(entry.ran["sparsity"], sparsity), [*BLOCK, column]]
-    return float(rows.groupby(BLOCK)[column].mean().mean())
+    at = np.isclose(entry.grid.sparsities, sparsity)
+    sums, counts = (each[:, at].sum(1) for each in entry.grid.sums(column))
+    return float((sums[counts > 0] / counts[counts > 0]).mean()) if counts.any() else np.nan
 
 
 def _largest_sparsity(entry: Entry) -> float:
@@ -92,12 +99,14 @@ def _largest_sparsity(entry: Entry) -> float:
     first falls below dense accuracy - 0.01.
     """
     reached = []
-    for block, rows in entry.ran.groupby(BLOCK):
+    sums, counts = entry.grid.sums("value")
+    for k, block in enumerate(entry.grid.blocks):
         if block not in entry.dense.index:
             continue
-        curve = rows.groupby("sparsity")["value"].mean()
+        there = entry.grid.rows[k] > 0
         floor = entry.dense[block] - MARGIN - statistics.EXACT
-        x, y = [0.0, *curve.index], [entry.dense[block], *curve.to_numpy()]
+        x = [0.0, *entry.grid.sparsities[there]]
+        y = [entry.dense[block], *(s / n if n else np.nan for s, n in zip(sums[k, there], counts[k, there], strict=True))]
         last = x[-1]
         for x0, x1, y0, y1 in zip(x, x[1:], y, y[1:], strict=False):
             if y1 < floor:

@@ -49,10 +49,23 @@ def leaderboard(rows: Iterable[Row]) -> pd.DataFrame:
     Raises:
         ValueError: a method has rows in a block without any dense accuracy.
     """
-    table = frame(rows)
-    columns = board_of(table)
-    boards = [_board(found, columns) for found in split(table)]
-    return pd.concat(boards, ignore_index=True) if boards else pd.DataFrame(columns=list(COLUMNS))
+    return ranked(frame(rows))[0]
+
+
+def ranked(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[tuple[str, str], "Resolution"]]:
+    """The leaderboard of a table, and what each of its tracks can show.
+
+    Args:
+        table: all results as `bench.ranking.tracks.frame` returns them.
+
+    Returns:
+        (what `leaderboard` returns, what `resolutions` returns).
+    """
+    columns, boards, found = board_of(table), [], {}
+    for track in split(table):
+        ranks, found[track.name, track.tuning] = _compared(track)
+        boards.append(_board(track, ranks, columns))
+    return pd.concat(boards, ignore_index=True) if boards else pd.DataFrame(columns=list(COLUMNS)), found
 
 
 @dataclass(frozen=True)
@@ -97,8 +110,7 @@ def resolutions(table: pd.DataFrame) -> dict[tuple[str, str], Resolution]:
     return {(found.name, found.tuning): _compared(found)[1] for found in split(table)}
 
 
-def _board(track: Track, columns: Sequence[BoardColumn]) -> pd.DataFrame:
-    ranks, _ = _compared(track)
+def _board(track: Track, ranks: dict[str, tuple[int, int]], columns: Sequence[BoardColumn]) -> pd.DataFrame:
     lines = [line(Entry(str(method), rows, track), columns) for method, rows in track.rows.groupby("method", sort=False)]
     board = pd.DataFrame(lines).reindex(columns=[*(c.name for c in columns), "order"])
     board["track"], board["tuning"] = track.name, track.tuning

@@ -2,12 +2,14 @@
 
 import csv
 import io
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
 LONGEST = 131_072  # characters of a cell: the limit of Python's csv module
+MOST_ENDS = 10_000  # different ends of lines that are remembered
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # also with apostrophes in front, so that removing one restores the text exactly
 
 
@@ -57,10 +59,24 @@ def _check(path: Path, file: BinaryIO) -> None:
 
 
 def _parsed(path: Path, text: TextIO) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(text, strict=True)
-    try:
-        for cells in reader:
-            yield reader.line_num, cells
-    except csv.Error as error:
-        reason = f"a cell has more than {LONGEST} characters" if "field limit" in str(error) else str(error)
-        raise ValueError(f"'{path}', line {reader.line_num}: not CSV: {reason}") from None
+    """The cells of each record, as Python's csv module reads them. Ends of lines that many records share are read once."""
+    ends: dict[str, list[str]] = {}
+    number = 0
+    for line in text:
+        head, mark, end = line.partition('"')
+        if mark and end in ends and head.endswith(",") and len(head) <= LONGEST:
+            number += 1
+            yield number, [*head[:-1].split(","), *ends[end]]
+            continue
+        reader = csv.reader(itertools.chain([line], text), strict=True)
+        try:
+            cells = next(reader)
+        except csv.Error as error:
+            reason = f"a cell has more than {LONGEST} characters" if "field limit" in str(error) else str(error)
+            raise ValueError(f"'{path}', line {number + reader.line_num}: not CSV: {reason}") from None
+        number += reader.line_num
+        if reader.line_num == 1 and head.endswith(","):
+            if len(ends) == MOST_ENDS:
+                ends.clear()
+            ends[end] = cells[head.count(",") :]
+        yield number, cells

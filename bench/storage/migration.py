@@ -4,8 +4,10 @@ A record contains its `schema`; without one it has schema 1. Columns added later
 """
 
 import dataclasses
+import gc
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from bench.spec.row import COLUMNS, DECLARED, SCHEMA, Row, rows_of_columns
@@ -81,3 +83,15 @@ def _shared(values: Sequence[Any], kinds: set[type]) -> Sequence[Any]:
         return values
     known: dict[Any, Any] = {}
     return [known.setdefault(value, value) if value else value for value in values]
+
+
+@contextmanager
+def without_search_for_cycles() -> Iterator[None]:
+    """A context in which Python does not look for cycles of objects: rows have none, and among many of them a search takes long."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

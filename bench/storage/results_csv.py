@@ -5,14 +5,12 @@ apostrophe in front, and reading removes it. Numbers are not texts: negative num
 """
 
 import csv
-import gc
 import itertools
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from types import NoneType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,9 +18,9 @@ if TYPE_CHECKING:
 from bench.spec.row import COLUMNS, Row
 from bench.storage import csv_file, files, row_check
 from bench.storage.csv_file import neutralised
-from bench.storage.migration import schema_of
+from bench.storage.migration import schema_of, without_search_for_cycles
 
-_cells = attrgetter(*COLUMNS)
+PART = 5000  # rows that are written together
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:
@@ -38,25 +36,49 @@ def write_rows(rows: Iterable[Row], path: Path) -> None:
 
 def rows_text(rows: Iterable[Row]) -> str:
     """The content of a results.csv: the header, and the rows sorted by their key."""
-    safe = _Neutralised()
-    lines = ([safe[value] if isinstance(value, str) else value for value in _cells(row)] for row in ordered(rows))
-    written: list[str] = []
-    # The csv module quotes cells with characters of the line terminator; cells with a carriage return must be quoted as well.
-    csv.writer(SimpleNamespace(write=written.append), lineterminator="\r\n").writerows(itertools.chain([COLUMNS], lines))
-    return "".join(line.removesuffix("\r\n") + "\n" for line in written)
+    return "".join(text_parts(rows))
 
 
-class _Neutralised(dict[str, str]):
-    """Text -> the text as it is written; each is looked at once."""
+def text_parts(rows: Iterable[Row]) -> Iterator[str]:
+    """The parts of `rows_text`, one after the other."""
+    written, left = _Written(), iter(ordered(rows))
+    yield ",".join(COLUMNS) + "\n"
+    while part := list(itertools.islice(left, PART)):
+        columns = (_texts(list(map(attrgetter(name), part)), written) for name in COLUMNS)
+        yield "\n".join(map(",".join, zip(*columns, strict=True))) + "\n"
 
-    def __missing__(self, text: str) -> str:
-        self[text] = neutralised(text)
-        return self[text]
+
+class _Written(dict[Any, str]):
+    """Text, whole number or None -> its cell; each is looked at once. Floats are not in it, because 1.0 and 1 would be one key."""
+
+    def __missing__(self, value: str | int | None) -> str:
+        found: list[str] = []
+        # The csv module quotes cells with characters of the line terminator; cells with a carriage return must be quoted as well.
+        cell = neutralised(value) if isinstance(value, str) else value
+        csv.writer(SimpleNamespace(write=found.append), lineterminator="\r\n").writerow([cell, ""])
+        self[value] = found[0].removesuffix(",\r\n")
+        return self[value]
+
+
+def _texts(values: list[Any], written: _Written) -> list[str]:
+    """The cells of a column. Floats are written with the digits that read back exactly."""
+    kinds = set(map(type, values))
+    if kinds <= {str, int, NoneType}:
+        return list(map(written.__getitem__, values))
+    if kinds == {float} and 2 * len(distinct := set(values)) < len(values):
+        known = {value: repr(value) for value in distinct}
+        return [known[value] if value else repr(value) for value in values]  # 0.0 and -0.0 are one key
+    return [repr(value) if type(value) is float else written[value] for value in values]
 
 
 def ordered(rows: Iterable[Row]) -> list[Row]:
-    """The rows in the order of a results.csv."""
-    return sorted(rows, key=attrgetter("identity"))
+    """The rows in the order of a results.csv: by their key, of which the method comes first."""
+    by_method: dict[str, list[Row]] = {}
+    for row in rows:
+        by_method.setdefault(row.method, []).append(row)
+    for found in by_method.values():  # the keys of all rows at once would need much memory
+        found.sort(key=attrgetter("identity"))
+    return [row for method in sorted(by_method) for row in by_method[method]]
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -71,24 +93,12 @@ def read_rows(path: Path) -> list[Row]:
         hint = " (columns must be separated by commas)" if len(header) == 1 and ";" in header[0] else ""
         raise ValueError(f"{path}: this is not the header of results.csv{hint}")
     rows = []
-    with _no_search_for_cycles():
+    with without_search_for_cycles():
         for number, row, faults in row_check.rows_of(header, lines, any_protocol=True):
             if row is None:
                 raise ValueError(f"{path}, line {number}: {faults[0]}")
             rows.append(row)
     return rows
-
-
-@contextmanager
-def _no_search_for_cycles() -> Iterator[None]:
-    """Context in which Python does not look for cycles of objects: rows have none, and among many of them a search takes long."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def write_table(table: "pd.DataFrame", path: Path) -> None:

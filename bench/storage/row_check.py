@@ -5,7 +5,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -78,6 +78,9 @@ def rows_of(
         values = {column.name: column.values(by_column[k]) for column, k in zip(columns, places, strict=True)}
         rows = iter(rows_of_columns(len(whole), missing | values))
         valid = not any(column.invalid for column in columns)
+        if valid and len(whole) == len(part):
+            yield from ((number, row, []) for (number, _), row in zip(part, rows, strict=True))
+            continue
         for number, cells in part:
             if len(cells) != len(header):
                 yield number, None, [f"{len(cells)} cells, expected {len(header)}"]
@@ -105,12 +108,19 @@ class _Column:
         """The value of each cell."""
         if DECLARED[self.name].type == "number":
             self._known = {}  # most differ: only those of one part are kept
-        new = set(texts) - self._known.keys()
-        if new:
-            self._known |= self._checked(new)
-        return [self._known[text] for text in texts]
+        try:
+            return list(map(self._known.__getitem__, texts))
+        except KeyError:
+            self._known |= self._checked(dict.fromkeys(text for text in texts if text not in self._known))
+        return list(map(self._known.__getitem__, texts))
 
-    def _checked(self, texts: set[str]) -> dict[str, Any]:
+    def _checked(self, texts: dict[str, None]) -> dict[str, Any]:
+        numbers = _plain_numbers(DECLARED[self.name], texts) if DECLARED[self.name].type == "number" else None
+        made = self._one_by_one(texts) if numbers is None else numbers
+        self.invalid = self.invalid or (numbers is None and any(value is _INVALID for value in made.values()))
+        return made
+
+    def _one_by_one(self, texts: Iterable[str]) -> dict[str, Any]:
         made: dict[str, Any] = dict.fromkeys(texts, _INVALID)
         cells = {text: restored(text) for text in texts}
         if DECLARED[self.name].empty and cells.pop("", None) is not None:
@@ -124,8 +134,28 @@ class _Column:
             made |= _cells_of(self.name).validate_strings({text: cell for text, cell in cells.items() if text not in wrong})
         if self.name == "schema":
             made = {text: _INVALID if value is _INVALID or value > SCHEMA else SCHEMA for text, value in made.items()}
-        self.invalid = self.invalid or any(value is _INVALID for value in made.values())
         return made
+
+
+def _plain_numbers(column: Column, texts: Collection[str]) -> dict[str, float | None] | None:
+    """Text -> number, if all texts are plain numbers in the bounds of their column; None if one must be looked at alone.
+
+    From texts of these characters `float` reads what `FORMS` describes, and nothing else.
+    """
+    filled = [text for text in texts if text]
+    try:
+        if "".join(filled).encode().translate(None, b"0123456789+-.eE"):
+            return None
+        numbers = list(map(float, filled))
+    except ValueError:
+        return None
+    low, high = min(numbers, default=0.0), max(numbers, default=0.0)
+    inside = (column.least is None or low >= column.least) and (column.most is None or high <= column.most)
+    if numbers and not (inside and (column.below is None or high < column.below) and math.isfinite(low) and math.isfinite(high)):
+        return None
+    if len(numbers) < len(texts):
+        return {"": None, **dict(zip(filled, numbers, strict=True))} if column.empty else None
+    return dict(zip(filled, numbers, strict=True))
 
 
 def _fault(fault: dict[str, Any]) -> str:

@@ -99,6 +99,12 @@ class Store:
                 hint = "`store clean unreadable` removes such rows"
                 raise UserError(f"the store '{shown(self.url)}' has a row that cannot be read: {error}; {hint}") from None
 
+    def statuses(self, keys: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Iterate over (key, status) of those of the keys that are stored. No row is read."""
+        left = iter(keys)
+        while part := list(itertools.islice(left, PART)):
+            yield from map(tuple, self._read(select(_rows.c.key, _rows.c.status).where(_rows.c.key.in_(part))))
+
     def contains(self, column: str, value: str) -> bool:
         """Whether any row has this text in a column. No row is read."""
         said = json.dumps({column: value})[1:-1]
@@ -129,11 +135,7 @@ class Store:
 
     def done(self, keys: Iterable[str]) -> set[str]:
         """The keys whose rows are stored and did not fail."""
-        wanted, found = list(keys), set()
-        for i in range(0, len(wanted), PART):
-            query = select(_rows.c.key).where(_rows.c.key.in_(wanted[i : i + PART]), _rows.c.status != "failed")
-            found |= {key for (key,) in self._read(query)}
-        return found
+        return {key for key, status in self.statuses(keys) if status != "failed"}
 
     def put(self, rows: dict[str, Row]) -> None:
         """Write all rows, or none. An existing row is replaced, unless the new row failed and the existing one did not."""

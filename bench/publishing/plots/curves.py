@@ -24,7 +24,6 @@ from bench.publishing.plots import diagrams
 from bench.publishing.plots.diagrams import PLAIN, Picture
 from bench.ranking import statistics, tracks
 from bench.ranking.tracks import BLOCK
-from bench.spec.row import Row
 
 RELEASE = f"Matplotlib v{matplotlib.__version__}"
 STYLE: Any = {
@@ -63,16 +62,15 @@ class Track:
 
 
 def figures(
-    rows: Iterable[Row], board: pd.DataFrame, wanted: Callable[[str, str], bool] = lambda kind, slug: True
+    table: pd.DataFrame, board: pd.DataFrame, wanted: Callable[[str, str], bool] = lambda kind, slug: True
 ) -> Iterator[tuple[str, str, Figure]]:
     """(kind, slug of the track, figure) of every picture that is wanted.
 
     Args:
-        rows: the rows.
+        table: the rows, as `tracks.frame` returns them.
         board: their leaderboard.
         wanted: is asked with kind and slug of each picture; the others are not drawn.
     """
-    table = tracks.frame(rows)
     ran = table[table["status"] != "unsupported"].assign(value=tracks.accuracy)
     styles = _styles(ran.loc[(ran["track"] != "") & (ran["ablation"] == "none"), "method"])
     with matplotlib.rc_context():
@@ -84,17 +82,16 @@ def figures(
                     yield kind, track.slug, make()
 
 
-def draw(rows: Iterable[Row], board: pd.DataFrame) -> dict[str, bytes]:
+def draw(table: pd.DataFrame, board: pd.DataFrame) -> dict[str, bytes]:
     """File name -> contents of every picture; without those with a panel for each block, if these are too many.
 
     Args:
-        rows: the rows.
+        table: the rows, as `tracks.frame` returns them.
         board: their leaderboard.
     """
     files: dict[str, bytes] = {}
-    rows = list(rows)
-    many = are_many(rows, board)
-    for kind, slug, figure in figures(rows, board, lambda kind, _: kind in SUMMARIES or not many):
+    many = are_many(table, board)
+    for kind, slug, figure in figures(table, board, lambda kind, _: kind in SUMMARIES or not many):
         for suffix, metadata in (("svg", {"Date": None}), ("png", {})):
             file = io.BytesIO()
             figure.savefig(file, format=suffix, metadata=metadata)
@@ -103,10 +100,9 @@ def draw(rows: Iterable[Row], board: pd.DataFrame) -> dict[str, bytes]:
     return files
 
 
-def are_many(rows: Iterable[Row], board: pd.DataFrame) -> bool:
-    """Whether curves would need too many panels, one for each track and block. `board`: the leaderboard of the rows."""
-    count = len(board[["track", "tuning"]].drop_duplicates())
-    return count * len({(row.dataset, row.architecture) for row in rows}) > MOST_PANELS
+def are_many(table: pd.DataFrame, board: pd.DataFrame) -> bool:
+    """Whether curves would need too many panels, one for each track and block. `table`: the rows. `board`: their leaderboard."""
+    return len(board[["track", "tuning"]].drop_duplicates()) * len(table[BLOCK].drop_duplicates()) > MOST_PANELS
 
 
 def drawn_by(content: bytes) -> str:

@@ -10,10 +10,12 @@ from bench.data import sources, split
 from bench.execution import pipeline
 from bench.execution.executors import Inline
 from bench.planning import catalogue
+from bench.planning.cells import PointKeys
 from bench.planning.plan import Plan, plan
 from bench.planning.request import Request
 from bench.planning.searches import searches
 from bench.spec.columns import Role
+from bench.spec.digest import digest
 from bench.spec.row import Row, columns_of
 from bench.spec.suite import load_suite
 from bench.storage.rows import Store
@@ -21,6 +23,14 @@ from bench.trial import loading
 from bench.trial.job import Environment
 from tests.bench.data.test_dataset import picture, tree
 from tests.bench.suites import narrowed
+
+
+def test_the_key_of_a_row_is_the_digest_of_all_that_determines_it() -> None:
+    decided = {"network": "n", "stage": "after", "criterion": "c", "hyperparameters": {"b": [1, None], "a": 'é"'}}
+    for epochs, scale, sparsity in ((0, 0.1, 0.5), (2, 0.1, 0.5), (2, None, 1e-7), (1, 1, 0)):
+        more = {"finetune_epochs": epochs, "finetune_lr_scale": scale if epochs else None, "sparsity": sparsity}
+        assert PointKeys(decided).key(epochs, scale, sparsity=sparsity) == digest(decided | more)
+    assert PointKeys(decided).key(1, 1.0) != PointKeys(decided).key(1, 1), "as JSON tells them apart"
 
 
 def test_a_second_plan_opens_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

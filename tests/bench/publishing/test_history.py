@@ -19,13 +19,13 @@ ROWS = (dense("digits", 0), row("magnitude"), row("magnitude", seed=1), row("sni
 
 def test_an_entry_says_what_was_added_changed_and_removed_and_what_is_there_now() -> None:
     first = history.updated("", None, Board(SUITE, ROWS), DAY)
-    kept, other, new = ROWS[1], replace(ROWS[2], accuracy=0.123), row("obd`<b>", commit="")
+    kept, other, new = ROWS[1], replace(ROWS[2], accuracy=0.123), row("obd`\u2028<b>", commit="")
     after = Board(SUITE.model_copy(update={"trials": 99}), (ROWS[0], kept, other, new))
     text = history.updated(first, Board(SUITE, ROWS), after, NEXT)
     latest, oldest = history.entries(text)
     assert (latest.date, oldest.date) == ("2026-02-01", "2026-01-31")
     assert latest.lines == (
-        "Added: 1 row of `obd?<b>`",
+        "Added: 1 row of `obd??<b>`",
         "Changed: 1 row of `magnitude`",
         "Removed: 1 row of `snip`",
         "Suite: other `trials`",

@@ -281,9 +281,9 @@ def test_where_curves_would_need_too_many_panels_only_ranks_and_scoring_are_draw
     board = leaderboard.leaderboard(rows)
     panels = len(board[["track", "tuning"]].drop_duplicates()) * len({(row.dataset, row.architecture) for row in rows})
     monkeypatch.setattr(curves, "MOST_PANELS", panels)
-    every = curves.draw(rows, board)
+    every = curves.draw(tracks.frame(rows), board)
     monkeypatch.setattr(curves, "MOST_PANELS", panels - 1)
-    few = curves.draw(rows, board)
+    few = curves.draw(tracks.frame(rows), board)
     assert {name.partition("-")[0] for name in few} == {"ranks", "scoring"} < {name.partition("-")[0] for name in every}
     assert few == {name: every[name] for name in few}
 
@@ -291,7 +291,7 @@ def test_where_curves_would_need_too_many_panels_only_ranks_and_scoring_are_draw
 def test_only_a_board_with_tracks_is_said_to_have_too_many_panels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def said(rows: list[Row]) -> bool:
         notes: list[str] = []
-        publish._publication(Board(load_suite("digits"), tuple(rows)), tmp_path / "digits", notes, None)
+        publish._publication(Board(load_suite("digits"), tuple(rows)), tmp_path / "digits", notes)
         return any("only ranks" in note for note in notes)
 
     assert not said([row for row in made_up() if not row.criterion])

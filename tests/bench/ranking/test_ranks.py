@@ -158,7 +158,7 @@ def test_dense_accuracies_have_the_interval_of_all_tables(capsys: pytest.Capture
     one = replace(dense()[0], criterion="")
     made = [replace(one, accuracy=a, seed=k) for k, a in enumerate((0.8, 0.82, 0.84))]
     made += [replace(one, accuracy=a, seed=k, dataset="e") for k, a in enumerate((0.98, 1.0, 0.96))]
-    tables.print_dense(Console(width=160), made)
+    tables.print_dense(Console(width=160), frame(made))
     out = " ".join(capsys.readouterr().out.split())
     half = stats.t.ppf(0.975, 2) * 0.02 / math.sqrt(3)
     assert f"dense d a 82.00% ±{half:.2%} dense e a 98.00% ({0.98 - half:.2%}–100.00%)" in out

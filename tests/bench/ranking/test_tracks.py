@@ -1,11 +1,13 @@
 """Names of tracks, and the dense rows that each track is compared with."""
 
+import random
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from bench.ranking.leaderboard import leaderboard
-from bench.ranking.tracks import track_name
+from bench.ranking.tracks import BLOCK, columns, difference, pivoted, track_name
 from tests.bench.boards import dense, rows
 
 
@@ -23,6 +25,21 @@ from tests.bench.boards import dense, rows
 )
 def test_names(kind: tuple[str, int], name: str) -> None:
     assert track_name(*kind) == name
+
+
+def test_a_pivot_table_is_that_of_pandas() -> None:
+    """With missing values, gaps, a row twice, and blocks and seeds that are not sorted."""
+    draw = random.Random(0)
+    made = [replace(row, dataset=f"d{k}", accuracy=draw.random() if k else None) for k in (2, 0, 1) for row in rows("a", (0.5,) * 4)]
+    draw.shuffle(made)
+    table = columns([*made[:-3], *made[:2]], [*BLOCK, "seed", "sparsity", "accuracy"])
+    wanted = table.pivot_table(index=[*BLOCK, "seed"], columns="sparsity", values="accuracy", sort=False)
+    found = pivoted(table, "accuracy")
+    pd.testing.assert_frame_equal(found, wanted, check_exact=True, check_index_type=False)
+    assert list(found.index) == list(wanted.index)
+    shifted = found.iloc[1:].add(0.1)
+    assert difference(found, shifted).to_dict() == pytest.approx(dict.fromkeys(shifted.index, -0.1))
+    assert difference(found, found + 0.1).to_dict() == pytest.approx(dict.fromkeys(found.index, -0.1))
 
 
 def test_given_networks_and_recalibrated_ones_are_tracks_with_dense_networks_of_their_own() -> None:

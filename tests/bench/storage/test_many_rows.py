@@ -1,7 +1,9 @@
 """Many rows: equal values are checked once and are one object in memory; what is read is the same as row by row."""
 
+import csv
 import dataclasses
 import gc
+import io
 import random
 import tracemalloc
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from bench.spec import strict_json
 from bench.spec.row import COLUMNS, SCHEMA, Row, changed, rows_of_columns
-from bench.storage import contents, results_csv, row_check
+from bench.storage import contents, csv_file, results_csv, row_check
 from bench.storage.contents import Contents
 from bench.storage.migration import all_migrated, migrated
 from bench.storage.rows import Store
@@ -63,6 +65,66 @@ def test_lines_are_checked_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> Non
         assert refused == [1, 2, 5, 6, *([] if any_protocol else [7]), 8, 13]
         assert found[9][1] is not None
         assert found[9][1].method == "=SUM(A1)"
+
+
+@pytest.mark.parametrize("column", ["accuracy", "sparsity", "nll", "match_reached"])
+@pytest.mark.parametrize(
+    "text", ["0.5", "5.", ".5", "+1", "1e-3", "-0.0", "00.5", "1E0", "", "0", "1", "2", "1.0000000000000002", "1e999", "-1e-9", "inf",
+             "nan", "0x1", "0_5", " 1", "1 ", ".", "e5", "1e", "--1", "'-0.5", "\u0661"]
+)  # fmt: skip
+def test_numbers_that_are_checked_together_are_those_that_are_checked_alone(text: str, column: str) -> None:
+    (line,) = cells_of(many(1))
+    told = dict(zip(COLUMNS, line, strict=True)) | {column: text}
+    others = [list((told | {column: "0.25"}).values())] * 3
+    found = list(row_check.rows_of(COLUMNS, enumerate([*others, list(told.values())])))
+    assert repr(found[-1][1:]) == repr(row_check.row_of(told)), "repr tells 0.0 from -0.0"
+    assert [row is None for _, row, _ in found[:3]] == [False] * 3
+
+
+ODD = [
+    'a,b,"x, y",1\n', 'c,d,"x, y",1\n', ',,"x, y",1\n', 'c"d,e,"x, y",1\n', '"a",d,"x, y",1\n', 'a,"b\nc","x, y",1\n', "a,b,c,d\n", "\n",
+    'a,b,"x ""y""",1\r\n', 'e,f,"x ""y""",1\r\n', 'f,"x, y",1\n', 'a,"b\n', 'c",d,"x, y",1\n', 'g,d,"x, y",1',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("most", [1, 10])
+def test_lines_are_those_of_the_csv_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Also where ends of lines repeat, and where a cell has a line break."""
+    monkeypatch.setattr(csv_file, "MOST_ENDS", most)
+    for k in range(50):
+        (tmp_path / "odd.csv").write_text("".join(random.Random(k).choices(ODD[:11], k=12) + ODD[11:]), newline="")
+        with (tmp_path / "odd.csv").open(newline="") as file:
+            reader = csv.reader(file, strict=True)
+            assert list(csv_file.lines(tmp_path / "odd.csv")) == [(reader.line_num, cells) for cells in reader]
+
+
+def test_a_fault_after_repeated_ends_is_said_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "odd.csv").write_text('a,"x"\n' * 3 + 'a,"x\ny"\n' + 'b,"x"z\n')
+    with pytest.raises(ValueError, match=r"line 6: not CSV"):
+        list(csv_file.lines(tmp_path / "odd.csv"))
+    (tmp_path / "odd.csv").write_text('a,"x"\n' * 3 + "b" * (csv_file.LONGEST + 1) + ',"x"\n')
+    with pytest.raises(ValueError, match=r"line 4: not CSV: a cell has more than"):
+        list(csv_file.lines(tmp_path / "odd.csv"))
+
+
+def test_rows_are_written_as_by_the_csv_module() -> None:
+    texts = ["plain", "a,b", 'say "no"', "two\nlines", "back\rward", "=SUM(A1)", "'", " ", ""]
+    numbers = [0.0, -0.0, 1.0, 1, 0.1, 1e-17, None, 3.0, 3.0, 3.0, 3.0, 3.0]
+    rows = [dataclasses.replace(row, error=texts[k % 9], nll=numbers[k % 12], ece=0.5) for k, row in enumerate(many(200))]
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\r\n")
+    for row in rows:
+        cells = dataclasses.asdict(row)
+        writer.writerow((cells | {"error": csv_file.neutralised(row.error)}).values())
+    wanted = ",".join(COLUMNS) + "\n" + file.getvalue().replace("\r\n", "\n")
+    assert results_csv.rows_text(reversed(rows)) == wanted
+
+
+def test_statuses_are_read_without_rows(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'store.db'}")
+    one, other = many(2)
+    store.put({"a": one, "b": dataclasses.replace(other, status="failed")})
+    assert dict(store.statuses(["b", "c", "a"])) == {"a": "ok", "b": "failed"}
 
 
 def test_each_different_json_text_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,12 +153,12 @@ def test_a_broken_leaderboard_is_named(tmp_path: Path) -> None:
 def test_publishing_and_recording_change_the_index(tmp_path: Path) -> None:
     rows = rows_of(["magnitude", "random", "magnitude_layer"])
     board = Board(load_suite("digits"), tuple(rows))
-    found = publish._publication(board, tmp_path / "leaderboards/digits", [], None)
+    found = publish._publication(publish.with_records(board, None), tmp_path / "leaderboards/digits", [])
     assert found.index is not None
     found.write()
     assert (tmp_path / "leaderboards/index.html").read_bytes() == found.index == overview.overview(tmp_path / "leaderboards")
     there = board_folder.read(found.folder)
-    assert publish._publication(there, found.folder, [], there).index is None, "nothing has changed"
+    assert publish._publication(publish.with_records(there, there), found.folder, []).index is None, "nothing has changed"
     sample = Sample(found.folder, there, there.rows[:1], (), (), Environment("cpu", None, tmp_path))
     one = replace(there.rows[0])
     recording.record(sample, Verification([(one, one)], [Verdict([], "")], [], 0, (), {}))
