@@ -71,12 +71,13 @@ def figures(
         board: their leaderboard.
         wanted: is asked with kind and slug of each picture; the others are not drawn.
     """
-    ran = table[table["status"] != "unsupported"].assign(value=tracks.accuracy)
-    styles = _styles(ran.loc[(ran["track"] != "") & (ran["ablation"] == "none"), "method"])
+    made = table.assign(value=tracks.accuracy)
+    drawn = (made["status"] != "unsupported") & (made["track"] != "") & (made["ablation"] == "none")
+    styles = _styles(made.loc[drawn, "method"])
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        for track in _tracks(ran, board):
+        for track in _tracks(made, board):
             for kind, make in _figures(track, styles):
                 if wanted(kind, track.slug):
                     yield kind, track.slug, make()
@@ -111,12 +112,15 @@ def drawn_by(content: bytes) -> str:
     return f"Matplotlib v{found[1].decode()}" if found else ""
 
 
-def _tracks(ran: pd.DataFrame, board: pd.DataFrame) -> Iterator[Track]:
+def _tracks(table: pd.DataFrame, board: pd.DataFrame) -> Iterator[Track]:
+    """The tracks one after the other: a copy of all rows would need much memory."""
+    ran = (table["status"] != "unsupported") & (table["ablation"] == "none")
     for (name, tuning), lines in board.groupby(["track", "tuning"], sort=False):
-        part = ran[(ran["track"] == name) & (ran["tuning"] == tuning) & (ran["ablation"] == "none")]
+        part = table[ran & (table["track"] == name) & (table["tuning"] == tuning)]
         if part.empty:
             continue
-        dense = tracks.dense_rows(ran, part)
+        dense = tracks.dense_rows(table, part)
+        dense = dense[dense["status"] != "unsupported"]
         title = name if tuning == "default" else f"{name}, tuned"
         slug = re.sub(r"[^a-z0-9]+", "-", title)
         yield Track(title, slug, part, lines, dense)
