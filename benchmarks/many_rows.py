@@ -98,7 +98,7 @@ def measured(rows: dict[str, Row]) -> Iterator[tuple[str, Row]]:
         made = dataclasses.replace(row, **_values(draw, round(360 * min(1.0, height)) / 360, weights, kept))
         if row.criterion:
             own = dense[network]
-            copied = {"dense_accuracy": own.accuracy, "dense_nll": own.nll, "dense_training_flops": own.training_flops}
+            copied: dict[str, Any] = {"dense_accuracy": own.accuracy, "dense_nll": own.nll, "dense_training_flops": own.training_flops}
             before = made.accuracy if row.finetune_epochs else None
             made = dataclasses.replace(made, **copied, accuracy_before_finetune=before)
         else:
@@ -131,7 +131,8 @@ def make(folder: Path, rows: int) -> None:
     many = len(expected(write_suite(folder, SPARSITIES, FINETUNED, 1), folder))  # rows of one seed
     wide = rows >= LEAST_SEEDS * many
     seeds = max(LEAST_SEEDS, math.ceil(rows / (many if wide else few)))
-    request = write_suite(folder, *((SPARSITIES, FINETUNED) if wide else (SPARSITIES[3::3], FINETUNED[:2])), seeds)
+    sparsities, finetuned = (SPARSITIES, FINETUNED) if wide else (SPARSITIES[3::3], FINETUNED[:2])
+    request = write_suite(folder, sparsities, finetuned, seeds)
     stored = fill_store(request, folder)
     half = write_suite_of_board(request, folder, max(LEAST_SEEDS, math.ceil(seeds * HALF)))
     made = [row for _, row in measured(expected(half, folder))]

@@ -131,8 +131,15 @@ class Refused(UserError):
 
 def merge_file(file: Path, suite: str, to: Path, contributor: str, plugins: Iterable[str] = ()) -> Publication:
     """Prepare a leaderboard with the rows of a results.csv added, and marked as contributed. Arguments and errors are those of `merged`."""
+    notes: list[str] = []
+    return _publication(_recorded(file, suite, to, contributor, plugins, notes), to / suite, notes)
+
+
+def _recorded(file: Path, suite: str, to: Path, contributor: str, plugins: Iterable[str], notes: list[str]) -> Board:
+    """The leaderboard after a merge, with its records; the one before is let go of, because a million rows need 0.7 GB."""
     before, after, note = merged(file, suite, to, contributor, plugins)
-    return _publication(after, to / suite, [note], before)
+    notes.append(note)
+    return with_records(after, before)
 
 
 def merged(file: Path, suite: str, to: Path, contributor: str, plugins: Iterable[str] = ()) -> tuple[Board, Board, str]:
@@ -152,14 +159,9 @@ def merged(file: Path, suite: str, to: Path, contributor: str, plugins: Iterable
         Refused: a row is invalid; then no row is merged.
         UserError: the leaderboard does not exist, the file cannot be read, or methods or seeds are missing.
     """
-    folder, notes = to / suite, list[str]()
+    folder = to / suite
     if not folder.is_dir():
         raise UserError(f"the leaderboard folder '{folder}' does not exist; publish the suite before merging")
-    return _publication(_merged(file, folder, plugins, notes), folder, notes)
-
-
-def _merged(file: Path, folder: Path, plugins: Iterable[str], notes: list[str]) -> Board:
-    """The board of a folder with the rows of a file added."""
     board = board_folder.read(folder)
     trust.refuse_foreign_code(board, plugins)
     checked = merge.check(file, board)
