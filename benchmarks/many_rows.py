@@ -49,13 +49,13 @@ SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.99
 FINETUNED = (0, 1, 2, 5, 10)
 PAGE = f"""
 from pathlib import Path
-from bench.publishing import board_folder
+from bench.publishing import board_folder, derived_files
 from bench.storage.contents import Contents
 
 board = board_folder.read(Path("board/{NAME}"))
-suite, tables = board.suite, board_folder.tables(board)
+suite, tables = board.suite, derived_files.tables(board)
 del board
-Path("index.html").write_bytes(board_folder.derived_of(suite, Contents(), tables)["index.html"])
+Path("index.html").write_bytes(derived_files.files_of(suite, Contents(), tables)["index.html"])
 """
 STORED = ["--suite", f"{NAME}.toml", "--store", "sqlite:///store.db"]
 COMMANDS = {  # arguments of Python; the board that `merge` changes is copied before

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from bench.cli.tables import make_console, say
 from bench.publishing import publish as publishing
+from bench.publishing.contributions import UNNAMED
 from bench.publishing.publish import Publication, Refused
 from bench.spec.choices import Narrowing, Resources
 from bench.spec.suite import load_suite
@@ -16,12 +17,14 @@ def publish(suite: str, narrowing: Narrowing, resources: Resources, to: Path, dr
     _finish(make_console(), publishing.publish(suite, narrowing, resources, to, options), dry_run)
 
 
-def merge_file(file: Path, suite: str, to: Path, contributor: str, dry_run: bool, plugins: tuple[str, ...] = ()) -> None:
+def merge_file(file: Path, suite: str, to: Path, contributor: str | None, dry_run: bool, plugins: tuple[str, ...] = ()) -> None:
     """Merge somebody else's rows, or print each refusal."""
     console = make_console()
     name = load_suite(suite).name if suite.endswith(".toml") else suite
+    if contributor is None:
+        say(console, f"note: the rows are marked as contributed by '{UNNAMED}'; --contributor NAME says who has computed them")
     try:
-        found = publishing.merge_file(file, name, to, contributor, plugins)
+        found = publishing.merge_file(file, name, to, contributor or UNNAMED, plugins)
     except Refused as refused:
         say_refusals(console, refused)
         raise

@@ -136,7 +136,7 @@ def publish(
     narrowing: Narrowing, resources: Resources, suite: Suite = "digits",
     to: Annotated[Path, typer.Option(help="The folder of leaderboards, each in a folder of its suite's name.")] = Path("leaderboards"),
     merge: Annotated[Path | None, typer.Option(help="Add the rows of this results.csv to the folder instead of the store's.")] = None,
-    contributor: Annotated[str | None, typer.Option(help="With --merge: who has computed these rows.", show_default="required")] = None,
+    contributor: Annotated[str | None, typer.Option(help="With --merge: who has computed these rows.", show_default="not named")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
 ) -> None:  # fmt: skip
     """Write leaderboards/<suite>/: results, tables, data package and plots, from the store or from somebody else's rows."""
@@ -153,14 +153,14 @@ def publish(
 
     from bench.cli import publishing
 
-    if merge is not None and contributor is not None:
+    if merge is not None:
         publishing.merge_file(merge, suite, to, contributor, dry_run, resources.plugin)
     else:
         publishing.publish(suite, narrowing, resources, to, dry_run, command_line(suite, narrowing, resources))
 
 
 def _check_merge(merge: Path | None, contributor: str | None, narrowing: Narrowing, resources: Resources) -> None:
-    """Raise UserError for options that a merge cannot heed or does not have, or that need one."""
+    """Raise UserError for options that a merge cannot heed, or that need one."""
     import dataclasses
 
     from bench.spec.errors import UserError
@@ -173,8 +173,6 @@ def _check_merge(merge: Path | None, contributor: str | None, narrowing: Narrowi
     given += ["--store"] * (resources.store is not None)
     if given:
         raise UserError(f"--merge takes all rows of its file: {', '.join(given)} cannot be given with it")
-    if contributor is None:
-        raise UserError("--merge needs --contributor NAME: who has computed these rows; the leaderboard shows the name")
 
 
 @shared(("resources", Resources, ("workers", "device", "data_root", "plugin")))

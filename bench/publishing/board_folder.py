@@ -1,13 +1,11 @@
 """The folder of a leaderboard: suite and results (the evidence), and files derived from them.
 
-    suite.toml            the suite as it was run
-    results/<method>.csv  rows of results, one file per method, so that contributions do not conflict
-    contributions.csv     who has contributed which rows; missing if nobody has
-    verified.csv          which rows a maintainer has computed again (see `bench.publishing.verified`), if any
-    CHANGELOG.md          what changed, when, by which commits (see `bench.publishing.history`)
-    index.html, leaderboard.csv, blocks.csv, tuned.csv, datapackage.json, schemas/, plots/    derived; rebuilding gives the same bytes
-
-Numbers in derived tables have ten significant digits. Differences between processors and libraries are smaller.
+suite.toml            the suite as it was run
+results/<method>.csv  rows of results, one file per method, so that contributions do not conflict
+contributions.csv     who has contributed which rows; missing if nobody has
+verified.csv          which rows a maintainer has computed again (see `bench.publishing.verified`), if any
+CHANGELOG.md          what changed, when, by which commits (see `bench.publishing.history`)
+index.html, leaderboard.csv, blocks.csv, tuned.csv, datapackage.json, schemas/, plots/    derived (see `bench.publishing.derived_files`)
 """
 
 import hashlib
@@ -19,16 +17,13 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-import pandas as pd
 import tomli_w
 
-from bench.publishing import contributions, datapackage, history, reported, verified
+from bench.publishing import contributions, derived_files, verified
 from bench.publishing.contributions import Contribution
-from bench.publishing.page import blocks, page
 from bench.publishing.plots import curves
 from bench.publishing.plots.plain import is_plain
 from bench.publishing.verified import Verified
-from bench.ranking import leaderboard, tracks, tuning_gain
 from bench.spec.errors import UserError
 from bench.spec.row import Row
 from bench.spec.suite import Suite, load_suite
@@ -39,14 +34,9 @@ SUITE = "suite.toml"
 HISTORY = "CHANGELOG.md"
 DERIVED = ("index.html", "leaderboard.csv", "tuned.csv", "blocks.csv", "datapackage.json", "schemas/*.json", "plots/*.svg", "plots/*.png")
 README = "README.md"  # about the leaderboard, for readers; nothing follows from it
-DIGITS = "%.10g"
 LONGEST = 80  # characters of a file's name without .csv
 _CUT = re.compile("~[0-9a-f]{12}$")
 SPARE = 1_000_000  # bytes that a plot of another release of matplotlib may be larger than twice this one's
-SHOWN = {  # plots on the page, with their titles; the other plots are files only
-    "accuracy": "Accuracy against sparsity", "ranks": page.RANKS, "flops": "Accuracy against FLOPs",
-    "latency": "Accuracy against latency",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -115,76 +105,9 @@ def evidence(board: Board) -> Contents:
     return files | {SUITE: suite_toml(board.suite).encode()} | {name: text.encode() for name, text in records.items() if text}
 
 
-@dataclass(frozen=True)
-class Tables:
-    """What derived files need of the rows of a board, in the order of results.csv.
-
-    `rows`: as `tracks.frame` returns them, with the columns that the page uses. `plain`: their methods, without the names of ablations.
-    `gains`: tuned.csv. `verified`, `history`, `contributions`: the records of the board.
-    """
-
-    rows: pd.DataFrame
-    plain: "pd.Series[str]"
-    gains: pd.DataFrame
-    verified: tuple[Verified, ...]
-    history: str
-    contributions: tuple[Contribution, ...]
-
-
-def tables(board: Board) -> Tables:
-    """The tables of a board. They need less memory than its rows."""
-    rows = results_csv.ordered(board.rows)
-    plain = pd.Series([row.method for row in rows], dtype=object)
-    return Tables(tracks.frame(rows, page.USED), plain, tuning_gain.tuned(rows), board.verified, board.history, board.contributions)
-
-
 def derived(board: Board) -> dict[str, bytes]:
     """The derived files: path relative to the folder -> content. Equal boards give equal bytes."""
-    return derived_of(board.suite, evidence(board), tables(board))
-
-
-def derived_of(suite: Suite, own: Contents, found: Tables) -> dict[str, bytes]:
-    """The derived files of a board that is not in memory any more.
-
-    Args:
-        suite: its suite.
-        own: its evidence.
-        found: its tables.
-    """
-    gains = found.gains
-    table, _ = leaderboard.ranked(found.rows)
-    files = {"leaderboard.csv": results_csv.table_text(table, DIGITS).encode()}
-    if len(gains):
-        files["tuned.csv"] = results_csv.table_text(gains, DIGITS).encode()
-    table_of_rows = page.prepared(found.rows.assign(method=found.plain))
-    by_block = blocks.measured(table_of_rows)
-    files[blocks.FILE] = results_csv.table_text(by_block, DIGITS).encode()
-    csvs = own.only(name for name in own if name.endswith(".csv")) | files
-    files |= datapackage.schema_files(csvs)
-    files["datapackage.json"] = datapackage.package(suite, csvs).encode()
-    pictures = curves.draw(found.rows, table)
-    more = page.More(
-        plots={f"plots/{name}": _title(name) for name in pictures if name.startswith(tuple(SHOWN)) and name.endswith(".svg")},
-        verified=found.verified,
-        history=tuple(history.entries(found.history)),
-        reported=reported.compared(table_of_rows, lambda *block: suite.protocol(*block).train_limit, reported.entries()),
-        measured=by_block,
-        files=tuple(sorted(name for name in own if name.startswith("results/"))),
-    )
-    files["index.html"] = page.page(suite.name, _description(suite, found), table, gains, table_of_rows, more).encode()
-    return files | {f"plots/{name}": content for name, content in pictures.items()}
-
-
-def _description(suite: Suite, found: Tables) -> str:
-    """The description of the suite, and who has contributed rows."""
-    contributed = contributions.in_words(found.contributions)
-    return ". ".join(filter(None, (suite.description, f"Contributed rows: {contributed}" if contributed else "")))
-
-
-def _title(picture: str) -> str:
-    """The title of a plot: "ranks-fine-tuned-2-epochs.svg" -> "Ranks and intervals: fine tuned 2 epochs"."""
-    kind, _, track = picture.removesuffix(".svg").partition("-")
-    return f"{SHOWN[kind]}: {track.replace('-', ' ')}"
+    return derived_files.files_of(board.suite, evidence(board), derived_files.tables(board))
 
 
 def read(folder: Path) -> Board:
@@ -221,7 +144,7 @@ def _text(path: Path) -> str:
 def files_of(board: Board) -> Contents:
     """All files of a leaderboard: path relative to the folder -> content."""
     own = evidence(board)
-    return own | derived_of(board.suite, own, tables(board))
+    return own | derived_files.files_of(board.suite, own, derived_files.tables(board))
 
 
 def changes(folder: Path, files: Contents) -> Contents:

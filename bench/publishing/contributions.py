@@ -16,6 +16,7 @@ from bench.spec.row import ABLATIONS, Row
 from bench.storage import csv_file
 
 FILE = "contributions.csv"
+UNNAMED = "not named"  # the contributor of rows that a maintainer merges without a name
 LONGEST = 100  # characters of a contributor's name
 TUNINGS = ("default", "tuned")
 

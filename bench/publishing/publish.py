@@ -15,7 +15,7 @@ from bench.execution import pipeline
 from bench.execution.environment import open_request, open_store
 from bench.planning.plan import Expected, by_cell, plan_rows
 from bench.planning.request import Request
-from bench.publishing import board_folder, board_rules, contributions, history, merge, readme, trust, verified
+from bench.publishing import board_folder, board_rules, contributions, derived_files, history, merge, readme, trust, verified
 from bench.publishing.board_folder import Board
 from bench.publishing.page import overview
 from bench.spec.choices import Narrowing, Resources
@@ -266,11 +266,11 @@ def with_records(board: Board, before: Board | None) -> Board:
 
 def _publication(board: Board, folder: Path, notes: list[str]) -> Publication:
     """The changes in the folder and in the tables of the README."""
-    suite, count, own, tables = board.suite, len(board.rows), board_folder.evidence(board), board_folder.tables(board)
+    suite, count, own, tables = board.suite, len(board.rows), board_folder.evidence(board), derived_files.tables(board)
     methods = len({row.method for row in board.rows if row.criterion})
     failed = sum(row.status == "failed" for row in board.rows)
     del board  # a million rows need 0.7 GB, which the tables need next
-    made = own | board_folder.derived_of(suite, own, tables)
+    made = own | derived_files.files_of(suite, own, tables)
     readme_file, text = folder.resolve().parent.parent / "README.md", None
     if suite.name == SHOWN and readme_file.is_file():
         old = readme_file.read_text(encoding="utf-8")

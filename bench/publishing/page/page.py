@@ -9,6 +9,7 @@ import base64
 import hashlib
 import re
 import urllib.parse
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -44,7 +45,8 @@ class More:
 
     `plots`: path of a picture, relative to the page -> its title. A plot is shown under the track (and ", tuned") that its title contains.
     `verified`: records of rows that were computed again. `history`: the changelog, the latest entry first. `reported`: numbers of papers.
-    `measured`: blocks.csv as a table; None: it is computed. `files`: paths of the CSV files of results.
+    `measured`: blocks.csv as a table; `resolutions`: those of `leaderboard.ranked`; None: it is computed. `files`: paths of the CSV files
+    of results.
     """
 
     plots: dict[str, str] = field(default_factory=dict)
@@ -52,6 +54,7 @@ class More:
     history: tuple[Entry, ...] = ()
     reported: tuple[Comparison, ...] = ()
     measured: pd.DataFrame | None = None
+    resolutions: Mapping[tuple[str, str], leaderboard.Resolution] | None = None
     files: tuple[str, ...] = ()
 
 
@@ -73,7 +76,7 @@ def page(suite: str, description: str, board: pd.DataFrame, gains: pd.DataFrame,
         The HTML text.
     """
     rows = rows if "plain" in rows else prepared(rows)
-    boards = tables.boards(board, rows, more.measured, more.verified)
+    boards = tables.boards(board, rows, more.measured, more.verified, more.resolutions)
     pairs = sorted(set(zip(rows["dataset"], rows["architecture"], strict=True)))
     return rendered(
         "page.html",

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,11 @@ class Board:
 
 
 def boards(
-    board: pd.DataFrame, rows: pd.DataFrame, measured: pd.DataFrame | None = None, verified: Collection[Verified] = ()
+    board: pd.DataFrame,
+    rows: pd.DataFrame,
+    measured: pd.DataFrame | None = None,
+    verified: Collection[Verified] = (),
+    resolutions: Mapping[tuple[str, str], leaderboard.Resolution] | None = None,
 ) -> list[Board]:
     """The tables of each track and tuning, in the order of leaderboard.csv.
 
@@ -49,11 +53,13 @@ def boards(
         rows: all rows, with track names.
         measured: blocks.csv as a table; None: it is computed.
         verified: records of rows that were computed again.
+        resolutions: those of `leaderboard.ranked`; None: they are computed.
     """
     measured = blocks.measured(rows) if measured is None else measured
     table = _with_more(board.reindex(columns=list(dict.fromkeys([*COLUMNS, *board.columns]))), rows, measured, verified)
     shown, linked = board_columns.shown(table), _links(rows)
-    resolutions, ablated = leaderboard.resolutions(rows), set(rows.loc[rows["ablation"].isin(ABLATIONS), "method"])
+    resolutions = leaderboard.resolutions(rows) if resolutions is None else resolutions
+    ablated = set(rows.loc[rows["ablation"].isin(ABLATIONS), "method"])
     fits = len(measured) <= MOST_CELLS
     found = []
     for (track, tuning), part in table.groupby(["track", "tuning"], sort=False):

@@ -62,7 +62,8 @@ def test_a_good_file_joins_and_a_repeated_row_changes_nothing(board: Board, benc
     theirs = [replace(r, device="cuda: other", accuracy=(r.accuracy or 0) + 0.004, nll=(r.nll or 0) + 0.004) for r in cells("magnitude")]
     results_csv.write_rows([*cells("spam", 0.93), *cells("dense"), *theirs], Path("theirs.csv"))
     before = Path("leaderboards/tiny/results/magnitude.csv").read_bytes()
-    code, out, _ = bench("publish", "--suite", "tiny", "--merge", "theirs.csv", "--contributor", "Ada", "--dry-run")
+    code, out, _ = bench("publish", "--suite", "tiny", "--merge", "theirs.csv", "--dry-run")
+    assert "contributed by 'not named'; --contributor NAME" in out
     assert code == 0
     assert "theirs.csv: 6 rows to merge (spam); 9 rows already published" in out
     assert not Path("leaderboards/tiny/results/spam.csv").exists()

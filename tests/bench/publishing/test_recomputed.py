@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from bench.publishing import board_folder
+from bench.publishing import derived_files
 from bench.ranking import leaderboard
 from bench.ranking.columns import COLUMNS
 from bench.spec.row import Row
@@ -119,7 +119,7 @@ def test_an_awkward_board_is_what_its_rows_give(seeds: int, tmp_path: Path) -> N
     rows = [r for r in awkward() if r.seed < seeds]
     (tmp_path / "results").mkdir()
     results_csv.write_rows(rows, tmp_path / "results" / "all.csv")
-    shown = cells(results_csv.table_text(leaderboard.leaderboard(rows), board_folder.DIGITS))
+    shown = cells(results_csv.table_text(leaderboard.leaderboard(rows), derived_files.DIGITS))
     wanted = recomputed.leaderboard(recomputed.read(tmp_path))
     assert_same(shown, wanted, (*COLUMNS, "accuracy_50"))
     assert any(line["rank_low"] for line in shown) == (seeds > 1)
