@@ -50,6 +50,11 @@ def test_a_suite_with_blocks_runs_is_published_and_verified(tiny: Path, bench: B
     assert "126 of 126 rows" in out
     assert "4 of 4 searches finished" in out
     assert "63 of 63 rows" in out
+    code, _, err = bench("compare", "magnitude", "random_init", "--suite", "blocks.toml")
+    assert code == 2
+    assert "they share the fine-tuned tracks only; add --finetune-epochs with numbers above 0 only" in err
+    code, out, err = bench("compare", "magnitude", "random", "--suite", "blocks.toml")
+    assert (code, out.count("area, magnitude - random"), "only the fine-tuned" in out) == (0, 4, False), err
 
 
 def of(row: Row) -> tuple[str, str, int]:
