@@ -55,7 +55,8 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [("method,", "methode,", "does not have the columns"), (",equal,", ",maybe,", "verdict 'maybe'"), ("2026-01-31", "yesterday", "date"),
-     (",0123abc", "", "cells, expected")],
+     (",0123abc", "", "cells, expected"), (",equal,", "x,equal,", "is not an accuracy"), (",equal,", "e9,equal,", "is not an accuracy"),
+     (",0123abc", ",\x1b[2J", r"'\?\[2J' has control characters"), ("\nmagnitude,", "\nm\x07,", r"'m\?' has control characters")],
 )  # fmt: skip
 def test_a_malformed_file_is_refused(tmp_path: Path, old: str, new: str, reason: str) -> None:
     (tmp_path / "verified.csv").write_text(verified.text(records()).replace(old, new, 1))
@@ -78,7 +79,7 @@ def test_a_record_of_another_accuracy_is_a_fault() -> None:
 
     board = Board(SUITE, ROWS, records())
     assert faults(board) == []
-    assert "1 records of rows that are not published" in faults(replace(board, rows=(replace(ROWS[0], accuracy=0.001), *ROWS[1:])))[0]
+    assert "1 record of rows that are not published" in faults(replace(board, rows=(replace(ROWS[0], accuracy=0.001), *ROWS[1:])))[0]
     assert faults(replace(board, verified=(*records(), records()[0]))) == ["verified.csv: two records of the same row"]
 
 
