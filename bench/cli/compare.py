@@ -20,6 +20,7 @@ from bench.spec.choices import Narrowing, Resources
 from bench.spec.errors import UserError
 from bench.spec.row import Row
 from bench.storage.rows import Store
+from methods import Stage
 
 
 def compare(suite: str, pair: tuple[str, str], narrowing: Narrowing, resources: Resources, command: list[str]) -> None:
@@ -32,11 +33,12 @@ def compare(suite: str, pair: tuple[str, str], narrowing: Narrowing, resources: 
     first, second = (catalogue.get_method(name) for name in pair)
     if first.name == second.name:
         raise UserError(f"'{pair[0]}' and '{pair[1]}' are the same method: name two")
-    lengths = request.suite.finetune_epochs
+    lengths = sorted(set.intersection(*(set(request.suite.extent(early=m.stage is not Stage.AFTER)[1]) for m in (first, second))))
     shared = [f for f in lengths if tracks.track_name(first.stage, f) == tracks.track_name(second.stage, f)]
     when = f"'{first.name}' is applied {WHEN[first.stage]} and '{second.name}' is applied {WHEN[second.stage]}"
     if not shared:
-        raise UserError(f"{when}: they share the fine-tuned tracks only; add --finetune-epochs with a number above 0")
+        above = "numbers above 0 only" if request.suite.early_sparsities else "a number above 0"
+        raise UserError(f"{when}: they share the fine-tuned tracks only; add --finetune-epochs with {above}")
     rows = [row for row in _rows(console, request, environment.open_store(resources), command) if row.finetune_epochs in shared]
     if len(shared) < len(lengths):
         say(console, f"note: {when}: only the fine-tuned tracks compare them")

@@ -68,7 +68,8 @@ def narrowed(suite: Suite, narrowing: Narrowing) -> Suite:
     """The suite with the user's values.
 
     Given data sets or architectures replace the suite's. Given architectures are run on every data set. Without them, a data set keeps
-    its architectures in the suite, and a data set that is not in the suite gets all architectures of the suite.
+    its architectures in the suite, and a data set that is not in the suite gets all architectures of the suite. Numbers of fine-tuning
+    epochs without 0 are for all methods, also where the suite has `early_sparsities`.
 
     Args:
         suite: the suite.
@@ -92,6 +93,8 @@ def narrowed(suite: Suite, narrowing: Narrowing) -> Suite:
     changes = {name: value for name, value in given.items() if value is not None}
     if "sparsities" in changes and suite.early_sparsities:
         base["early_sparsities"] = [s for s in suite.early_sparsities if s in changes["sparsities"]] or changes["sparsities"]
+    if 0 not in changes.get("finetune_epochs", (0,)):  # the user asks for fine-tuned rows only: every method has them
+        base["early_sparsities"] = None
     blocks = [b for d in datasets or own for b in _blocks(suite, d, chosen, every)]
     for block in blocks:  # the user's values also instead of those of single blocks
         block.update((name, None) for name in changes.keys() & block.keys())
@@ -141,4 +144,4 @@ def of_granularity(suite: Suite, ablations: Iterable[str] = (), sparsities: Iter
         return suite
     if sparsities is not None and list(sparsities) != [only]:
         raise UserError(f"--sparsities does not apply: granularity '{suite.granularity}' has the fixed sparsity {only:g}")
-    return suite.model_copy(update={"sparsities": (only,)})
+    return suite.model_copy(update={"sparsities": (only,), "early_sparsities": suite.early_sparsities and (only,)})

@@ -117,7 +117,20 @@ def merge(asked: Submission, clone: Path) -> None:
         said.seek(0)
         lines = said.read().decode(errors="replace").strip().splitlines()
     if status:
-        raise UserError(f"the leaderboard of the branch cannot be written: {(lines or ['no reason given'])[-1].removeprefix('error: ')}")
+        raise UserError(f"the leaderboard of the branch cannot be written: {_reason(lines)}{_left_out(asked)}")
+
+
+def _reason(lines: list[str]) -> str:
+    """The error among the lines that `publish` has printed, with the first row that it refused."""
+    refused = next((f" ({line[:120]})" for line in lines if line.startswith("row ")), "")
+    return (lines or ["no reason given"])[-1].removeprefix("error: ") + refused
+
+
+def _left_out(asked: Submission) -> str:
+    """A hint at code that runs in the user's working tree, and is not in the branch."""
+    given = {str(path.relative_to(asked.root)) for path in asked.plugins if path.is_relative_to(asked.root)}
+    left = [path for path in git.uncommitted(asked.root, "methods", "bench") if path not in given]
+    return f"; not in the branch, because not committed: {', '.join(left[:3])} (the file of a method: --plugin FILE)" if left else ""
 
 
 def message(asked: Submission, made: Draft, checks: str, unchecked: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.spec.errors import UserError, printable
 from bench.spec.row import ABLATIONS, Row
-from bench.storage import csv_file
+from bench.storage import csv_file, row_check
 
 FILE = "contributions.csv"
 UNNAMED = "not named"  # the contributor of rows that a maintainer merges without a name
@@ -107,6 +107,8 @@ def _line(cells: list[str]) -> tuple[Contribution | None, str]:
     for name, value, allowed in (("tuning", made.tuning, TUNINGS), ("ablation", made.ablation, ("none", *ABLATIONS))):
         if value not in allowed:
             return None, f"{name} must be one of {', '.join(allowed)}, got '{printable(value[:40])}'"
+    if row_check.CONTROL.search(made.method):
+        return None, f"the method '{printable(made.method[:40])}' has control characters"
     fault = _fault_of_name(made.contributor)
     return (None, f"the contributor's name {fault}") if fault else (made, "")
 

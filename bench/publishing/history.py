@@ -43,9 +43,13 @@ def state(board: "Board") -> str:
     methods = {row.method for row in board.rows if row.criterion}
     protocols = sorted({row.protocol for row in board.rows})
     commits = Counter((row.version, row.commit) for row in board.rows)
-    shown = [(version, commit[:12] + "+" * commit[12:].endswith("+"), n) for (version, commit), n in sorted(commits.items())]
-    said = [f"razorbench {_code(version)}, commit {_code(commit)} ({_rows(n)})" for version, commit, n in shown]
+    said = [f"razorbench {_code(version)}, commit {_code(short(commit))} ({_rows(n)})" for (version, commit), n in sorted(commits.items())]
     return f"Now: {_rows(len(board.rows))} of {len(methods)} methods, protocol {', '.join(protocols)}; {'; '.join(said)}"
+
+
+def short(commit: str) -> str:
+    """The first 12 characters of a commit, with its '+' if files were changed."""
+    return commit[:12] + "+" * commit[12:].endswith("+")
 
 
 def updated(text: str, before: "Board | None", after: "Board", today: datetime.date) -> str:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.publishing.row_comparison import Pair, Verdict, unequal
-from bench.spec.errors import UserError
+from bench.spec.errors import UserError, printable
 from bench.spec.row import DECLARED, KEY, Row
-from bench.storage import csv_file
+from bench.storage import csv_file, row_check
 
 FILE = "verified.csv"
 VERDICTS = {"equal": "bit-identical", "agrees": "the difference is within what the tests of `verify` allow"}
@@ -134,6 +134,12 @@ def _record(path: Path, line: int, cells: list[str]) -> Verified:
     if len(cells) != len(COLUMNS):
         raise ValueError(f"'{path}', line {line}: {len(cells)} cells, expected {len(COLUMNS)}")
     one = Verified(tuple(cells[: len(KEY)]), *cells[len(KEY) :])
+    odd = next((cell for cell in cells if row_check.CONTROL.search(cell)), None)
+    if odd is not None:
+        raise ValueError(f"'{path}', line {line}: '{printable(odd[:40])}' has control characters")
+    for value in filter(None, (one.published, one.computed)):
+        if not row_check.FORMS["number"].fullmatch(value) or not 0 <= float(value) <= 1:
+            raise ValueError(f"'{path}', line {line}: {value[:40]!r} is not an accuracy in [0, 1]")
     if one.verdict not in VERDICTS:
         raise ValueError(f"'{path}', line {line}: verdict {one.verdict[:40]!r}, expected {' or '.join(VERDICTS)}")
     try:
@@ -149,6 +155,7 @@ def faults(records: Iterable[Verified], rows: Iterable[Row]) -> Iterator[str]:
     valid = {one.key for one in current(records, rows)}
     wrong = [one for one in records if one.key not in valid]
     if wrong:
-        yield f"{FILE}: {len(wrong)} records of rows that are not published, or have another accuracy now, e.g. {' '.join(wrong[0].key)}"
+        some = f"{len(wrong)} record{'s' * (len(wrong) > 1)}"
+        yield f"{FILE}: {some} of rows that are not published, or have another accuracy now, e.g. {' '.join(wrong[0].key)}"
     if len({one.key for one in records}) < len(records):
         yield f"{FILE}: two records of the same row"

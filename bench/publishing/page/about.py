@@ -8,7 +8,6 @@ import pandas as pd
 
 from bench.publishing.page import cells, references
 from bench.ranking import tracks
-from bench.spec.row import DENSE
 
 STAGES = {stage: track.removeprefix("one-shot ") for stage, track in tracks.ONE_SHOT.items()}
 MOST_SETTINGS = 60  # of one method
@@ -84,28 +83,21 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else cells.exact(value)
 
 
-def commands(suite: str, rows: pd.DataFrame, gains: pd.DataFrame) -> list[tuple[str, str]]:
-    """(purpose, command line); names are quoted for the shell, because they may contain brackets, or hostile text."""
-    pruned = rows[rows["track"] != ""]
+def commands(suite: str, rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """(purpose, command line); names are quoted for the shell, because they may contain brackets, or hostile text.
+
+    Blocks, sparsities, budgets and so on are read from suite.toml: no option can give the values of single blocks. Contributed methods
+    and ablations are not in it.
+    """
+    pruned, folder = rows[rows["track"] != ""], f"leaderboards/{shlex.quote(suite)}"
     if pruned.empty:
         return []
-
-    def several(name: str) -> str:
-        return ",".join(_plain(value) for value in sorted(pruned[name].dropna().unique()))
-
-    dense = rows[rows["plain"] == DENSE]
-    epochs = (dense if len(dense) else pruned)["epochs"].dropna()
     options = {
-        "suite": suite, "methods": ",".join(dict.fromkeys(pruned["plain"])), "datasets": several("dataset"),
-        "architectures": several("architecture"), "sparsities": several("sparsity"), "seeds": several("seed"),
-        "epochs": _plain(epochs.min()) if len(epochs) else "", "finetune-epochs": several("finetune_epochs"),
-        "trials": _plain(gains["trials"].max()) if "trials" in gains and len(gains) else "",
-        "granularity": several("granularity") if several("granularity") != "weight" else "",
-        "match": several("match") if several("match") != "weights" else "",
-        "ablate": ",".join(sorted(set(pruned["ablation"]) - {"none", ""})), "output": "out",
+        "suite": f"{folder}/suite.toml", "methods": shlex.quote(",".join(dict.fromkeys(pruned["plain"]))),
+        "ablate": shlex.quote(",".join(sorted(set(pruned["ablation"]) - {"none", ""}))), "output": "out",
     }  # fmt: skip
-    said = [f"--{name} {shlex.quote(value)}" for name, value in options.items() if value]
+    said = [f"--{name} {value}" for name, value in options.items() if value not in ("", "''")]
     return [
         ("Run everything again", "python -m bench run " + " \\\n    ".join(["", *said]).lstrip()),
-        ("Recompute a random sample of these rows and compare", f"python -m bench verify leaderboards/{shlex.quote(suite)} --sample 20"),
+        ("Recompute a random sample of these rows and compare", f"python -m bench verify {folder} --sample 20"),
     ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 
+from bench.publishing import history
 from bench.publishing.page.cells import MISSING, Cell, Column, Line, Table, number, percent, text
 from bench.publishing.page.tables import cut, key_column
 from bench.publishing.reported import Comparison
@@ -23,7 +24,7 @@ def verified_table(records: Collection[Verified]) -> Table | None:
         shown = [text(of[name], "method" if name == "method" else "text") for name in SHOWN_KEY]
         shown += [percent(float(value)) if value else Cell(MISSING) for value in (one.published, one.computed)]
         shown += [Cell(one.verdict, one.verdict, hint=VERDICTS[one.verdict], kind="text"), text(one.date), text(one.device, "prose")]
-        shown += [text(one.torch), text(one.commit[:12])]
+        shown += [text(one.torch), text(history.short(one.commit))]
         lines.append(Line(of["method"], shown, of["dataset"], of["architecture"]))
     return cut(Table(columns, lines))
 

@@ -1,5 +1,7 @@
 """A suite whose blocks have values of their own, from `run` to `verify`, through the command line."""
 
+import html
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,15 +43,26 @@ def test_a_suite_with_blocks_runs_is_published_and_verified(tiny: Path, bench: B
     assert {of(row) for row in rows} == {
         ("breast_cancer", "default", 2), ("breast_cancer", "tuned", 2), ("digits", "default", 1),
     }  # fmt: skip
-    code, out, err = bench("publish", "--suite", "blocks.toml", "--to", "boards")
+    code, out, err = bench("publish", "--suite", "blocks.toml")
     assert code == 0, err
-    code, out, err = bench("verify", "boards/blocks", "--sample", "2", "--seed", "1")
+    source = html.unescape((tiny / "leaderboards/blocks/index.html").read_text())
+    again = shlex.split(source.split("python -m bench run")[1].split("</code>")[0].replace("\\\n", ""))
+    code, out, err = bench("run", *again, "--dry-run", "--workers", "1")
+    assert code == 0, err
+    assert "126 rows: 126 in the store, 0 to compute" in out, "the command on the page asks for the rows of the page"
+    assert "Tuning: 0 searches" in out
+    code, out, err = bench("verify", "leaderboards/blocks", "--sample", "2", "--seed", "1")
     assert code == 0, out + err
     code, out, _ = bench("status", "--suite", "blocks.toml")
     assert code == 0
     assert "126 of 126 rows" in out
     assert "4 of 4 searches finished" in out
     assert "63 of 63 rows" in out
+    code, _, err = bench("compare", "magnitude", "random_init", "--suite", "blocks.toml")
+    assert code == 2
+    assert "they share the fine-tuned tracks only; add --finetune-epochs with numbers above 0 only" in err
+    code, out, err = bench("compare", "magnitude", "random", "--suite", "blocks.toml")
+    assert (code, out.count("area, magnitude - random"), "only the fine-tuned" in out) == (0, 4, False), err
 
 
 def of(row: Row) -> tuple[str, str, int]:

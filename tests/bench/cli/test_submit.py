@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -18,6 +19,7 @@ from tests.bench.repositories import git, state
 
 Bench = Callable[..., tuple[int, str, str]]
 Checks = list[list[str]]
+MERGE = branch.merge  # in a process of its own
 TRAINING = """
 @methods.register("their_training")
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,22 @@ def test_a_branch_that_fails_is_not_made(
     assert got == code
     assert said in out + err
     assert state(repository) == before
+
+
+def test_a_board_that_the_branch_refuses_is_said_with_a_row_and_what_is_not_committed(
+    repository: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(clone: Path, command: list[str], output: IO[bytes]) -> int:
+        output.write(b"note: x\nrow 7: unknown method 'y'\nrow 8: z\nerror: 'f': 2 rows refused; nothing was merged\n")
+        return 2
+
+    monkeypatch.setattr(branch, "merge", MERGE)
+    monkeypatch.setattr(branch, "run", run)
+    cannot = "error: the leaderboard of the branch cannot be written: 'f': 2 rows refused; nothing was merged (row 7: unknown method 'y')"
+    assert bench("submit", "out")[2] == cannot + "\n"
+    (repository / "methods/criteria/mine.py").write_text("x = 1\n")
+    hint = "; not in the branch, because not committed: methods/criteria/mine.py (the file of a method: --plugin FILE)"
+    assert bench("submit", "out")[2] == cannot + hint + "\n"
 
 
 def test_the_projects_tests_run_if_they_are_asked_for(

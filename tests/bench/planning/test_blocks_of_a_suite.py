@@ -8,7 +8,7 @@ import pytest
 
 from bench.planning import catalogue
 from bench.planning.plan import expanded
-from bench.planning.request import Request
+from bench.planning.request import Request, of_granularity
 from bench.planning.searches import searches
 from bench.publishing.board_folder import Board, suite_toml
 from bench.publishing.board_rules import incomplete
@@ -74,6 +74,14 @@ def test_what_the_user_gives_also_replaces_the_values_of_blocks(suite: Suite) ->
     assert narrowed(suite, datasets=["breast_cancer", "digits"]).blocks == (suite.blocks[2], *suite.blocks[:2])
     assert narrowed(suite, sparsities=[0.8, 0.9]).early_sparsities == (0.8,)
     assert narrowed(suite, sparsities=[0.5, 0.9]).early_sparsities == (0.5, 0.9), "the user's, if none of the suite's is left"
+
+
+def test_a_fixed_sparsity_and_finetuning_only_are_also_for_early_methods(suite: Suite) -> None:
+    fixed = of_granularity(narrowed(suite, granularity="2:4"))
+    assert (fixed.extent(early=True), fixed.extent(early=False)) == (((0.5,), (0,)), ((0.5,), (0, 1)))
+    assert Suite.model_validate(fixed.model_dump()) == fixed, "it can be written and read"
+    tuned = narrowed(suite, finetune_epochs=[1], sparsities=[0.8])
+    assert tuned.extent(early=True) == tuned.extent(early=False) == ((0.8,), (1,))
 
 
 def test_early_methods_have_their_sparsities_and_no_finetuning(suite: Suite, tmp_path: Path) -> None:

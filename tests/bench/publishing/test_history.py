@@ -13,7 +13,6 @@ from tests.bench.pages import dense, row
 
 DAY, NEXT = datetime.date(2026, 1, 31), datetime.date(2026, 2, 1)
 SUITE = load_suite("digits")
-HERE = Environment("cpu", None, Path("unused"))
 ROWS = (dense("digits", 0), row("magnitude"), row("magnitude", seed=1), row("snip", commit="f" * 40 + "+"))
 
 
@@ -59,11 +58,11 @@ def test_many_names_are_cut() -> None:
     assert entry.lines[0].endswith("`m7` and 3 more")
 
 
-def test_a_missing_entry_is_a_fault() -> None:
+def test_a_missing_entry_is_a_fault(tmp_path: Path) -> None:
     board = Board(SUITE, ROWS, history=history.updated("", None, Board(SUITE, ROWS), DAY))
-    assert not [line for line in board_check.faults(board, HERE).lines if "CHANGELOG" in line]
+    assert not [line for line in board_check.faults(board, Environment("cpu", None, tmp_path)).lines if "CHANGELOG" in line]
     changed = replace(board, rows=ROWS[:-1])
-    (line,) = [line for line in board_check.faults(changed, HERE).lines if "CHANGELOG" in line]
+    (line,) = [line for line in board_check.faults(changed, Environment("cpu", None, tmp_path)).lines if "CHANGELOG" in line]
     assert line.endswith(history.state(changed))
 
 

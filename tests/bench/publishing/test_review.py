@@ -250,6 +250,7 @@ def test_marks_are_read_as_they_were_written(tmp_path: Path) -> None:
         ("x,best,none,Ada\n", "line 2: tuning must be one of default, tuned, got 'best'"),
         ("x,default,some,Ada\n", "line 2: ablation must be one of none, shuffle, reinit, got 'some'"),
         ("x,default,none, \n", "line 2: the contributor's name is empty"),
+        ("\x1b[2Jx,default,none,Ada\n", "line 2: the method '?[2Jx' has control characters"),
         ("x,default,none,\x1b[31mAda\n", "line 2: the contributor's name has characters that cannot be printed"),
         ("x,default,none,Ada\nx,default,none,Bob\n", "line 3: these rows have a line already"),
     ],

@@ -18,7 +18,6 @@ from tests.bench.pages import HOSTILE, row
 
 DAY = datetime.date(2026, 1, 31)
 SUITE = load_suite("digits")
-HERE = Environment("cpu", None, Path("unused"))
 FINE = Verdict(differences=[], allowed="")
 ROWS = (row("magnitude"), row("magnitude", seed=1), row("snip", status="failed", accuracy=None))
 
@@ -55,7 +54,8 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [("method,", "methode,", "does not have the columns"), (",equal,", ",maybe,", "verdict 'maybe'"), ("2026-01-31", "yesterday", "date"),
-     (",0123abc", "", "cells, expected")],
+     (",0123abc", "", "cells, expected"), (",equal,", "x,equal,", "is not an accuracy"), (",equal,", "e9,equal,", "is not an accuracy"),
+     (",0123abc", ",\x1b[2J", r"'\?\[2J' has control characters"), ("\nmagnitude,", "\nm\x07,", r"'m\?' has control characters")],
 )  # fmt: skip
 def test_a_malformed_file_is_refused(tmp_path: Path, old: str, new: str, reason: str) -> None:
     (tmp_path / "verified.csv").write_text(verified.text(records()).replace(old, new, 1))
@@ -72,13 +72,13 @@ def test_a_row_that_changes_loses_its_mark(tmp_path: Path) -> None:
     assert {one.key for one in publish.with_records(changed, board).verified} == {verified.key_of(r) for r in ROWS[1:]}
 
 
-def test_a_record_of_another_accuracy_is_a_fault() -> None:
+def test_a_record_of_another_accuracy_is_a_fault(tmp_path: Path) -> None:
     def faults(board: Board) -> list[str]:
-        return [line for line in board_check.faults(board, HERE).lines if "verified.csv" in line]
+        return [line for line in board_check.faults(board, Environment("cpu", None, tmp_path)).lines if "verified.csv" in line]
 
     board = Board(SUITE, ROWS, records())
     assert faults(board) == []
-    assert "1 records of rows that are not published" in faults(replace(board, rows=(replace(ROWS[0], accuracy=0.001), *ROWS[1:])))[0]
+    assert "1 record of rows that are not published" in faults(replace(board, rows=(replace(ROWS[0], accuracy=0.001), *ROWS[1:])))[0]
     assert faults(replace(board, verified=(*records(), records()[0]))) == ["verified.csv: two records of the same row"]
 
 
@@ -88,7 +88,7 @@ def test_verify_records_what_agrees_and_nothing_else(
     """The comparison is made up here; what it decides is in test_verify.py."""
     board = Board(SUITE, ROWS)
     files.write_files(tmp_path, dict(board_folder.evidence(board)))
-    sample = verify.Sample(tmp_path, board, ROWS[:2], (), (), HERE)
+    sample = verify.Sample(tmp_path, board, ROWS[:2], (), (), Environment("cpu", None, tmp_path))
     agrees = verify.Verification([(r, r) for r in ROWS[:2]], [FINE, FINE], [], 0, (), {})
     monkeypatch.setattr(verify, "draw", lambda *_, **__: sample)
     monkeypatch.setattr(board_folder, "files_of", board_folder.evidence)

@@ -58,6 +58,8 @@ def test_verified_rows_are_counted_and_listed() -> None:
     assert "bit-identical" in table
     assert "2026-01-31" in table
     assert "verified rows: 0" in made(rows)
+    edited = [replace(one, commit="0123456789abcdef+") for one in records()]
+    assert "0123456789ab+" in made(rows, verified=edited), "files were changed: it is not this commit"
     assert "No maintainer has recorded a second computation" in made(rows)
 
 
