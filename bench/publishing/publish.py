@@ -15,7 +15,7 @@ from bench.execution import pipeline
 from bench.execution.environment import open_request, open_store
 from bench.planning.plan import Expected, by_cell, plan_rows
 from bench.planning.request import Request
-from bench.publishing import board_folder, board_rules, contributions, derived_files, history, merge, readme, trust, verified
+from bench.publishing import board_folder, board_rules, contributions, derived_files, history, merge, readme, row_rules, trust, verified
 from bench.publishing.board_folder import Board
 from bench.publishing.page import overview
 from bench.spec.choices import Narrowing, Resources
@@ -31,7 +31,7 @@ ENOUGH_SEEDS = 5  # protocol, rule 9
 SHOWN = "digits"  # the suite whose tables are in the README
 RUN = ["python", "-m", "bench", "run"]
 # Keys of a suite that may change while the published rows remain comparable.
-EXTENT = {"description", "blocks", "sparsities", "early_sparsities", "seeds", "methods", "finetune_epochs"}
+EXTENT = {"description", "blocks", "sparsities", "early_sparsities", "seeds", "methods", "finetune_epochs", "trials"}
 
 
 @dataclass(frozen=True)
@@ -244,14 +244,18 @@ def _kept(there: Board | None, suite: Suite, rows: list[Row]) -> list[Row]:
     now = {(row.method, row.tuning, row.ablation) for row in rows}
     kept = [row for row in there.rows if row.identity not in new and (row.method, row.tuning, row.ablation) not in now]
     settings = {key for key, value in suite.model_dump(exclude=EXTENT).items() if value != there.suite.model_dump()[key]}
-    if all(row.tuning == "default" for row in kept):
-        settings.discard("trials")
     blocks = dict.fromkeys((row.dataset, row.architecture) for row in kept)
     settings = settings or {f"blocks: {'/'.join(b)}" for b in blocks if suite.protocol(*b) != there.suite.protocol(*b)}
+    tuned = dict.fromkeys((row.dataset, row.architecture) for row in kept if row.tuning != "default")
+    if any(suite.trials_of(*b) != there.suite.trials_of(*b) for b in tuned):
+        settings.add("trials")
     if kept and settings:
         names = ", ".join(dict.fromkeys(row.method for row in kept))
         changed = ", ".join(f"`{key}`" for key in sorted(settings))
         raise UserError(f"{changed} of the suite differs from the published rows of {names}; re-run these methods as well")
+    lost = next(((row, fault) for row in kept for fault in row_rules.outside(row, suite)), None)
+    if lost is not None:
+        raise UserError(f"published rows of '{lost[0].method}' are not in the suite: {lost[1]}; re-run these methods as well")
     return kept
 
 
