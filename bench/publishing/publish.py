@@ -22,7 +22,7 @@ from bench.spec.choices import Narrowing, Resources
 from bench.spec.errors import UserError
 from bench.spec.row import ABLATIONS, Row
 from bench.spec.suite import Suite
-from bench.storage import files, results_csv
+from bench.storage import results_csv
 from bench.storage.contents import Contents
 from bench.storage.migration import without_search_for_cycles
 from bench.storage.rows import Store
@@ -62,14 +62,8 @@ class Publication:
         Raises:
             UserError: a file cannot be written; then no file is changed.
         """
-        try:
-            files.write_files(self.folder, self.changes)
-            if self.index is not None:
-                files.write_files(self.folder.parent, {overview.FILE: self.index})
-            if self.readme is not None:
-                files.write_files(self.readme_file.parent, {self.readme_file.name: self.readme.encode()})
-        except OSError as error:
-            raise UserError(f"cannot write '{self.folder}': {error.strerror}") from None
+        others = {self.folder.parent / overview.FILE: self.index, self.readme_file: self.readme and self.readme.encode()}
+        board_folder.write(self.folder, self.changes, {path: content for path, content in others.items() if content is not None})
 
 
 def publish(suite: str, narrowing: Narrowing, resources: Resources, to: Path, options: list[str]) -> Publication:
@@ -291,6 +285,13 @@ def _publication(board: Board, folder: Path, notes: list[str]) -> Publication:
 
 
 def changed_index(folder: Path, made: Contents) -> bytes | None:
-    """The page of all leaderboards with these files of one of them; None if it does not change."""
+    """The page of all leaderboards with these files of one of them; None if it does not change.
+
+    Raises:
+        UserError: a file has its name that is another page.
+    """
     there, page = folder.parent / overview.FILE, overview.overview(folder.parent, {folder.name: made})
-    return None if there.is_file() and there.read_bytes() == page else page
+    old = there.read_bytes() if there.is_file() else page
+    if overview.TITLE.encode() not in old:
+        raise UserError(f"'{there}' is not the list of leaderboards, which `publish` would write there: give another folder by --to")
+    return None if there.is_file() and old == page else page
