@@ -62,7 +62,8 @@ class Publication:
         Raises:
             UserError: a file cannot be written; then no file is changed.
         """
-        others = {self.folder.parent / overview.FILE: self.index, self.readme_file: self.readme and self.readme.encode()}
+        text = None if self.readme is None else self.readme.encode()
+        others = {self.folder.parent / overview.FILE: self.index, self.readme_file: text}
         board_folder.write(self.folder, self.changes, {path: content for path, content in others.items() if content is not None})
 
 
