@@ -93,12 +93,18 @@ def suite_keys() -> str:
     return "\n".join(f"## {title}\n\n{_keys(model.model_json_schema())}" for title, model in titles.items())
 
 
+def _percent(sparsities: Iterable[float]) -> str:
+    return ", ".join(f"{100 * s:g} %" for s in sparsities)
+
+
 def shipped_suites() -> str:
     """The suites of the package, each with its size."""
     lines = []
     for name, suite in ((name, load_suite(name)) for name in suites()):
         blocks = "; ".join(f"{block.dataset}: {', '.join(block.architectures)}" for block in suite.blocks)
-        sparsities = ", ".join(f"{100 * s:g} %" for s in suite.sparsities)
+        sparsities = _percent(suite.sparsities)
+        if suite.early_sparsities is not None:
+            sparsities += f"; before and while training {_percent(suite.early_sparsities)}"
         lines.append(
             (f"`{name}`", escaped(suite.description), escaped(blocks), sparsities, str(len(suite.seeds)), suite.trials_said or "0")
         )

@@ -53,6 +53,8 @@ def _addition(
     say(console, f"{folder}: {what}{len(added.new)} new rows ({names})")
     if added.by:
         say(console, f"contributed: {contributions.in_words(added.by)}")
+    if added.records:
+        say(console, f"note: {added.records} of its records of verified rows are not those of before; only maintainers write them")
     for fault in added.faults[: verification.MOST]:
         say(console, f"FAULT    {fault}")
     if len(added.faults) > verification.MOST:

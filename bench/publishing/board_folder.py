@@ -8,10 +8,11 @@ CHANGELOG.md          what changed, when, by which commits (see `bench.publishin
 index.html, leaderboard.csv, blocks.csv, tuned.csv, datapackage.json, schemas/, plots/    derived (see `bench.publishing.derived_files`)
 """
 
+import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,7 @@ from bench.spec.row import Row
 from bench.spec.suite import Suite, load_suite
 from bench.storage import results_csv
 from bench.storage.contents import Contents
+from bench.storage.files import replacing, write_files
 
 SUITE = "suite.toml"
 HISTORY = "CHANGELOG.md"
@@ -162,6 +164,26 @@ def changes(folder: Path, files: Contents) -> Contents:
     new = files.only(name for name, content in files.items() if _bytes(folder / name) != content)
     every = new | dict.fromkeys(there - files.keys())
     return every.only(sorted(every))
+
+
+def write(folder: Path, changed: Contents, others: Mapping[Path, bytes]) -> None:
+    """Write the changes of a folder, and other files that follow from them. If one cannot be written, none is changed.
+
+    Args:
+        folder: folder of a leaderboard.
+        changed: what `changes` returns.
+        others: path -> new content.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    try:
+        with contextlib.ExitStack() as stack:
+            for path, content in others.items():
+                stack.enter_context(replacing(path)).write_bytes(content)
+            write_files(folder, changed)
+    except OSError as error:
+        raise UserError(f"cannot write '{folder}': {error.strerror}") from None
 
 
 def stale(folder: Path, board: Board) -> dict[str, str]:

@@ -15,14 +15,14 @@ from bench.execution import pipeline
 from bench.execution.environment import open_request, open_store
 from bench.planning.plan import Expected, by_cell, plan_rows
 from bench.planning.request import Request
-from bench.publishing import board_folder, board_rules, contributions, derived_files, history, merge, readme, trust, verified
+from bench.publishing import board_folder, board_rules, contributions, derived_files, history, merge, readme, row_rules, trust, verified
 from bench.publishing.board_folder import Board
 from bench.publishing.page import overview
 from bench.spec.choices import Narrowing, Resources
 from bench.spec.errors import UserError
 from bench.spec.row import ABLATIONS, Row
 from bench.spec.suite import Suite
-from bench.storage import files, results_csv
+from bench.storage import results_csv
 from bench.storage.contents import Contents
 from bench.storage.migration import without_search_for_cycles
 from bench.storage.rows import Store
@@ -31,7 +31,7 @@ ENOUGH_SEEDS = 5  # protocol, rule 9
 SHOWN = "digits"  # the suite whose tables are in the README
 RUN = ["python", "-m", "bench", "run"]
 # Keys of a suite that may change while the published rows remain comparable.
-EXTENT = {"description", "blocks", "sparsities", "early_sparsities", "seeds", "methods", "finetune_epochs"}
+EXTENT = {"description", "blocks", "sparsities", "early_sparsities", "seeds", "methods", "finetune_epochs", "trials"}
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,9 @@ class Publication:
         Raises:
             UserError: a file cannot be written; then no file is changed.
         """
-        try:
-            files.write_files(self.folder, self.changes)
-            if self.index is not None:
-                files.write_files(self.folder.parent, {overview.FILE: self.index})
-            if self.readme is not None:
-                files.write_files(self.readme_file.parent, {self.readme_file.name: self.readme.encode()})
-        except OSError as error:
-            raise UserError(f"cannot write '{self.folder}': {error.strerror}") from None
+        text = None if self.readme is None else self.readme.encode()
+        others = {self.folder.parent / overview.FILE: self.index, self.readme_file: text}
+        board_folder.write(self.folder, self.changes, {path: content for path, content in others.items() if content is not None})
 
 
 def publish(suite: str, narrowing: Narrowing, resources: Resources, to: Path, options: list[str]) -> Publication:
@@ -244,14 +239,18 @@ def _kept(there: Board | None, suite: Suite, rows: list[Row]) -> list[Row]:
     now = {(row.method, row.tuning, row.ablation) for row in rows}
     kept = [row for row in there.rows if row.identity not in new and (row.method, row.tuning, row.ablation) not in now]
     settings = {key for key, value in suite.model_dump(exclude=EXTENT).items() if value != there.suite.model_dump()[key]}
-    if all(row.tuning == "default" for row in kept):
-        settings.discard("trials")
     blocks = dict.fromkeys((row.dataset, row.architecture) for row in kept)
     settings = settings or {f"blocks: {'/'.join(b)}" for b in blocks if suite.protocol(*b) != there.suite.protocol(*b)}
+    tuned = dict.fromkeys((row.dataset, row.architecture) for row in kept if row.tuning != "default")
+    if any(suite.trials_of(*b) != there.suite.trials_of(*b) for b in tuned):
+        settings.add("trials")
     if kept and settings:
         names = ", ".join(dict.fromkeys(row.method for row in kept))
         changed = ", ".join(f"`{key}`" for key in sorted(settings))
         raise UserError(f"{changed} of the suite differs from the published rows of {names}; re-run these methods as well")
+    lost = next(((row, fault) for row in kept for fault in row_rules.outside(row, suite)), None)
+    if lost is not None:
+        raise UserError(f"published rows of '{lost[0].method}' are not in the suite: {lost[1]}; re-run these methods as well")
     return kept
 
 
@@ -287,6 +286,13 @@ def _publication(board: Board, folder: Path, notes: list[str]) -> Publication:
 
 
 def changed_index(folder: Path, made: Contents) -> bytes | None:
-    """The page of all leaderboards with these files of one of them; None if it does not change."""
+    """The page of all leaderboards with these files of one of them; None if it does not change.
+
+    Raises:
+        UserError: a file has its name that is another page.
+    """
     there, page = folder.parent / overview.FILE, overview.overview(folder.parent, {folder.name: made})
-    return None if there.is_file() and there.read_bytes() == page else page
+    old = there.read_bytes() if there.is_file() else page
+    if overview.TITLE.encode() not in old:
+        raise UserError(f"'{there}' is not the list of leaderboards, which `publish` would write there: give another folder by --to")
+    return None if there.is_file() and old == page else page

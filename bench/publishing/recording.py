@@ -6,8 +6,6 @@ import datetime
 from bench.publishing import board_folder, verified
 from bench.publishing.page import overview
 from bench.publishing.verify import Sample, Verification
-from bench.spec.errors import UserError
-from bench.storage import files
 
 
 def record(sample: Sample, found: Verification) -> int:
@@ -26,11 +24,7 @@ def record(sample: Sample, found: Verification) -> int:
     today = datetime.datetime.now(datetime.UTC).date()
     new = [one for pair, verdict in zip(found.pairs, found.verdicts, strict=True) if (one := verified.of(pair, verdict, today))]
     board = dataclasses.replace(sample.board, verified=verified.joined(sample.board.verified, new))
-    made, parent = board_folder.files_of(board), sample.folder.resolve().parent
-    listed = (parent / overview.FILE).is_file()
-    try:
-        files.write_files(sample.folder, board_folder.changes(sample.folder, made))
-        files.write_files(parent, {overview.FILE: overview.overview(parent)} if listed else {})
-    except OSError as error:
-        raise UserError(f"cannot write '{sample.folder}': {error.strerror}") from None
+    made, index = board_folder.files_of(board), sample.folder.resolve().parent / overview.FILE
+    others = {index: overview.overview(index.parent, {sample.folder.resolve().name: made})} if index.is_file() else {}
+    board_folder.write(sample.folder, board_folder.changes(sample.folder, made), others)
     return len(new)

@@ -52,7 +52,7 @@ class Addition:
 
     `folder`: its folder. `new`: the rows that are added; all rows of a new leaderboard. `by`: the new lines of contributions.csv.
     `faults`: what a contribution must not do, in words. `methods`: those whose rows are checked, all if there are no new rows; None for a
-    new leaderboard, which is checked as a whole.
+    new leaderboard, which is checked as a whole. `records`: new, changed and removed records of verified.csv, which only maintainers write.
     """
 
     folder: Path
@@ -60,6 +60,7 @@ class Addition:
     by: tuple[contributions.Contribution, ...]
     faults: tuple[str, ...]
     methods: tuple[str, ...] | None
+    records: int = 0
 
 
 def branch(folder: Path, base: str) -> Branch:
@@ -143,14 +144,15 @@ def addition(found: Branch, name: str) -> Addition:
     with git.exported(found.root, found.base, f"{BOARDS}/{name}") as before:
         there = before / BOARDS / name
         if not there.is_dir():
-            return Addition(folder, head.rows, head.contributions, (), None)
+            return Addition(folder, head.rows, head.contributions, (), None, len(head.verified))
         base = board_folder.read(there)
     published = {row.identity for row in base.rows}
     new = tuple(row for row in results_csv.ordered(head.rows) if row.identity not in published)
     marked = set(base.contributions)
     by = tuple(line for line in head.contributions if line not in marked)
     names = tuple(dict.fromkeys(row.method for row in new or head.rows))
-    return Addition(folder, new, by, tuple(_faults(base, head, new)), names)
+    records = {one.key for one in set(base.verified) ^ set(head.verified)}
+    return Addition(folder, new, by, tuple(_faults(base, head, new)), names, len(records))
 
 
 def _faults(base: Board, head: Board, new: Iterable[Row]) -> Iterator[str]:

@@ -73,15 +73,7 @@ def _of_suite(row: Row, board: Board) -> Iterator[str]:
         yield f"suite '{row.suite}', this leaderboard has suite '{suite.name}'"
     if row.protocol != PROTOCOL_VERSION:
         yield f"protocol {row.protocol}, this release has protocol {PROTOCOL_VERSION}"
-    if row.architecture not in {a for b in suite.blocks if b.dataset == row.dataset for a in b.architectures}:
-        yield f"the suite does not contain {row.dataset}/{row.architecture}"
-    sparsities, finetunings = suite.extent(early=row.stage not in ("", Stage.AFTER))
-    if row.sparsity not in (sparsities if row.criterion else (0.0,)):
-        yield f"sparsity {row.sparsity!r} is not one of {', '.join(map(str, sparsities if row.criterion else (0.0,)))}"
-    if row.seed not in suite.seeds:
-        yield f"seed {row.seed} is not one of {', '.join(map(str, suite.seeds))}"
-    if row.finetune_epochs not in finetunings:
-        yield f"finetune_epochs {row.finetune_epochs} is not one of {', '.join(map(str, finetunings))}"
+    yield from outside(row, suite)
     said = {
         "granularity": suite.granularity, "match": suite.match, "calibration_samples": suite.calibration,
         "recalibration": RECALIBRATIONS[suite.recalibrate_batchnorm],
@@ -93,6 +85,19 @@ def _of_suite(row: Row, board: Board) -> Iterator[str]:
     started = _start(suite, row, there)
     if not row.initial_weights.startswith(started):
         yield f"initial_weights '{row.initial_weights}', this leaderboard has '{started}'"
+
+
+def outside(row: Row, suite: Suite) -> Iterator[str]:
+    """Block, sparsity, seed and fine-tuning epochs of a row that its suite does not have, in words."""
+    if row.architecture not in {a for b in suite.blocks if b.dataset == row.dataset for a in b.architectures}:
+        yield f"the suite does not contain {row.dataset}/{row.architecture}"
+    sparsities, finetunings = suite.extent(early=row.stage not in ("", Stage.AFTER))
+    if row.sparsity not in (sparsities if row.criterion else (0.0,)):
+        yield f"sparsity {row.sparsity!r} is not one of {', '.join(map(str, sparsities if row.criterion else (0.0,)))}"
+    if row.seed not in suite.seeds:
+        yield f"seed {row.seed} is not one of {', '.join(map(str, suite.seeds))}"
+    if row.finetune_epochs not in finetunings:
+        yield f"finetune_epochs {row.finetune_epochs} is not one of {', '.join(map(str, finetunings))}"
 
 
 def _start(suite: Suite, row: Row, published: Row) -> str:

@@ -14,6 +14,7 @@ from bench.publishing.page.page import rendered
 from bench.spec.errors import UserError
 
 FILE = "index.html"
+TITLE = "razorbench leaderboards"
 READ = (SUITE, "leaderboard.csv", verified.FILE, HISTORY)
 Read = Callable[[str], bytes]  # the content of a file of a leaderboard, b"" if there is none
 
@@ -29,14 +30,15 @@ def overview(parent: Path, changed: Mapping[str, Mapping[str, bytes]] | None = N
         UserError: the files of a leaderboard cannot be read.
     """
     changed = changed or {}
-    names = {path.parent.name for path in parent.glob("*/leaderboard.csv") if (path.parent / SUITE).is_file()}
+    found = (path.parent for path in parent.glob("*/leaderboard.csv"))
+    names = {path.name for path in found if (path / SUITE).is_file() and (path / "results").is_dir()}  # not the output of a run
     lines = [_read(parent / name, changed.get(name)) for name in sorted(names | changed.keys())]
     columns = [Column("Leaderboard", first="ascending", kind="text"), Column("What it compares", first="ascending", kind="text")]
     columns += [Column("Data sets", first="ascending", kind="text"), Column("Architectures", first="ascending", kind="text")]
     columns += [Column(title) for title in ("Methods", "Blocks", "Seeds")] + [Column("Rows", hint="without those of dense networks")]
     columns.append(Column("Verified", hint="rows that a maintainer has computed again: they agree"))
     columns.append(Column("Last change", kind="text"))
-    return rendered("index.html", table=Table(columns, lines)).encode()
+    return rendered("index.html", title=TITLE, table=Table(columns, lines)).encode()
 
 
 def _read(folder: Path, files: Mapping[str, bytes] | None) -> Line:

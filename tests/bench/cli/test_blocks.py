@@ -63,6 +63,19 @@ def test_a_suite_with_blocks_runs_is_published_and_verified(tiny: Path, bench: B
     assert "they share the fine-tuned tracks only; add --finetune-epochs with numbers above 0 only" in err
     code, out, err = bench("compare", "magnitude", "random", "--suite", "blocks.toml")
     assert (code, out.count("area, magnitude - random"), "only the fine-tuned" in out) == (0, 4, False), err
+    for old, new, said in (
+        (", trials = 2", "", "`trials` of the suite differs from the published rows of dense, magnitude, magnitude_layer, random, "),
+        (
+            "early_sparsities = [0.8]",
+            "early_sparsities = [0.9]",
+            "published rows of 'random_init' are not in the suite: sparsity 0.8 is not one of 0.9",
+        ),
+    ):
+        assert old in SUITE
+        (tiny / "blocks.toml").write_text(SUITE.replace(old, new))
+        code, out, err = bench("publish", "--suite", "blocks.toml", "--methods", "random,magnitude,magnitude_layer", "--dry-run")
+        assert code == 2, out
+        assert said in err
 
 
 def of(row: Row) -> tuple[str, str, int]:

@@ -118,6 +118,17 @@ def test_faults_end_a_review_before_anything_is_computed(
     )
 
 
+def test_records_without_new_rows_are_said(
+    published: Board, bench: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.cli.verify.run", lambda *_, **__: True)
+    write(replace(published, verified=(RECORD,)))
+    repositories.commit(Path())
+    code, out, _ = bench("review", "main")
+    assert code == 0
+    assert "note: 1 of its records of verified rows are not those of before; only maintainers write them\n" in out
+
+
 def test_the_changelog_gains_one_entry(published: Board) -> None:
     """As `publish` writes it: an earlier entry that is rewritten is found."""
     before = publish.with_records(published, None)

@@ -19,6 +19,7 @@ from bench.spec.errors import UserError
 from bench.spec.row import DECLARED
 from bench.spec.suite import load_suite
 from bench.storage import files
+from bench.storage.contents import Contents
 from bench.trial.job import Environment
 from tests.bench.pages import made, row, rows_of, search
 
@@ -133,7 +134,8 @@ def test_the_index_lists_every_leaderboard(tmp_path: Path) -> None:
     board_in(tmp_path, "first", ["magnitude", "snip"])
     board_in(tmp_path, "second", ["magnitude"])
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/leaderboard.csv").write_text("no leaderboard")
+    (tmp_path / "out/leaderboard.csv").write_text("the output of a run")
+    (tmp_path / "out/suite.toml").write_bytes((tmp_path / "first/suite.toml").read_bytes())
     source = overview.overview(tmp_path).decode()
     lines = re.findall(r"<tr>(.*?)</tr>", source.split("<tbody>")[1], re.DOTALL)
     assert len(lines) == 2
@@ -166,3 +168,33 @@ def test_publishing_and_recording_change_the_index(tmp_path: Path) -> None:
     recording.record(sample, Verification([(one, one)], [Verdict([], "")], [], 0, (), {}))
     assert (tmp_path / "leaderboards/index.html").read_bytes() != found.index
     assert board_folder.stale(found.folder, board_folder.read(found.folder)) == {}
+
+
+def test_a_folder_and_its_list_are_written_both_or_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board_in(tmp_path, "first", ["magnitude"])
+    board_in(tmp_path, "broken", ["magnitude"])
+    (tmp_path / "index.html").write_bytes(overview.overview(tmp_path))
+    (tmp_path / "broken/leaderboard.csv").write_text("nothing\n1\n")
+    folder = tmp_path / "first"
+    there = board_folder.read(folder)
+    sample = Sample(folder, there, there.rows[:1], (), (), Environment("cpu", None, tmp_path))
+    with pytest.raises(UserError, match=r"broken' is not a leaderboard"):
+        recording.record(sample, Verification([(there.rows[0], there.rows[0])], [Verdict([], "")], [], 0, (), {}))
+    assert not (folder / "verified.csv").exists()
+
+    def full(path: Path) -> None:
+        raise OSError(28, f"no space for {path.name}")
+
+    monkeypatch.setattr(board_folder, "replacing", full)
+    found = publish.Publication(folder, 0, 0, Contents([("suite.toml", b"new")]), None, b"new", ())
+    with pytest.raises(UserError, match=r"cannot write .*: no space for index\.html"):
+        found.write()
+    assert (folder / "suite.toml").read_bytes() != b"new"
+
+
+def test_a_page_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<title>My home page</title>")
+    board = publish.with_records(Board(load_suite("digits"), tuple(rows_of(["magnitude"]))), None)
+    with pytest.raises(UserError, match=r"index\.html' is not the list of leaderboards"):
+        publish._publication(board, tmp_path / "digits", [])
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
