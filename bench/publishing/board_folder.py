@@ -107,11 +107,6 @@ def evidence(board: Board) -> Contents:
     return files | {SUITE: suite_toml(board.suite).encode()} | {name: text.encode() for name, text in records.items() if text}
 
 
-def derived(board: Board) -> dict[str, bytes]:
-    """The derived files: path relative to the folder -> content. Equal boards give equal bytes."""
-    return derived_files.files_of(board.suite, evidence(board), derived_files.tables(board))
-
-
 def read(folder: Path) -> Board:
     """Read the evidence of a leaderboard. Without a suite.toml, the package's suite with the name of the folder is used.
 

@@ -88,7 +88,7 @@ def forge(folder: Path, change: Change = lambda row: row, **suite: object) -> No
     there = board_folder.read(folder)
     rows = tuple(made for row in there.rows if (made := change(row)) is not None)
     made = Board(there.suite.model_copy(update=suite), tuple(results_csv.ordered(rows)))
-    files.write_files(folder, board_folder.changes(folder, board_folder.evidence(made) | board_folder.derived(made)))
+    files.write_files(folder, board_folder.changes(folder, board_folder.files_of(made)))
 
 
 def where(change: Callable[[Row], Row | None], **wanted: object) -> Change:

@@ -91,7 +91,7 @@ def draw(table: pd.DataFrame, board: pd.DataFrame) -> dict[str, bytes]:
         board: their leaderboard.
     """
     files: dict[str, bytes] = {}
-    many = are_many(table, board)
+    many = are_many(table)
     for kind, slug, figure in figures(table, board, lambda kind, _: kind in SUMMARIES or not many):
         for suffix, metadata in (("svg", {"Date": None}), ("png", {})):
             file = io.BytesIO()
@@ -101,9 +101,9 @@ def draw(table: pd.DataFrame, board: pd.DataFrame) -> dict[str, bytes]:
     return files
 
 
-def are_many(table: pd.DataFrame, board: pd.DataFrame) -> bool:
-    """Whether curves would need too many panels, one for each track and block. `table`: the rows. `board`: their leaderboard."""
-    return len(board[["track", "tuning"]].drop_duplicates()) * len(table[BLOCK].drop_duplicates()) > MOST_PANELS
+def are_many(table: pd.DataFrame) -> bool:
+    """Whether curves would need too many panels, one for each track and block of it. `table`: the rows."""
+    return len(table.loc[table["track"] != "", ["track", "tuning", *BLOCK]].drop_duplicates()) > MOST_PANELS
 
 
 def drawn_by(content: bytes) -> str:

@@ -302,10 +302,10 @@ def test_pictures_are_the_same_every_time_whatever_the_order_and_the_settings(mo
     import matplotlib
 
     suite = load_suite("digits")
-    first = board_folder.derived(Board(suite, tuple(made_up())))
+    first = board_folder.files_of(Board(suite, tuple(made_up())))
     monkeypatch.setitem(matplotlib.rcParams, "font.size", 20.0)
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1")
-    assert board_folder.derived(Board(suite, tuple(reversed(made_up())))) == first
+    assert board_folder.files_of(Board(suite, tuple(reversed(made_up())))) == first
     names = {"accuracy", "ranks", "flops", "nll", "ece", "scoring"}
     assert {n for n in first if n.startswith("plots")} == {
         f"plots/{name}-one-shot-after-training.{suffix}" for name in names for suffix in ("svg", "png")

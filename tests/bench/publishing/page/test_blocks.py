@@ -104,7 +104,7 @@ def test_too_many_blocks_are_left_to_the_file(monkeypatch: pytest.MonkeyPatch) -
 
 def test_blocks_are_published() -> None:
     rows = rows_of(["magnitude", "snip"])
-    files = board_folder.derived(Board(load_suite("digits"), tuple(rows)))
+    files = board_folder.files_of(Board(load_suite("digits"), tuple(rows)))
     table = pd.read_csv(io.BytesIO(files["blocks.csv"]))
     assert list(table.columns) == [column.name for column in blocks.COLUMNS]
     assert len(table) == 2 * 2 * 3
