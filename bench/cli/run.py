@@ -14,7 +14,7 @@ from bench.cli.tables import Shown, make_console, print_table, say
 from bench.execution import environment, pipeline
 from bench.execution.display import Display
 from bench.execution.run import tuned_of
-from bench.planning.plan import expanded
+from bench.planning.plan import by_cell
 from bench.planning.request import Request
 from bench.publishing import board_folder
 from bench.ranking import tuning_gain
@@ -79,7 +79,7 @@ def _write(rows: list[Row], board: pd.DataFrame, suite: Suite, output: Path) -> 
 
 def _methods(request: Request) -> dict[str, str]:
     """Key of each row of a request -> its method."""
-    return {point.key: planned.shared.method for planned in expanded(request) for point in planned.job.points}
+    return {point.key: planned.shared.method for jobs in by_cell(request) for planned in jobs for point in planned.job.points}
 
 
 def status(suite: str, narrowing: Narrowing, resources: Resources) -> None:
@@ -89,16 +89,16 @@ def status(suite: str, narrowing: Narrowing, resources: Resources) -> None:
     console = make_console()
     request, store = environment.open_request(suite, narrowing, resources), environment.open_store(resources)
     methods = _methods(request)
-    have = dict(store.statuses(methods))
-    say(console, f"suite {request.suite.name}, at the defaults: {len(have)} of {len(methods)} rows in the store")
+    counts = {method: Counter(missing=count) for method, count in Counter(methods.values()).items()}
+    for key, status in store.statuses(methods):
+        counts[methods[key]]["failed" if status == "failed" else "finished"] += 1
+        counts[methods[key]]["missing"] -= 1
+    missing = sum(count["missing"] for count in counts.values())
+    say(console, f"suite {request.suite.name}, at the defaults: {len(methods) - missing} of {len(methods)} rows in the store")
     if request.suite.tunes:
         found, left = pipeline.searched(request, store)
         say(console, f"tuning: {len(found)} of {len(found) + left} searches finished")
         tuned = _methods(dataclasses.replace(request, tuned=found)) if found else {}
         say(console, f"tuned: {sum(1 for _ in store.statuses(tuned))} of {len(tuned)} rows of these in the store")
-    counts: dict[str, Counter[str]] = {}
-    for key, method in methods.items():
-        status = have.get(key, "missing")
-        counts.setdefault(method, Counter())[status if status in ("missing", "failed") else "finished"] += 1
     numbers = [Shown(kind, [str(count[kind]) for count in counts.values()]) for kind in ("finished", "failed", "missing")]
     print_table(console, "", [Shown("method", list(counts), name=True), *numbers])
