@@ -68,8 +68,8 @@ def narrowed(suite: Suite, narrowing: Narrowing) -> Suite:
     """The suite with the user's values.
 
     Given data sets or architectures replace the suite's. Given architectures are run on every data set. Without them, a data set keeps
-    its architectures in the suite, and a data set that is not in the suite gets all architectures of the suite. Numbers of fine-tuning
-    epochs without 0 are for all methods, also where the suite has `early_sparsities`.
+    its architectures in the suite, and a data set that is not in the suite gets all architectures of the suite. Sparsities, and
+    numbers of fine-tuning epochs without 0, are for all methods, also where the suite has `early_sparsities`.
 
     Args:
         suite: the suite.
@@ -87,17 +87,15 @@ def narrowed(suite: Suite, narrowing: Narrowing) -> Suite:
         build.describe(name)
     apart = ("methods", "datasets", "architectures")
     base = suite.model_dump()
-    if narrowing.weights is not None:  # also instead of the suite's checkpoints of single architectures
-        base["architecture"] = {name: own | {"weights": None} for name, own in base["architecture"].items()}
     given = {f.name: getattr(narrowing, f.name) for f in dataclasses.fields(narrowing) if f.name not in apart}
     changes = {name: value for name, value in given.items() if value is not None}
-    if "sparsities" in changes and suite.early_sparsities:
-        base["early_sparsities"] = [s for s in suite.early_sparsities if s in changes["sparsities"]] or changes["sparsities"]
+    if "sparsities" in changes and suite.early_sparsities is not None:
+        base["early_sparsities"] = changes["sparsities"]
     if 0 not in changes.get("finetune_epochs", (0,)):  # the user asks for fine-tuned rows only: every method has them
         base["early_sparsities"] = None
     blocks = [b for d in datasets or own for b in _blocks(suite, d, chosen, every)]
-    for block in blocks:  # the user's values also instead of those of single blocks
-        block.update((name, None) for name in changes.keys() & block.keys())
+    for own_values in (*blocks, *base["architecture"].values()):  # the user's values also instead of those of blocks and architectures
+        own_values.update((name, None) for name in changes.keys() & own_values.keys())
     try:
         return Suite.model_validate(base | {"blocks": blocks} | changes)
     except ValidationError as error:

@@ -37,7 +37,6 @@ HISTORY = "CHANGELOG.md"
 DERIVED = ("index.html", "leaderboard.csv", "tuned.csv", "blocks.csv", "datapackage.json", "schemas/*.json", "plots/*.svg", "plots/*.png")
 README = "README.md"  # about the leaderboard, for readers; nothing follows from it
 LONGEST = 80  # characters of a file's name without .csv
-_CUT = re.compile("~[0-9a-f]{12}$")
 SPARE = 1_000_000  # bytes that a plot of another release of matplotlib may be larger than twice this one's
 
 
@@ -71,20 +70,6 @@ def file_name(method: str) -> str:
         start = re.sub("%.?$", "", quoted[: LONGEST - len(digest) - 1])  # an escape is never cut in two
         quoted = f"{start}~{digest}"
     return quoted + ".csv"
-
-
-def method_of(path: Path) -> str:
-    """The method whose rows are in a file: from the name of the file or, if that was cut, from its first row.
-
-    Raises:
-        ValueError: the name was cut, and the file has no rows.
-    """
-    if not _CUT.search(path.stem):
-        return unquote(path.stem)
-    rows = results_csv.read_rows(path)
-    if not rows:
-        raise ValueError(f"{path}: there are no rows")
-    return rows[0].method
 
 
 def evidence(board: Board) -> Contents:

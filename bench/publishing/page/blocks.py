@@ -91,12 +91,15 @@ def critical(part: pd.DataFrame, ablated: set[str]) -> str:
     if found is None:
         return ""
     blocks, methods = len(once[BLOCK].drop_duplicates()), len(found.mean_ranks)
-    verdict = "the methods differ" if found.p < statistics.ALPHA else "no difference between the methods is shown"
-    return (
-        f"Friedman's test of {methods} methods over {blocks} blocks: p = {found.p:.2g}, so {verdict} on data sets and architectures of"
-        f" this kind. Two methods differ significantly if their mean ranks differ by more than {found.distance:.2f} (Nemenyi, 95 %)."
-        " Methods that lack a block are left out."
-    )
+    said = f"Friedman's test of {methods} methods over {blocks} blocks: p = {found.p:.2g}"
+    if found.p < statistics.ALPHA:
+        said += (
+            ", so the methods differ on data sets and architectures of this kind. Two methods differ significantly if their mean ranks"
+            f" differ by more than {found.distance:.2f} (Nemenyi, 95 %)."
+        )
+    else:
+        said += ", so no difference between any two methods is shown on data sets and architectures of this kind."
+    return said + " Methods that lack a block are left out."
 
 
 def table(part: pd.DataFrame) -> Table:

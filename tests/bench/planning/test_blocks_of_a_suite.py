@@ -14,6 +14,7 @@ from bench.publishing.board_folder import Board, suite_toml
 from bench.publishing.board_rules import incomplete
 from bench.publishing.row_rules import Rules
 from bench.spec.errors import UserError
+from bench.spec.protocol import Settings
 from bench.spec.suite import Suite, load_suite
 from bench.trial.job import Environment
 from tests.bench.suites import narrowed
@@ -72,8 +73,11 @@ def test_what_the_user_gives_also_replaces_the_values_of_blocks(suite: Suite) ->
     assert not made.tunes
     assert made.protocol("digits", "lenet5").train_limit == 100, "what was not given stays"
     assert narrowed(suite, datasets=["breast_cancer", "digits"]).blocks == (suite.blocks[2], *suite.blocks[:2])
-    assert narrowed(suite, sparsities=[0.8, 0.9]).early_sparsities == (0.8,)
-    assert narrowed(suite, sparsities=[0.5, 0.9]).early_sparsities == (0.5, 0.9), "the user's, if none of the suite's is left"
+    assert narrowed(suite, sparsities=[0.8, 0.9]).early_sparsities == (0.8, 0.9), "what the user asks for is for every method"
+    moments = {"mean": (0.5,), "std": (0.2,)}
+    own = suite.model_copy(update={"architecture": {"lenet5": Settings(**moments)}})
+    assert own.protocol("digits", "lenet5").mean == (0.5,)
+    assert narrowed(own, mean=(0.1,), std=(0.3,)).protocol("digits", "lenet5").mean == (0.1,)
 
 
 def test_a_fixed_sparsity_and_finetuning_only_are_also_for_early_methods(suite: Suite) -> None:

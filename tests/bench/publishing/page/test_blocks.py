@@ -92,6 +92,21 @@ def test_from_ten_blocks_on_friedman_comes_first() -> None:
     assert few.index('id="board-1"') < few.index('src="plots/ranks.svg"')
 
 
+def test_without_a_small_p_value_no_pair_is_said_to_differ() -> None:
+    heights = [(0.1, 0.2, 0.3), (0.2, 0.3, 0.1), (0.3, 0.1, 0.2)] * 4  # each method has each place equally often: p = 1
+    rows = [
+        row(method, f"d{k}", s, seed, accuracy=accuracy + 0.001 * seed)
+        for k, own in enumerate(heights)
+        for method, accuracy in zip(("magnitude", "snip", "random"), own, strict=True)
+        for s in (0.5, 0.9)
+        for seed in (0, 1)
+    ]
+    rows += [dense(f"d{k}", seed) for k in range(len(heights)) for seed in (0, 1)]
+    (board,) = tables.boards(leaderboard.leaderboard(rows), prepared(rows))
+    assert "over 12 blocks: p = 1, so no difference between any two methods is shown" in board.critical
+    assert "Nemenyi" not in board.critical
+
+
 def test_too_many_blocks_are_left_to_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = rows_of(["magnitude", "snip"])
     assert 'data-load="block-1"' not in made(rows)
