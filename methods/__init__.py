@@ -57,7 +57,7 @@ from methods.registry.registry import (
     register,
     unknown,
 )
-from methods.registry.source_hash import source_hash
+from methods.registry.source_hash import code_hash, source_files, source_hash
 from methods.structure.path_flow import effective_sparsity
 
 # isort: split
@@ -68,13 +68,13 @@ from methods.registry import named_methods  # noqa: F401 (registers them)
 
 __all__ = [
     "Altered", "Batches", "Choice", "Configuration", "Cost", "Criterion", "EpochRecord", "Float", "Gradual", "Granularity",
-    "Importance", "Int", "Iterative", "Lap", "Mask", "Method", "Move", "NotAlike", "Option", "Posterior", "Problem", "Pruner", "Range",
-    "Recipe", "Regrowing", "Regrowth", "Rewinding", "Schedule", "Scores", "Stage", "Text", "Training", "TrainingRun", "UnknownName",
-    "Values", "apply_mask", "changes_outputs", "check", "compact", "count_masked", "criteria", "cut", "define", "derive", "describe",
-    "effective_sparsity", "fit", "fit_run", "fit_together", "full_mask", "get", "get_granularity", "granularity", "kept_weights",
-    "load_plugin", "lookup", "make", "mask_holds", "names", "nearest", "prunable", "prune", "ranges", "recalibrate_batchnorm",
-    "register", "score", "scored_once", "scores", "shuffled", "source_hash", "sparsity_of", "train", "train_pruned", "training",
-    "unaltered_process", "unknown",
+    "Importance", "Int", "Iterative", "Lap", "Mask", "Method", "Move", "NotAlike", "Option", "Posterior", "Problem", "Pruner",
+    "Range", "Recipe", "Regrowing", "Regrowth", "Rewinding", "Schedule", "Scores", "Stage", "Text", "Training", "TrainingRun",
+    "UnknownName", "Values", "apply_mask", "changes_outputs", "check", "code_hash", "compact", "count_masked", "criteria",
+    "cut", "define", "derive", "describe", "effective_sparsity", "fit", "fit_run", "fit_together", "full_mask", "get",
+    "get_granularity", "granularity", "kept_weights", "load_plugin", "lookup", "make", "mask_holds", "names", "nearest",
+    "prunable", "prune", "ranges", "recalibrate_batchnorm", "register", "score", "scored_once", "scores", "shuffled",
+    "source_files", "source_hash", "sparsity_of", "train", "train_pruned", "training", "unaltered_process", "unknown",
 ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
-"""`store list` and `store clean`: what is kept in the store, and how to get rid of it."""
+"""`store list`, `store add` and `store clean`: what is kept in the store, how published rows get into it, and how to get rid of rows."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,7 +11,7 @@ from bench.spec.choices import Resources
 if TYPE_CHECKING:
     from bench.spec.row import Row
 
-app = typer.Typer(no_args_is_help=True, help="Show or remove what the store keeps.")
+app = typer.Typer(no_args_is_help=True, help="Show, add or remove what the store keeps.")
 KINDS = ("failed", "stale", "unreadable", "networks", "all")
 
 
@@ -42,6 +43,23 @@ def list_(resources: Resources) -> None:
     networks, size = Networks(CACHE / "networks").size()
     print(f"{networks} trained networks, {size / 1e6:.1f} MB in {CACHE / 'networks'}")
     print(f"{len(trials.studies(store.url))} searches")
+
+
+@app.command()
+@shared(("resources", Resources, ("device", "store", "data_root", "plugin")))
+def add(
+    leaderboard: Annotated[Path, typer.Argument(help="Folder of a leaderboard.")],
+    resources: Resources,
+) -> None:
+    """Add the rows of a leaderboard to the store, so that `run` continues it; only rows that this code and machine would compute."""
+    from bench.cli.tables import make_console, say
+    from bench.publishing import reuse
+
+    found = reuse.add(leaderboard, resources)
+    console = make_console()
+    say(console, f"{len(found.rows)} rows added; {found.there} were in the store; {sum(found.left_out.values())} left out")
+    for reason, count in found.left_out.most_common():
+        say(console, f"left out: {count} rows, {reason}")
 
 
 @app.command()

@@ -16,6 +16,7 @@ from bench.publishing.row_comparison import MEASURED
 from bench.spec.row import PROTOCOL_VERSION, RECALIBRATIONS, Row
 from bench.spec.setting import Setting, decoded
 from bench.spec.suite import Suite
+from bench.tuning import selection
 from methods import Stage
 
 SHAPE = ("prunable_weights", "parameters", "flops")  # of the network: equal in all rows of a block
@@ -158,6 +159,17 @@ def _configured(row: Row, suite: Suite, complete: bool) -> Iterator[str]:
         yield str(error) + " (a method of your own: --plugin FILE)" * isinstance(error, methods.UnknownName)
 
 
+def _searched(said: Setting, suite: Suite, trials: int) -> Iterator[str]:
+    """A missing search, or one with another number of trials than the suite's; fewer are measured where few candidates differ."""
+    if said.search is None:
+        yield "hyperparameters: tuned row without the entry `tuning`"
+        return
+    plan = selection.rounds(trials, len(suite.seeds_of_tuning))
+    least = plan.least + plan.further * (said.search.accuracy != said.search.default_accuracy)
+    if said.search.trials not in range(least, trials + 1, plan.further or 1):
+        yield f"hyperparameters: {said.search.trials} tuning trials, but the suite has {trials}"
+
+
 def _dense(row: Row, said: Setting) -> Iterator[str]:
     """A wrong method name of a dense network."""
     name = dense_name(row.training, hyperparameters_of(methods.make("trainings", row.training, said.training)))
@@ -184,10 +196,7 @@ def _named(row: Row, said: Setting, suite: Suite, complete: bool) -> Iterator[st
         "criterion": method.make_criterion(**given["criterion"]),
     }  # raises for values outside their ranges, or that differ from those in the name
     if row.tuning == "tuned":
-        if said.search is None:
-            yield "hyperparameters: tuned row without the entry `tuning`"
-        elif said.search.trials != (trials := suite.trials_of(row.dataset, row.architecture)):
-            yield f"hyperparameters: {said.search.trials} tuning trials, but the suite has {trials}"
+        yield from _searched(said, suite, suite.trials_of(row.dataset, row.architecture))
         return
     if said.search is not None:
         yield "hyperparameters: row with default hyperparameters and the entry `tuning`"

@@ -29,6 +29,11 @@ class Rounds:
         """Total number of measurements."""
         return self.screened + (self.finalists + 1) * self.further
 
+    @property
+    def least(self) -> int:
+        """Number of measurements if every candidate is the defaults again, so that only these are measured on further seeds."""
+        return self.screened + self.further
+
 
 def rounds(trials: int, seeds: int) -> Rounds:
     """Divide the trials of a search. At least half of the trials, and at least two, are for screening.

@@ -34,8 +34,8 @@ def finetuned(made: Row, scale: float = 0.1) -> Row:
     return said(replace(made, **LONG), finetuning={"lr_scale": scale})  # type: ignore[arg-type]
 
 
-def searched(made: Row, trials: int = 5) -> Row:
-    tuning = {"trials": trials, "epochs": 30, "validation": {"default": 0.7, "tuned": 0.8}}
+def searched(made: Row, trials: int = 5, tuned: float = 0.8) -> Row:
+    tuning = {"trials": trials, "epochs": 30, "validation": {"default": 0.7, "tuned": tuned}}
     return said(replace(made, tuning="tuned"), tuning=tuning)
 
 
@@ -132,6 +132,7 @@ FAULTS: list[tuple[Row, list[str]]] = [
     (said(SPAM, schedule={"every": 1}), ["hyperparameters: `schedule` is not that of 'spam'"]),
     (replace(SPAM, tuning="tuned"), ["hyperparameters: tuned row without the entry `tuning`"]),
     (searched(SPAM, 4), ["hyperparameters: 4 tuning trials, but the suite has 5"]),
+    (searched(SPAM, 3, 0.7), ["hyperparameters: 3 tuning trials, but the suite has 5"]),
     (searched(SPAM, 6), ["hyperparameters: 6 tuning trials, but the suite has 5"]),
     (replace(searched(SPAM), tuning="default"), ["hyperparameters: row with default hyperparameters and the entry `tuning`"]),
     (said(SPAM, training=LR), ["hyperparameters: lr of the training differ from the defaults of 'spam'"]),
@@ -141,6 +142,11 @@ FAULTS: list[tuple[Row, list[str]]] = [
     (said(SPAM, training=LR | {"lr": -1.0}), ["Spam: lr=-1.0 is not a finite number > 0"]),
     (lacking(SPAM, "training", "lr"), ["hyperparameters: lr of the training differ from the defaults of 'spam'"]),
 ]  # fmt: skip
+
+
+def test_a_search_whose_candidates_are_all_the_defaults_measures_fewer(suite: Suite) -> None:
+    """Five trials are three candidates on the first seed, then the best and the defaults on a second one: 3 + 1 without another."""
+    assert row_rules.Rules(Board(suite, ())).faults(searched(SPAM, 4, 0.7)) == []
 
 
 @pytest.mark.parametrize(("made", "lines"), FAULTS, ids=[lines[0] for _, lines in FAULTS])
