@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.cli.tables import say
-from bench.execution.display import duration
+from bench.execution.display import Display, duration
 from bench.execution.executors import Executor, JobFailure, Queue
+from bench.execution.meter import Progress
 from bench.planning.plan import plan
 from bench.planning.request import Found, Request
 from bench.planning.searches import searches
@@ -77,10 +78,12 @@ def _calibrations(work: list[Job | Study], pool: Executor, tell: Callable[[str],
     for w in work:
         one.setdefault(_kind(w), _job(w))
     timed: dict[Kind, Calibration] = {}
-    for job, result in pool.run(calibrate, Queue(one.values()), follow=lambda job, result: [], tick=lambda _: None):
-        if isinstance(result, JobFailure):
-            tell(f"warning: {job.label} cannot be timed and is not in the estimate: {result.error}")
-        timed[_kind(job)] = Calibration(0.0) if isinstance(result, JobFailure) else result
+    with Display() as display:
+        for job, result in pool.run(calibrate, Queue(one.values()), follow=lambda job, result: [], tick=lambda _: None):
+            if isinstance(result, JobFailure):
+                tell(f"warning: {job.label} cannot be timed and is not in the estimate: {result.error}")
+            timed[_kind(job)] = Calibration(0.0) if isinstance(result, JobFailure) else result
+            display(Progress(len(timed), len(one), len(timed) / len(one), (job.label,), 0))
     return timed
 
 
