@@ -83,7 +83,7 @@ def _calibrations(work: list[Job | Study], pool: Executor, tell: Callable[[str],
             if isinstance(result, JobFailure):
                 tell(f"warning: {job.label} cannot be timed and is not in the estimate: {result.error}")
             timed[_kind(job)] = Calibration(0.0) if isinstance(result, JobFailure) else result
-            display(Progress(len(timed), len(one), len(timed) / len(one), (job.label,), 0))
+            display(Progress(len(timed), len(one), len(timed) / len(one), (), 0))
     return timed
 
 

@@ -46,7 +46,7 @@ def list_(resources: Resources) -> None:
 
 
 @app.command()
-@shared(("resources", Resources, ("device", "store", "data_root", "plugin")))
+@shared(("resources", Resources, ("device", "store", "data_root")))
 def add(
     leaderboard: Annotated[Path, typer.Argument(help="Folder of a leaderboard.")],
     resources: Resources,
@@ -57,9 +57,9 @@ def add(
 
     found = reuse.add(leaderboard, resources)
     console = make_console()
-    say(console, f"{len(found.rows)} rows added; {found.there} were in the store; {sum(found.left_out.values())} left out")
+    say(console, f"{len(found.rows)} rows added; {found.there} were in the store; {found.left_out.total()} left out")
     for reason, count in found.left_out.most_common():
-        say(console, f"left out: {count} rows, {reason}")
+        say(console, f"left out: {count} row{'s' * (count != 1)}: {reason}")
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """`store add`: put published rows into the store, so that a run continues a leaderboard of another machine.
 
 A row is used only if this code would compute it in the same way: with the same settings, packages, device and threads, and if the files
-that its result depends on are as they were at the commit in the row.
+that its result depends on are as they were at the commit in the row. A leaderboard does not contain its data: files of the same name must
+have the same content.
 """
 
 import functools
@@ -15,12 +16,12 @@ from types import ModuleType
 
 import methods
 from bench.execution.environment import open_request, open_store
-from bench.execution.run import tuned_of
 from bench.planning.plan import by_cell
 from bench.planning.request import Request
 from bench.publishing import board_check, board_folder
 from bench.publishing.git import git, root, succeeds
 from bench.publishing.trust import refuse_foreign_code, refuse_foreign_data
+from bench.ranking import tuning_gain
 from bench.spec.choices import Narrowing, Resources
 from bench.spec.columns import Role
 from bench.spec.errors import UserError
@@ -52,10 +53,14 @@ def add(folder: Path, resources: Resources) -> Reused:
         resources: the store, and further resources.
 
     Raises:
-        UserError: it is not a leaderboard, or needs code or files that the user has not given.
+        UserError: it is not a leaderboard, names a network or data set that is somebody's own code, which may have changed since, or files
+            outside of `data_root`.
     """
     board = board_folder.read(folder)
-    refuse_foreign_code(board, resources.plugin)
+    try:
+        refuse_foreign_code(board, ())
+    except UserError:
+        raise UserError(f"'{folder}' names a network or data set that is somebody's own code, which may have changed since") from None
     refuse_foreign_data(board, resources.data_root)
     found, rows, named = Reused(), dict[tuple[object, ...], Row](), set[str]()
     for row in board.rows:
@@ -71,15 +76,19 @@ def add(folder: Path, resources: Resources) -> Reused:
     ablations = sorted({*map(_ablation, rows.values())} - {"none"})
     request = open_request(str(folder / board_folder.SUITE), Narrowing(methods=names), resources, ablations)
     broken = board_check.faults(board, request.environment).rows
-    tuned = [replace(request, tuned=tuned_of(request, folder), ablations=())] if any(r.tuning != "default" for r in rows.values()) else []
-    for of in (request, *tuned):
+    tuned = replace(request, tuned=tuning_gain.chosen(row for row in board.rows if row not in broken), ablations=())
+    for of in (request, tuned) if tuned.tuned else (request,):
         for key, planned, code in _expected(of):
-            if planned.identity in rows:
-                row = rows.pop(planned.identity)
-                reason = "it breaks a rule of leaderboards" if row in broken else _unequal(planned, row) or code.changed_since(row.commit)
-                found.left_out.update([reason] * bool(reason))
-                found.rows.update({} if reason else {key: row})
-    found.left_out.update(["the suite does not contain it"] * len(rows))
+            if planned.identity not in rows:
+                continue
+            row = rows.pop(planned.identity)
+            reason = "it breaks a rule of leaderboards" if row in broken else _unequal(planned, row) or code.changed_since(row.commit)
+            if reason:
+                found.left_out[reason] += 1
+            else:
+                found.rows[key] = row
+    if rows:
+        found.left_out["the suite does not contain it"] = len(rows)
     store = open_store(resources)
     there = store.done(found.rows)
     found.there, found.rows = len(there), {key: row for key, row in found.rows.items() if key not in there}
@@ -96,7 +105,7 @@ def _unusable(row: Row) -> str:
     try:
         _ = methods.get(row.method) if row.criterion else methods.lookup("trainings", row.training)
     except ValueError:
-        return "its method is not registered here (a method of your own: --plugin FILE)"
+        return "its method is not one of this repository"
     return ""
 
 
@@ -150,5 +159,7 @@ def _expected(request: Request) -> Iterator[tuple[str, Row, Code]]:
             roots: list[type | ModuleType] = [trial, methods.lookup("trainings", job.training)]
             if job.criterion:
                 roots += [methods.lookup("criteria", job.criterion), granularity]
-            code = known.setdefault((job.training, job.criterion), Code(roots))
-            yield from ((key, row, code) for key, row in planned.rows.items())
+            of = job.training, job.criterion
+            if of not in known:
+                known[of] = Code(roots)
+            yield from ((key, row, known[of]) for key, row in planned.rows.items())

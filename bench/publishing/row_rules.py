@@ -196,9 +196,11 @@ def _named(row: Row, said: Setting, suite: Suite, complete: bool) -> Iterator[st
         "criterion": method.make_criterion(**given["criterion"]),
     }  # raises for values outside their ranges, or that differ from those in the name
     if row.tuning == "tuned":
-        yield from _searched(said, suite, suite.trials_of(row.dataset, row.architecture))
-        return
-    if said.search is not None:
+        trials = suite.trials_of(row.dataset, row.architecture)
+        yield from _searched(said, suite, trials)
+        if said.search is None or said.search.trials >= trials or said.search.accuracy != said.search.default_accuracy:
+            return  # otherwise only the defaults were measured on further seeds, and must be the result
+    elif said.search is not None:
         yield "hyperparameters: row with default hyperparameters and the entry `tuning`"
     defaults = {"training": method.make_training(), "criterion": method.make_criterion()}
     for kind, configuration in made.items():

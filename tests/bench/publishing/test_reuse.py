@@ -66,6 +66,11 @@ def test_a_run_finds_every_row_of_a_board_in_a_new_store(tiny: Path, bench: Benc
     assert after.keys() == before.keys(), "the keys are those of the run"
     assert {key: row.accuracy for key, row in after.items()} == {key: row.accuracy for key, row in before.items()}
     assert f"0 rows added; {len(after)} were in the store; 0 left out" in bench("store", "add", str(BOARD), "--store", OTHER)[1]
+    files.write_files(BOARD, {"results/magnitude_layer.csv": None})
+    kept = [row for row in rows if row.method != "magnitude_layer" or row.tuning == "default"]
+    files.write_files(BOARD, board_folder.evidence(replace(board_folder.read(BOARD), rows=tuple(kept))))
+    found = reuse.add(BOARD, Resources(store="sqlite:///third.db"))
+    assert (len(found.rows), found.left_out.total()) == (len(rows) - 6, 0), "a method without tuned rows, as contributed ones may be"
     default = sum(row.tuning == "default" for row in rows)
     code, said, _ = bench("status", *WHAT, "--trials", "0", "--store", OTHER)
     assert code == 0
@@ -80,7 +85,7 @@ OTHERS: list[tuple[dict[str, object], int, str]] = [  # (changed values, seeds w
     ({"protocol": "1"}, 1, "protocol 1"),
     ({"kept_weights": 1}, 1, "breaks a rule"),
     ({"seed": 11}, 1, "the suite does not contain it"),
-    ({"method": "mine", "criterion": "mine"}, 3, "its method is not registered here"),
+    ({"method": "mine", "criterion": "mine"}, 3, "its method is not one of this repository"),
 ]
 
 
@@ -98,6 +103,17 @@ def test_a_row_of_something_else_is_left_out_with_the_reason(tiny: Path, bench: 
         assert stored(f"sqlite:///{k}.db").keys() == found.rows.keys()
         for name in board_folder.evidence(replace(board, rows=tuple(rows))):
             (BOARD / name).unlink()
+
+
+def test_a_board_of_somebodys_own_network_is_refused_before_it_is_imported(tiny: Path, bench: Bench) -> None:
+    published(bench, "--trials", "0")
+    board = board_folder.read(BOARD)
+    files.write_files(BOARD, board_folder.evidence(replace(board, rows=tuple(replace(r, architecture="own.py:build") for r in board.rows))))
+    (tiny / "own.py").write_text("raise SystemExit(9)")
+    code, _, err = bench("store", "add", str(BOARD), "--store", OTHER)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "somebody's own code" in err
+    assert not (tiny / "other.db").exists()
 
 
 def test_code_is_compared_with_that_of_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

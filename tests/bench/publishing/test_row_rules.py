@@ -133,6 +133,7 @@ FAULTS: list[tuple[Row, list[str]]] = [
     (replace(SPAM, tuning="tuned"), ["hyperparameters: tuned row without the entry `tuning`"]),
     (searched(SPAM, 4), ["hyperparameters: 4 tuning trials, but the suite has 5"]),
     (searched(SPAM, 3, 0.7), ["hyperparameters: 3 tuning trials, but the suite has 5"]),
+    (searched(said(SPAM, training=LR), 4, 0.7), ["hyperparameters: lr of the training differ from the defaults of 'spam'"]),
     (searched(SPAM, 6), ["hyperparameters: 6 tuning trials, but the suite has 5"]),
     (replace(searched(SPAM), tuning="default"), ["hyperparameters: row with default hyperparameters and the entry `tuning`"]),
     (said(SPAM, training=LR), ["hyperparameters: lr of the training differ from the defaults of 'spam'"]),
