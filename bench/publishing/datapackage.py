@@ -83,7 +83,7 @@ def package(suite: Suite, files: Mapping[str, bytes]) -> str:
         suite: the suite.
         files: path relative to the folder -> content; other files than CSVs are ignored.
     """
-    resources = [_resource(path, content) for path, content in sorted(files.items()) if path.endswith(".csv")]
+    resources = [_resource(path, files[path]) for path in sorted(files) if path.endswith(".csv")]  # each is read for itself
     return dumps({
         "profile": "data-package",
         "name": f"razorbench-{suite.name}",

@@ -32,12 +32,10 @@ SHOWN = {  # plots on the page, with their titles; the other plots are files onl
 class Tables:
     """What derived files need of the rows of a board, in the order of results.csv.
 
-    `rows`: as `tracks.frame` returns them, with the columns that the page uses. `plain`: their methods, without the names of ablations.
-    `gains`: tuned.csv. `verified`, `history`, `contributions`: the records of the board.
+    `rows`: their columns that the page uses. `gains`: tuned.csv. `verified`, `history`, `contributions`: the records of the board.
     """
 
     rows: pd.DataFrame
-    plain: "pd.Series[str]"
     gains: pd.DataFrame
     verified: tuple[Verified, ...]
     history: str
@@ -47,8 +45,8 @@ class Tables:
 def tables(board: "Board") -> Tables:
     """The tables of a board. They need less memory than its rows."""
     rows = results_csv.ordered(board.rows)
-    plain = pd.Series([row.method for row in rows], dtype=object)
-    return Tables(tracks.frame(rows, page.USED), plain, tuning_gain.tuned(rows), board.verified, board.history, board.contributions)
+    table = tracks.columns(rows, page.USED)
+    return Tables(table, tuning_gain.tuned(rows), board.verified, board.history, board.contributions)
 
 
 def files_of(suite: Suite, own: Contents, found: Tables) -> dict[str, bytes]:
@@ -59,28 +57,27 @@ def files_of(suite: Suite, own: Contents, found: Tables) -> dict[str, bytes]:
         own: its evidence.
         found: its tables.
     """
-    gains = found.gains
-    table, resolutions = leaderboard.ranked(found.rows)
+    gains, rows = found.gains, page.prepared(found.rows)
+    table, resolutions = leaderboard.ranked(rows)
     files = {"leaderboard.csv": results_csv.table_text(table, DIGITS).encode()}
     if len(gains):
         files["tuned.csv"] = results_csv.table_text(gains, DIGITS).encode()
-    table_of_rows = page.prepared(found.rows.assign(method=found.plain))
-    by_block = blocks.measured(table_of_rows)
+    by_block = blocks.measured(rows)
     files[blocks.FILE] = results_csv.table_text(by_block, DIGITS).encode()
     csvs = own.only(name for name in own if name.endswith(".csv")) | files
     files |= datapackage.schema_files(csvs)
     files["datapackage.json"] = datapackage.package(suite, csvs).encode()
-    pictures = curves.draw(found.rows, table)
+    pictures = curves.draw(rows, table)
     more = page.More(
         plots={f"plots/{name}": _title(name) for name in pictures if name.startswith(tuple(SHOWN)) and name.endswith(".svg")},
         verified=found.verified,
         history=tuple(history.entries(found.history)),
-        reported=reported.compared(table_of_rows, lambda *block: suite.protocol(*block).train_limit, reported.entries()),
+        reported=reported.compared(rows, lambda *block: suite.protocol(*block).train_limit, reported.entries()),
         measured=by_block,
         resolutions=resolutions,
         files=tuple(sorted(name for name in own if name.startswith("results/"))),
     )
-    files["index.html"] = page.page(suite.name, _description(suite, found), table, gains, table_of_rows, more).encode()
+    files["index.html"] = page.page(suite.name, _description(suite, found), table, gains, rows, more).encode()
     return files | {f"plots/{name}": content for name, content in pictures.items()}
 
 

@@ -196,7 +196,7 @@ def _without(options: list[str], name: str) -> list[str]:
 def _collect(request: Request, store: Store, options: list[str], notes: list[str]) -> list[Row]:
     """All rows of a request: with default hyperparameters, tuned if the suite has trials, and every complete ablation."""
     rows = _rows(request, store, options, notes)
-    for name in ABLATIONS:
+    for name in ABLATIONS if store.contains("ablation", *ABLATIONS) else ():
         if not store.contains("ablation", name):
             continue
         planned = plan_rows(dataclasses.replace(request, ablations=(name,)))

@@ -138,7 +138,7 @@ def _over_budget(part: pd.DataFrame, table: pd.DataFrame) -> pd.Series:
 def warnings(table: pd.DataFrame) -> list[str]:
     """One sentence for each block whose dense network did not train. `table`: rows as `frame` returns them."""
     said = []
-    pruned = table[table["track"] != ""]
+    pruned = table.loc[table["track"] != "", ["finetune_epochs", "epochs", "recalibration"]]
     for (finetuned, _, _), part in pruned.groupby(["finetune_epochs", pruned["epochs"] > 0, "recalibration"]):
         dense = dense_rows(table, part)
         for dataset, architecture in _untrained(dense):

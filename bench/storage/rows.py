@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
+from pydantic_core import from_json  # three times as fast as the parser of Python
 from sqlalchemy import (
     Column,
     ColumnElement,
@@ -105,10 +106,10 @@ class Store:
         while part := list(itertools.islice(left, PART)):
             yield from map(tuple, self._read(select(_rows.c.key, _rows.c.status).where(_rows.c.key.in_(part))))
 
-    def contains(self, column: str, value: str) -> bool:
-        """Whether any row has this text in a column. No row is read."""
-        said = json.dumps({column: value})[1:-1]
-        query = select(_rows.c.key).where(_rows.c.row.contains(said, autoescape=True)).limit(1)
+    def contains(self, column: str, *values: str) -> bool:
+        """Whether any row has one of these texts in a column. No row is read."""
+        said = [json.dumps({column: value})[1:-1] for value in values]
+        query = select(_rows.c.key).where(or_(*(_rows.c.row.contains(text, autoescape=True) for text in said))).limit(1)
         return bool(self._read(query))
 
     def every(self) -> Iterator[tuple[str, Row | None]]:
@@ -155,7 +156,7 @@ class Store:
 
     def _read(self, query: Any) -> list[Any]:
         """The result of a query."""
-        return self._transaction(lambda connection: list(connection.execute(query)))
+        return self._transaction(lambda connection: list(connection.execute(query).all()))
 
     def _transaction(self, work: Callable[[Connection], T], patience: float | None = None) -> T:
         """Do the work in one transaction; it is repeated after a fault that passes, so that done twice it must be as done once."""
@@ -179,7 +180,10 @@ def _rows_of(texts: Iterable[Any]) -> list[Row]:
 
 def _record_of(text: Any) -> dict[str, Any]:
     try:
-        record = json.loads(text)
+        try:
+            record = from_json(text)
+        except ValueError:  # Python's parser reads more: halves of surrogate pairs, which file names may contain
+            record = json.loads(text)
     except (ValueError, TypeError, RecursionError):
         raise ValueError("it is not JSON") from None
     if not isinstance(record, dict):

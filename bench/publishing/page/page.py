@@ -154,7 +154,8 @@ def prepared(rows: pd.DataFrame) -> pd.DataFrame:
     table = rows.reindex(columns=list(USED))
     for name in TEXTS:
         places, values = pd.factorize(table[name])  # each different value once; -1 is a missing one
-        table[name] = pd.Series(np.array([*map(cells.words, values), ""], dtype=object)[places], table.index, dtype=object)
+        if (places < 0).any() or not all(isinstance(value, str) for value in values):
+            table[name] = pd.Series(np.array([*map(cells.words, values), ""], dtype=object)[places], table.index, dtype=object)
     table["finetune_epochs"] = table["finetune_epochs"].fillna(0).astype(int)
     known = {"", *tracks.ONE_SHOT}
     stages = [stage if stage in known else "" for stage in table["stage"]]

@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
@@ -93,11 +94,11 @@ def draw(table: pd.DataFrame, board: pd.DataFrame) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     many = are_many(table)
     for kind, slug, figure in figures(table, board, lambda kind, _: kind in SUMMARIES or not many):
-        for suffix, metadata in (("svg", {"Date": None}), ("png", {})):
-            file = io.BytesIO()
-            figure.savefig(file, format=suffix, metadata=metadata)
-            figure.set_layout_engine("none")  # laid out: the second format keeps it
-            files[f"{kind}-{slug}.{suffix}"] = file.getvalue()
+        vector, pixels = io.BytesIO(), io.BytesIO()
+        figure.savefig(vector, format="svg", metadata={"Date": None})
+        figure.set_layout_engine("none")  # laid out: the second format keeps it
+        FigureCanvasAgg(figure).print_png(pixels)  # `savefig` would draw twice, to lay it out
+        files |= {f"{kind}-{slug}.svg": vector.getvalue(), f"{kind}-{slug}.png": pixels.getvalue()}
     return files
 
 
@@ -212,18 +213,21 @@ def _curves(
     """One panel per block and one line per method: means over seeds, with 95 % intervals if `spread`."""
     dense = track.dense.groupby(BLOCK)["value"].mean()
     blocks = list(dict.fromkeys(track.rows[BLOCK].itertuples(index=False, name=None)))
-    methods = [m for m in track.board["method"] if m in set(track.rows["method"])]
+    there = set(track.rows["method"].unique())
+    methods = [m for m in track.board["method"] if m in there]
     wide = min(len(blocks), 2 if len(blocks) <= 4 else 3)
     high = math.ceil(len(blocks) / wide)
     legend = max(0.28 * len(methods) + 0.6, HIGH)  # the legend is at the right
     figure = Picture(figsize=(WIDE * wide + 2.2, max(HIGH * high, legend)), layout="constrained")
     panels = figure.subplots(high, wide, squeeze=False).ravel()
     step = _smallest_gap(track.rows["sparsity"]) * 0.6 / max(1, len(methods))  # intervals are drawn next to each other
+    places = track.rows.groupby(BLOCK, sort=False).indices
     for axes, block in zip(panels, blocks, strict=False):
-        rows = track.rows[(track.rows["dataset"] == block[0]) & (track.rows["architecture"] == block[1])]
-        rows = rows.assign(x=place(axes, rows), y=rows[column].astype(float))[["method", "sparsity", "x", "y"]]
+        rows = track.rows.iloc[places[block]]
+        points = _points(rows.assign(x=place(axes, rows), y=rows[column].astype(float)))
         for k, method in enumerate(methods):
-            _line(axes, rows[rows["method"] == method], styles[method], (k - (len(methods) - 1) / 2) * step if spread else 0.0, spread)
+            if method in points:
+                _line(axes, points[method], styles[method], (k - (len(methods) - 1) / 2) * step if spread else 0.0, spread)
         if column == "value" and block in dense.index:
             axes.axhline(dense[block], color="#b0b0b0", linewidth=1.0, linestyle=(0, (1, 1.5)), zorder=1)
         axes.set_title(" · ".join(block))
@@ -246,15 +250,19 @@ def _curves(
     return figure
 
 
-def _line(axes: Axes, rows: pd.DataFrame, style: dict[str, Any], shift: float, spread: bool) -> None:
+def _points(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Method -> for each sparsity: means of `x` and `y` over seeds, half the `width` of the t-interval of `y`."""
+    groups = rows.dropna(subset=["x", "y"]).groupby(["method", "sparsity"])
+    points = groups[["x", "y"]].mean().reset_index()
+    points["width"] = statistics.half_width(groups["y"].std().to_numpy(), groups.size().to_numpy())
+    return dict(iter(points.groupby("method")))
+
+
+def _line(axes: Axes, points: pd.DataFrame, style: dict[str, Any], shift: float, spread: bool) -> None:
     """Means of one method at each sparsity, with t-intervals over seeds."""
-    groups = [part for _, part in rows.dropna(subset=["x", "y"]).groupby("sparsity")]
-    if not groups:
-        return
-    x = np.array([part["x"].mean() for part in groups]) + shift
-    y = np.array([part["y"].mean() for part in groups])
+    x, y = points["x"].to_numpy() + shift, points["y"].to_numpy()
     axes.plot(x, y, **style, zorder=3)
     if spread:
-        half = np.array([statistics.half_width(part["y"].std(), len(part)) for part in groups])
+        half = points["width"].to_numpy()
         low, high = np.minimum(half, y), np.minimum(half, 1 - y)
         axes.errorbar(x, y, yerr=np.nan_to_num([low, high]), fmt="none", ecolor=style["color"], elinewidth=0.8, alpha=0.55, zorder=2)

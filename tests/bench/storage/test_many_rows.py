@@ -4,16 +4,19 @@ import csv
 import dataclasses
 import gc
 import io
+import json
 import random
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bench.spec import strict_json
 from bench.spec.row import COLUMNS, SCHEMA, Row, changed, rows_of_columns
-from bench.storage import contents, csv_file, results_csv, row_check
+from bench.storage import contents, csv_file, results_csv, row_check, rows
 from bench.storage.contents import Contents
 from bench.storage.migration import all_migrated, migrated
 from bench.storage.rows import Store
@@ -199,6 +202,24 @@ def test_rows_come_in_the_order_of_the_keys_and_a_text_is_found_without_reading(
     assert not store.contains("ablation", "shuffle"), "the name of a method is no ablation"
     store.put({"y": dataclasses.replace(rows["00000"], ablation="shuffle")})
     assert store.contains("ablation", "shuffle")
+    assert store.contains("ablation", "reinit", "shuffle")
+    assert not store.contains("ablation", "reinit", "none of them")
+
+
+@given(
+    error=st.text(st.characters(), max_size=30) | st.sampled_from(["\ud800", "a\udc80b", "\x00", '\\"\n']),
+    nll=st.floats() | st.sampled_from([-0.0, 5e-324, 1.7976931348623157e308, 0.1 + 0.2]),
+    flops=st.integers(-(10**40), 10**40) | st.none(),
+    fault=st.sampled_from(["", ",", "[", "NaN"]),
+)
+def test_records_are_read_as_the_parser_of_python_reads_them(error: str, nll: float, flops: int | None, fault: str) -> None:
+    text = json.dumps(dataclasses.asdict(changed(many(1)[0], error=error, nll=nll, flops=flops))) + fault
+    if fault:
+        with pytest.raises(ValueError, match="it is not JSON"):
+            rows._rows_of([text])
+    else:
+        (made,) = rows._rows_of([text])
+        assert repr(made) == repr(Row(**json.loads(text)))
 
 
 @pytest.mark.parametrize("size", [0, 4, 1000])
