@@ -97,7 +97,7 @@ def draw(table: pd.DataFrame, board: pd.DataFrame) -> dict[str, bytes]:
         vector, pixels = io.BytesIO(), io.BytesIO()
         figure.savefig(vector, format="svg", metadata={"Date": None})
         figure.set_layout_engine("none")  # laid out: the second format keeps it
-        FigureCanvasAgg(figure).print_png(pixels)  # `savefig` would draw twice, to lay it out
+        FigureCanvasAgg(figure).print_png(pixels)  # type: ignore[no-untyped-call]  # `savefig` would draw twice, to lay it out
         files |= {f"{kind}-{slug}.svg": vector.getvalue(), f"{kind}-{slug}.png": pixels.getvalue()}
     return files
 
