@@ -29,8 +29,24 @@ def compare(
     first: Annotated[str, typer.Argument(metavar="METHOD", help="A method by name.")],
     second: Annotated[str, typer.Argument(metavar="METHOD", help="The method to compare it with.")],
     narrowing: Narrowing, resources: Resources, suite: Suite = "digits",
+    path: Annotated[
+        Path | None, typer.Argument(metavar="PATH", help="A leaderboard's or output folder, or a results.csv, instead of the store.")
+    ] = None,
 ) -> None:  # fmt: skip
-    """Paired difference of two methods with interval and p-value, per data set and architecture, from the store."""
+    """Paired difference of two methods with interval and p-value, per data set and architecture; from the store, or from a folder."""
+    if path is None:
+        _compare_stored(first, second, narrowing, resources, suite)
+        return
+    if (narrowing, resources, suite) != (Narrowing(), Resources(), "digits"):
+        from bench.spec.errors import UserError
+
+        raise UserError(f"the rows of '{path}' are compared as they are: give either a path or options")
+    from bench.cli import differences
+
+    differences.compare_folder(path, (first, second))
+
+
+def _compare_stored(first: str, second: str, narrowing: Narrowing, resources: Resources, suite: str) -> None:
     import dataclasses
 
     from bench.execution.resources import check

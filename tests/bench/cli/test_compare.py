@@ -9,6 +9,8 @@ import pytest
 from scipy import stats
 
 from bench.ranking.tracks import area
+from bench.storage import results_csv
+from tests.bench import boards
 
 Bench = Callable[..., tuple[int, str, str]]
 
@@ -40,6 +42,9 @@ def test_it_names_the_missing_run_and_then_prints_the_paired_test(tiny: Path, be
     assert re.findall(r"[+-]\d+\.\d", line)[1] == f"{100 * (at_90['magnitude'] - at_90['random']):+.1f}"
     assert "one-shot after training: area, magnitude - random (positive: magnitude is better)" in out
     assert "fine-tuned 1 epochs: area, magnitude - random (positive: magnitude is better)" in out
+
+    for path in ("out", "out/results.csv"):
+        assert bench("compare", "magnitude", "random", path) == (0, out, ""), "the same from the folder as from the store"
 
     code, out, _ = bench("compare", "random", "magnitude", *options, "--seeds", "1")
     assert code == 0
@@ -136,3 +141,39 @@ def test_what_a_user_gets_wrong_is_one_line(tiny: Path, bench: Bench, arguments:
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert said in err
     assert not (tiny / ".bench" / "networks").exists()
+
+
+BOARD = str(Path(__file__).parents[3] / "leaderboards" / "small")
+
+
+def test_a_folder_is_compared_without_a_store(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = [*boards.rows("magnitude", (0.9, 0.8, 0.7, 0.6)), *boards.rows("magnitude", (0.8, 0.7, 0.6, 0.5), ablation="shuffle")]
+    results_csv.write_rows(made, Path("own.csv"))
+    code, out, _ = bench("compare", "magnitude (shuffle)", "magnitude", "own.csv")
+    assert code == 0
+    assert [word for word in out.split() if word.startswith(("+0.1", "-0.1"))][:1] == ["-0.100"]
+    code, out, _ = bench("compare", "kfac_obs@spam", "magnitude(weight_decay=0.003)", BOARD)
+    assert code == 0
+    assert out.count("area, kfac_obs@spam - magnitude(weight_decay=0.003)") == 2, "one-shot and fine-tuned"
+    assert not Path(".bench").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("spam", "magnitud", BOARD), "unknown method 'magnitud' (did you mean 'magnitude'?); available: dwf, "),
+        (("spam", "dense", BOARD), "unknown method 'dense'"),
+        (("spam", "spam", BOARD), "'spam' and 'spam' are the same method: name two"),
+        (("spam", "set", BOARD), f"'{BOARD}' has 'spam' and 'set' in different tracks only, and they cannot be compared"),
+        (("spam", "magnitude", "nowhere"), "'nowhere' is neither a results.csv nor a folder with results"),
+        (("spam", "magnitude", BOARD, "--seeds", "1"), f"the rows of '{BOARD}' are compared as they are: give either a path or options"),
+        (("spam", "magnitude", BOARD, "--suite", "small"), "are compared as they are"),
+    ],
+)
+def test_a_wrong_folder_or_name_is_one_line(arguments: tuple[str, ...], error: str, bench: Bench) -> None:
+    code, out, err = bench("compare", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert error in err
+    assert len(err.splitlines()) == 1

@@ -15,6 +15,7 @@ BOARD = Path(__file__).parents[3] / "leaderboards" / "digits"
     [
         "sys.argv = ['bench', 'table', board]; from bench.cli.main import main; run(main)",
         "sys.argv = ['bench', 'choose', board]; from bench.cli.main import main; run(main)",
+        "sys.argv = ['bench', 'compare', 'spam', 'magnitude', board]; from bench.cli.main import main; run(main)",
         "import bench; rows = bench.read(board); assert len(bench.leaderboard(rows)); bench.tradeoff(rows)",
     ],
 )
