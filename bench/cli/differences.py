@@ -8,7 +8,7 @@ from rich.console import Console
 from bench import api
 from bench.cli.tables import Shown, make_console, print_table, say
 from bench.publishing.page import cells
-from bench.ranking import comparison
+from bench.ranking import comparison, tracks
 from bench.ranking.comparison import Comparison, Difference, interval
 from bench.ranking.statistics import Estimate
 from bench.spec.errors import UserError, unknown
@@ -28,7 +28,7 @@ def compare_folder(path: Path, pair: tuple[str, str]) -> None:
     by_name: dict[str, list[Row]] = {}
     for row in api.read_rows(path):
         if row.criterion:
-            by_name.setdefault(row.method if row.ablation == "none" else f"{row.method} ({row.ablation})", []).append(row)
+            by_name.setdefault(tracks.label(row.method, row.ablation), []).append(row)
     for name in pair:
         if name not in by_name:
             raise unknown("method", name, by_name)

@@ -76,6 +76,7 @@ def files_of(suite: Suite, own: Contents, found: Tables) -> dict[str, bytes]:
         measured=by_block,
         resolutions=resolutions,
         files=tuple(sorted(name for name in own if name.startswith("results/"))),
+        contributed=found.contributions,
     )
     files["index.html"] = page.page(suite.name, _description(suite, found), table, gains, rows, more).encode()
     return files | {f"plots/{name}": content for name, content in pictures.items()}

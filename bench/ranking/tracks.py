@@ -67,6 +67,11 @@ def columns(rows: Iterable[Row], names: Iterable[str]) -> pd.DataFrame:
     return pd.DataFrame(found, copy=False)
 
 
+def label(method: str, ablation: str) -> str:
+    """The name under which the rows of a method, or of an ablation of it, are ranked."""
+    return method if ablation in ("none", "") else f"{method} ({ablation})"
+
+
 def names(table: pd.DataFrame) -> pd.Series:
     """The name of each row's track. `table`: the columns of results.csv."""
     return pd.Series([track_name(*kind) for kind in zip(*(table[name] for name in DECIDING), strict=True)], table.index, dtype=object)

@@ -67,7 +67,9 @@ class Link:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table. `remark`: a label, also a CSS class; `note`: shown next to the method; `papers`, `docs`: links of the method."""
+    """A row of a table. `remark`: a label, also a CSS class; `note`: shown next to the method; `papers`, `docs`: links of the method;
+    `contributor`: who has contributed its rows.
+    """
 
     method: str
     cells: list[Cell]
@@ -77,6 +79,7 @@ class Line:
     note: str = ""
     papers: tuple[Link, ...] = ()
     docs: str = ""
+    contributor: str = ""
 
 
 @dataclass(frozen=True)

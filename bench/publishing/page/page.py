@@ -19,6 +19,7 @@ import markupsafe
 import numpy as np
 import pandas as pd
 
+from bench.publishing.contributions import Contribution
 from bench.publishing.history import Entry
 from bench.publishing.page import about, board_columns, cells, extras, tables
 from bench.publishing.reported import Comparison
@@ -46,7 +47,7 @@ class More:
     `plots`: path of a picture, relative to the page -> its title. A plot is shown under the track (and ", tuned") that its title contains.
     `verified`: records of rows that were computed again. `history`: the changelog, the latest entry first. `reported`: numbers of papers.
     `measured`: blocks.csv as a table; `resolutions`: those of `leaderboard.ranked`; None: it is computed. `files`: paths of the CSV files
-    of results.
+    of results. `contributed`: who has contributed which rows.
     """
 
     plots: dict[str, str] = field(default_factory=dict)
@@ -56,6 +57,7 @@ class More:
     measured: pd.DataFrame | None = None
     resolutions: Mapping[tuple[str, str], leaderboard.Resolution] | None = None
     files: tuple[str, ...] = ()
+    contributed: tuple[Contribution, ...] = ()
 
 
 NOTHING = More()
@@ -76,7 +78,7 @@ def page(suite: str, description: str, board: pd.DataFrame, gains: pd.DataFrame,
         The HTML text.
     """
     rows = rows if "plain" in rows else prepared(rows)
-    boards = tables.boards(board, rows, more.measured, more.verified, more.resolutions)
+    boards = tables.boards(board, rows, more.measured, more.verified, more.resolutions, more.contributed)
     pairs = sorted(set(zip(rows["dataset"], rows["architecture"], strict=True)))
     return rendered(
         "page.html",
@@ -161,5 +163,5 @@ def prepared(rows: pd.DataFrame) -> pd.DataFrame:
     stages = [stage if stage in known else "" for stage in table["stage"]]
     table["track"] = tracks.names(table.assign(stage=stages))
     table["plain"] = table["method"]
-    table["method"] = [m if a in ("none", "") else f"{m} ({a})" for m, a in zip(table["plain"], table["ablation"], strict=True)]
+    table["method"] = [tracks.label(m, a) for m, a in zip(table["plain"], table["ablation"], strict=True)]
     return table

@@ -2,18 +2,19 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from bench.publishing.contributions import Contribution
 from bench.publishing.page import blocks, board_columns, cells, references
 from bench.publishing.page.board_columns import AREA, Scale, Shown
 from bench.publishing.page.cells import Column, Line, Table, axis, number, text, words
 from bench.publishing.verified import Verified
-from bench.ranking import leaderboard, tuning_gain
+from bench.ranking import leaderboard, tracks, tuning_gain
 from bench.ranking.columns import BASELINE, CALIBRATION_AT, COLUMNS
 from bench.ranking.tracks import BLOCK
 from bench.ranking.tuning_gain import SHOWN as SHOWN_GAINS
@@ -45,6 +46,7 @@ def boards(
     measured: pd.DataFrame | None = None,
     verified: Collection[Verified] = (),
     resolutions: Mapping[tuple[str, str], leaderboard.Resolution] | None = None,
+    contributed: Iterable[Contribution] = (),
 ) -> list[Board]:
     """The tables of each track and tuning, in the order of leaderboard.csv.
 
@@ -54,12 +56,14 @@ def boards(
         measured: blocks.csv as a table; None: it is computed.
         verified: records of rows that were computed again.
         resolutions: those of `leaderboard.ranked`; None: they are computed.
+        contributed: who has contributed which rows.
     """
     measured = blocks.measured(rows) if measured is None else measured
     table = _with_more(board.reindex(columns=list(dict.fromkeys([*COLUMNS, *board.columns]))), rows, measured, verified)
     shown, linked = board_columns.shown(table), _links(rows)
     resolutions = leaderboard.resolutions(rows) if resolutions is None else resolutions
     ablated = set(rows.loc[rows["ablation"].isin(ABLATIONS), "method"])
+    by = {(tracks.label(line.method, line.ablation), line.tuning): line.contributor for line in contributed}
     fits = len(measured) <= MOST_CELLS
     found = []
     for (track, tuning), part in table.groupby(["track", "tuning"], sort=False):
@@ -67,12 +71,13 @@ def boards(
         resolution = resolutions.get((str(track), str(tuning)))
         meaning = resolution.meaning if resolution else ""
         by_block = blocks.table(own) if fits else None
-        found.append(Board(str(track), str(tuning), _board(part, shown, linked), meaning, blocks.critical(own, ablated), by_block))
+        marked = {name: {**linked.get(name, {}), "contributor": by.get((name, tuning), "")} for name in part["method"]}
+        found.append(Board(str(track), str(tuning), _board(part, shown, marked), meaning, blocks.critical(own, ablated), by_block))
     return found
 
 
 def _links(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Method -> its links, as fields of `Line`."""
+    """Method -> its links, as fields of `Line`. Contributors are added for each tuning."""
     found = {}
     for line in rows.drop_duplicates("method").itertuples():
         pages = [page for page in references.docs(line.plain, line.criterion, line.training) if "/trainings/" not in page.url]

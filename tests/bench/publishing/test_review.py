@@ -1,6 +1,7 @@
 """What a branch may change in a leaderboard, and what is found by comparing it with the leaderboard before. Rows are made up."""
 
 import importlib.metadata
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -276,7 +277,11 @@ def test_marks_that_are_wrong_are_refused(tmp_path: Path, text: str, said: str) 
 
 def test_the_page_and_the_data_package_show_the_mark(published: Board) -> None:
     made = board_folder.files_of(Board(published.suite, published.rows, contributions=(replace(OBD, contributor="<b>Bob"),)))
-    assert "Contributed rows: obd (&lt;b&gt;Bob)" in made["index.html"].decode()
+    shown = made["index.html"].decode()
+    assert "Contributed rows: obd (&lt;b&gt;Bob)" in shown
+    marked = re.findall(r'<th scope="row" class="method[^"]*" data-value="([^"]*)"[^>]*>(.*?)</th>', shown, re.DOTALL)
+    assert {name for name, cell in marked if 'title="rows contributed by &lt;b&gt;Bob">by &lt;b&gt;Bob</span>' in cell} == {"obd"}
+    assert len({name for name, _ in marked}) > 3
     assert '"path": "contributions.csv"' in made["datapackage.json"].decode()
     assert "schemas/contributions.json" in made
     plain = board_folder.files_of(Board(published.suite, published.rows))
