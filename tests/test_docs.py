@@ -189,28 +189,6 @@ def test_the_experiments_of_spam_have_the_figures_of_the_boards() -> None:
     assert compared == 6 * 4
 
 
-def test_the_findings_of_small_have_the_figures_of_the_board() -> None:
-    """Means of accuracies over the seeds, by plain loops over the published rows."""
-    blocks = {
-        "digits, MLP": ("digits", "mlp"), "digits, LeNet-5": ("digits", "lenet5"), "digits, ViT": ("digits", "vit_micro_patch4"),
-        "breast_cancer, MLP": ("breast_cancer", "mlp"), "MNIST, LeNet-5": ("mnist", "lenet5"), "MNIST, MLP": ("mnist", "mlp_256"),
-        "MNIST, ViT": ("mnist", "vit_micro_patch4"), "MNIST, EfficientNet": ("mnist", "test_efficientnet"),
-    }  # fmt: skip
-    columns = [("dense", 0.0), ("dense@spam", 0.0), *((m, s) for s in (0.8, 0.9) for m in ("magnitude", "opd", "spam", "kfac_obs"))]
-    text = (DOCS / "findings.md").read_text(encoding="utf-8").partition("{ #small }")[2].partition("\n### ")[0]
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
-    assert [cells[0] for cells in lines[3:]] == list(blocks)
-    for block, *cells in lines[3:]:
-        for (method, sparsity), said in zip(columns, cells, strict=True):
-            file = ROOT / "leaderboards" / "small" / "results" / f"{method}.csv"
-            found = [
-                100 * float(r["accuracy"]) for r in csv.DictReader(file.open(encoding="utf-8"))
-                if (r["dataset"], r["architecture"]) == blocks[block] and float(r["sparsity"]) == sparsity and r["finetune_epochs"] == "0"
-            ]  # fmt: skip
-            assert len(found) == 3
-            assert abs(sum(found) / 3 - float(said)) < 0.0501, (block, method, sparsity)
-
-
 def test_the_suite_in_the_docs_is_one(tmp_path: Path) -> None:
     from bench.spec.suite import load_suite
 
