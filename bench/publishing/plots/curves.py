@@ -44,6 +44,7 @@ CONTROLS = {
     "random": {"color": "#8c8c8c", "linestyle": "-", "marker": "x"},
     "random_init": {"color": "#8c8c8c", "linestyle": "--", "marker": "+"},
 }
+DENSE: Any = {"color": "#b0b0b0", "linewidth": 1.0, "linestyle": (0, (1, 1.5))}
 MOST_PANELS = 96  # of one kind of curves, over all tracks, e.g. sixteen blocks in six tracks: these take two minutes to draw
 SUMMARIES = ("ranks", "scoring")  # kinds of pictures without a panel for each block
 WIDE = 3.6  # inches of one panel
@@ -229,7 +230,7 @@ def _curves(
             if method in points:
                 _line(axes, points[method], styles[method], (k - (len(methods) - 1) / 2) * step if spread else 0.0, spread)
         if column == "value" and block in dense.index:
-            axes.axhline(dense[block], color="#b0b0b0", linewidth=1.0, linestyle=(0, (1, 1.5)), zorder=1)
+            axes.axhline(dense[block], zorder=1, **DENSE)
         axes.set_title(" · ".join(block))
         if logarithmic:
             _make_logarithmic(axes)
@@ -239,9 +240,7 @@ def _curves(
         axes.set_visible(False)
     for axes in panels[::wide]:
         axes.set_ylabel(label)
-    handles = [Line2D([], [], label=m, **styles[m]) for m in methods]
-    if column == "value":
-        handles.append(Line2D([], [], label="dense", color="#b0b0b0", linewidth=1.0, linestyle=(0, (1, 1.5))))
+    handles = [Line2D([], [], label=m, **styles[m]) for m in methods] + [Line2D([], [], label="dense", **DENSE)] * (column == "value")
     # With one panel the title would run into a legend at the top.
     where: Literal["outside right upper", "outside right center"] = "outside right upper" if wide > 1 else "outside right center"
     figure.legend(handles=handles, loc=where, title="sorted by area", alignment="left", handlelength=3.2)
