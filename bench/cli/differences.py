@@ -38,7 +38,8 @@ def compare_folder(path: Path, pair: tuple[str, str]) -> None:
     found = comparison.compare(rows, *pair)
     if not found:
         raise UserError(f"'{path}' has '{pair[0]}' and '{pair[1]}' in different tracks only, and they cannot be compared")
-    show(make_console(), found, rows)
+    shared = {each.track for each in found}
+    show(make_console(), found, [row for row in rows if tracks.of_row(row) in shared])
 
 
 def show(console: Console, found: list[Comparison], rows: list[Row]) -> None:

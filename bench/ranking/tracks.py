@@ -54,8 +54,7 @@ def frame(rows: Iterable[Row], more: Iterable[str] = ()) -> pd.DataFrame:
         A table with the columns `USED` and `more`, and with a column `track`.
     """
     table = columns(rows, dict.fromkeys((*USED, *more)))
-    ablated = table["ablation"] != "none"
-    table.loc[ablated, "method"] += " (" + table["ablation"] + ")"
+    table["method"] = pd.Series(list(map(label, table["method"], table["ablation"])), dtype=object)
     table["track"] = names(table)
     return table
 

@@ -153,6 +153,11 @@ def test_a_folder_is_compared_without_a_store(bench: Bench, tmp_path: Path, monk
     code, out, _ = bench("compare", "magnitude (shuffle)", "magnitude", "own.csv")
     assert code == 0
     assert [word for word in out.split() if word.startswith(("+0.1", "-0.1"))][:1] == ["-0.100"]
+    curve = (0.9, 0.8, 0.7, 0.6)
+    made = [*boards.rows("early", curve, stage="init", finetune=1), *boards.rows("late", curve, finetune=1)]
+    results_csv.write_rows([*made, *boards.rows("early", curve, stage="init", status="failed")], Path("two.csv"))
+    code, out, _ = bench("compare", "early", "late", "two.csv")
+    assert (code, out.count("area, early - late"), "failed" in out) == (0, 1, False), "failures of a track that is not compared"
     code, out, _ = bench("compare", "kfac_obs@spam", "magnitude(weight_decay=0.003)", BOARD)
     assert code == 0
     assert out.count("area, kfac_obs@spam - magnitude(weight_decay=0.003)") == 2, "one-shot and fine-tuned"
