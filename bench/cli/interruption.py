@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal (SIGHUP): the program ends within seconds, finished work is kept, and one line says how to go on.
+"""Ctrl-C, SIGTERM and a closed terminal (SIGHUP): the program ends within seconds, finished work is kept, and one line says so.
 
 Python handles a signal between two instructions of its own, so a call of another library (a database that waits for a lock, a connection)
 may delay it. The signal's number also goes to a pipe, which a thread reads: it ends the process where the main thread does not.
@@ -14,17 +14,25 @@ from types import FrameType
 from typing import NoReturn
 
 GRACE = 3.0  # seconds that the main thread has to end
-MESSAGE = "interrupted: what was finished is kept; the same command continues"
+MESSAGE = "interrupted"
+KEPT = "interrupted: what was finished is kept; the same command continues"  # of commands that compute rows
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))  # Windows has no SIGHUP
 _received: list[int] = []
+_message = MESSAGE
 
 
 class Interrupted(KeyboardInterrupt):
     """One of `SIGNALS` was received."""
 
 
-def watch() -> None:
-    """Handle the signals from now on. Call it in the main thread, once."""
+def watch(message: str = MESSAGE) -> None:
+    """Handle the signals from now on. Call it in the main thread, once.
+
+    Args:
+        message: what to say after a signal.
+    """
+    global _message
+    _message = message
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -51,7 +59,7 @@ def end(code: int) -> NoReturn:
         code: the exit status.
     """
     with contextlib.suppress(OSError):  # the terminal is closed
-        print(MESSAGE, file=sys.stderr, flush=True)
+        print(_message, file=sys.stderr, flush=True)
     if _received:
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
@@ -83,5 +91,5 @@ def _end(reader: int) -> None:
 
 def _leave(number: int) -> None:
     with contextlib.suppress(OSError):
-        print(f"\n{MESSAGE}", file=sys.stderr, flush=True)
+        print(f"\n{_message}", file=sys.stderr, flush=True)
     os._exit(128 + number)

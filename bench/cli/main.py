@@ -49,7 +49,8 @@ def _program(
 
 def main() -> None:
     """Run the program. A user-input error ends in one line on standard error and exit code 2."""
-    interruption.watch()
+    computes = sys.argv[1:2] == ["run"] and "--dry-run" not in sys.argv
+    interruption.watch(interruption.KEPT if computes else interruption.MESSAGE)
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115 (open until the end)

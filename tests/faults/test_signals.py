@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at any moment: the program ends within five seconds, says how to go on, and leaves no process."""
+"""Ctrl-C and SIGTERM at any moment: the program ends within five seconds, says so, and leaves no process."""
 
 import os
 import random
@@ -55,7 +55,7 @@ def test_a_signal_ends_everything_within_five_seconds(tmp_path: Path, moment: st
     _, err = process.communicate(timeout=60)
     assert time.monotonic() - begin < 5
     assert process.returncode == 128 + number
-    assert err.splitlines()[-1] == interruption.MESSAGE
+    assert err.splitlines()[-1] == interruption.KEPT
     assert "Traceback" not in err
     time.sleep(0.5)
     assert not members(process.pid)
@@ -88,7 +88,7 @@ def test_it_ends_also_in_a_call_that_cannot_be_interrupted(signals: int, seconds
     _, err = process.communicate(timeout=30)
     assert time.monotonic() - begin < seconds
     assert process.returncode == 128 + signal.SIGTERM
-    assert interruption.MESSAGE in err
+    assert err.splitlines()[-1] == interruption.MESSAGE
 
 
 @pytest.mark.parametrize("raised", [ImportError("a module is half imported"), typer.Exit(1)])
@@ -100,10 +100,33 @@ def test_a_signal_that_comes_out_as_another_error_is_a_signal(raised: Exception,
     def end(code: int) -> None:
         raise SystemExit(code)
 
-    monkeypatch.setattr(interruption, "watch", lambda: None)
+    monkeypatch.setattr(interruption, "watch", lambda _: None)
     monkeypatch.setattr(interruption, "_received", [])
     monkeypatch.setattr(interruption, "end", end)
     monkeypatch.setattr(main, "app", app)
     with pytest.raises(SystemExit) as stop:
         main.main()
     assert stop.value.code == 130
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--methods", "magnitude"], interruption.KEPT), (["run", "--dry-run"], interruption.MESSAGE),
+        (["verify", "run"], interruption.MESSAGE), ([], interruption.MESSAGE),
+    ],
+)  # fmt: skip
+def test_only_what_computes_rows_says_that_it_keeps_them(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(_: int) -> None:
+        raise SystemExit(interruption._message)
+
+    monkeypatch.setattr(interruption, "_message", "")
+    monkeypatch.setattr(interruption, "_received", [])
+    monkeypatch.setattr(interruption, "end", end)
+    monkeypatch.setattr(interruption.signal, "set_wakeup_fd", lambda *_, **__: None)
+    monkeypatch.setattr(interruption.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(main, "app", lambda *_, **__: interruption._received.append(signal.SIGINT))
+    monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main.main()
+    assert stop.value.code == message
