@@ -63,7 +63,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], c
     """Run the command line in this process: `bench("run", "--suite", ...)` -> (exit code, stdout, stderr)."""
     from bench.cli import interruption, main
 
-    monkeypatch.setattr(interruption, "watch", lambda: None)  # pytest handles the signals of this process
+    monkeypatch.setattr(interruption, "watch", lambda _: None)  # pytest handles the signals of this process
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["razorbench", *arguments])

@@ -70,7 +70,7 @@ def _print(console: Console, found: Comparison) -> None:
         print_table(
             console, "difference in accuracy at each sparsity, percentage points ± 95 % confidence interval", [*_blocks(lines), *at]
         )
-    say(console, f"{found.verdict}\n")
+    say(console, " ".join(filter(None, (found.verdict, found.over_blocks))) + "\n")
 
 
 def _blocks(lines: tuple[Difference, ...]) -> list[Shown]:

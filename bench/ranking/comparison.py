@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from bench.ranking import tracks
-from bench.ranking.statistics import ALPHA, Estimate, estimate
+from bench.ranking.over_blocks import signed_rank_test
+from bench.ranking.statistics import ALPHA, EXACT, Estimate, estimate
 from bench.ranking.tracks import BLOCK
 from bench.spec.row import Row
 
@@ -52,6 +53,17 @@ class Comparison:
         better, worse = (self.first, self.second) if found.mean > 0 else (self.second, self.first)
         said = f"{better} is better than {worse}" if found.p < ALPHA else f"{self.first} and {self.second} do not differ significantly"
         return f"{said} (p-value not corrected for multiple comparisons; the leaderboard's ranks are corrected)."
+
+    @property
+    def over_blocks(self) -> str:
+        """What the blocks, as a sample of data sets and architectures, say about others; '' if they are too few to say anything."""
+        apart = [d.area.mean for d in self.differences[:-1]]
+        p = signed_rank_test(apart)
+        if math.isnan(p):
+            return ""
+        shown = "they differ on data sets and architectures of this kind" if p < ALPHA else "nothing is shown about other blocks"
+        larger = f"{self.first} has the larger area on {sum(d > EXACT for d in apart)} of {len(apart)} blocks"
+        return f"{larger}; Wilcoxon's signed-rank test over blocks has p = {p:.2g}: {shown}."
 
 
 def compare(rows: Iterable[Row], first: str, second: str) -> list[Comparison]:

@@ -1,4 +1,4 @@
-"""Statistics over seeds: paired tests between methods, Holm's correction, ranges of ranks, critical differences.
+"""Statistics over seeds: paired tests between methods, Holm's correction, ranges of ranks.
 
 A sample is a series of values. The last level of its index is the seed; the other levels name the block (data set and architecture).
 The model of a sample is
@@ -23,7 +23,6 @@ ALPHA = 0.05
 POWER = 0.8  # probability of detecting a difference that is called detectable
 EXACT = 1e-12  # smaller differences are rounding errors: accuracies of two networks differ by at least one test sample, or not at all
 CAUTION = 0.5  # weight of the smallest degrees of freedom of a family, in numbers of pairs: see `family_df`
-BLOCKS_FOR_RANKS = 10  # smallest number of blocks for a critical-difference diagram (protocol, rule 9)
 
 Pair = tuple[str, str]
 
@@ -246,43 +245,3 @@ def rank_ranges(names: Iterable[str], better: Iterable[Pair]) -> dict[str, tuple
     """
     names, better = list(names), set(better)
     return {name: (1 + sum(worse == name for _, worse in better), len(names) - sum(good == name for good, _ in better)) for name in names}
-
-
-@dataclass(frozen=True)
-class CriticalDifference:
-    """The content of a critical-difference diagram.
-
-    `mean_ranks`: mean rank of each method over blocks, 1 is best. `distance`: methods differ significantly if their mean ranks differ by
-    more. `p`: p-value of Friedman's test that all methods are equal; unless it is small, no pair differs significantly.
-    """
-
-    mean_ranks: pd.Series
-    distance: float
-    p: float
-
-
-def critical_difference(areas: pd.DataFrame) -> CriticalDifference | None:
-    """Friedman's test and Nemenyi's critical difference over blocks.
-
-    distance = q / sqrt(2) * sqrt(k (k + 1) / (6 N)) for k methods and N blocks; q: 95 % quantile of the studentised range for k groups and
-    infinite degrees of freedom. Reference: Demšar 2006, "Statistical comparisons of classifiers over multiple data sets", JMLR 7,
-    section 3.2.2.
-
-    Args:
-        areas: (N, k) areas, larger is better; methods with a missing value are left out. Equal areas get the mean of their ranks.
-
-    Returns:
-        None for fewer than 10 blocks or 3 methods, which are too few for a conclusion.
-    """
-    complete = areas.dropna(axis="columns")
-    blocks, methods = complete.shape
-    if blocks < BLOCKS_FOR_RANKS or methods < 3:
-        return None
-    from scipy import stats
-
-    q = stats.studentized_range.ppf(1 - ALPHA, methods, np.inf)
-    return CriticalDifference(
-        mean_ranks=complete.rank(axis="columns", ascending=False).mean().sort_values(kind="stable"),
-        distance=float(q / math.sqrt(2) * math.sqrt(methods * (methods + 1) / (6 * blocks))),
-        p=float(stats.friedmanchisquare(*complete.to_numpy().T).pvalue),
-    )

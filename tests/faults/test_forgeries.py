@@ -52,7 +52,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(Local, "run", run_here)
-        patch.setattr(interruption, "watch", lambda: None)
+        patch.setattr(interruption, "watch", lambda _: None)
         patch.setattr(curves, "draw", lambda rows, board: {"accuracy-one-shot-after-training.svg": PICTURE.read_bytes()})
         for command in (["run", "--workers", "1"], ["publish"]):
             patch.setattr(sys, "argv", ["razorbench", *command, "--suite", "tiny.toml"])

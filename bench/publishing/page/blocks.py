@@ -7,7 +7,7 @@ import pandas as pd
 
 from bench.publishing.page import cells
 from bench.publishing.page.cells import MISSING, Cell, Column, Line, Table, missing, number, percent, text
-from bench.ranking import statistics, tracks
+from bench.ranking import over_blocks, statistics, tracks
 from bench.ranking.columns import BoardColumn
 from bench.ranking.tracks import BLOCK
 from bench.spec.row import COLLAPSED, DECLARED
@@ -87,7 +87,7 @@ def critical(part: pd.DataFrame, ablated: set[str]) -> str:
         ablated: methods that are controls by ablation.
     """
     once = part[~part["method"].isin(ablated)].drop_duplicates(["method", *BLOCK])
-    found = statistics.critical_difference(once.pivot(index=BLOCK, columns="method", values="relative_area").astype(float))
+    found = over_blocks.critical_difference(once.pivot(index=BLOCK, columns="method", values="relative_area").astype(float))
     if found is None:
         return ""
     blocks, methods = len(once[BLOCK].drop_duplicates()), len(found.mean_ranks)

@@ -11,10 +11,11 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
 
 from bench.publishing.page import cells
-from bench.ranking import statistics, tracks
+from bench.ranking import over_blocks, tracks
 from bench.ranking.tracks import BLOCK
 
 PAD = 0.12  # inches at the sides: text is slightly wider in a PNG than in an SVG
+TICKS = 16  # a longer axis of ranks has a number at every second tick: there is no room for more
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 
@@ -37,7 +38,7 @@ def ranks(title: str, board: pd.DataFrame, rows: pd.DataFrame) -> Figure:
     """
     (track,) = tracks.split(rows)
     areas = pd.DataFrame({m: tracks.areas(c).groupby(level=BLOCK).mean() for m, c in track.curves.items()})
-    found = statistics.critical_difference(areas)
+    found = over_blocks.critical_difference(areas)
     return _critical(title, found) if found is not None else _intervals(title, board)
 
 
@@ -67,7 +68,7 @@ def _name(line: Any, most: int, *, ranks: bool) -> str:
     return f"{name}   {cells.ranks(line.rank_low, line.rank_high)}" if ranks else name
 
 
-def _critical(title: str, found: statistics.CriticalDifference) -> Figure:
+def _critical(title: str, found: over_blocks.CriticalDifference) -> Figure:
     """Mean ranks on a line, best at the left; a bar joins methods that differ by less than the critical difference."""
     ranks = found.mean_ranks
     half = math.ceil(len(ranks) / 2)
@@ -81,7 +82,8 @@ def _critical(title: str, found: statistics.CriticalDifference) -> Figure:
     axes.plot([1, last], [0, 0], color="black", linewidth=1.0)
     for tick in range(1, last + 1):
         axes.plot([tick, tick], [0, 0.12], color="black", linewidth=1.0)
-        axes.text(tick, 0.22, str(tick), ha="center", va="bottom", fontsize=8)
+        if last <= TICKS or tick % 2 == 1:
+            axes.text(tick, 0.22, str(tick), ha="center", va="bottom", fontsize=8)
     for k, (method, rank) in enumerate(ranks.items()):
         left = k < half
         y = -below - 0.55 * (k if left else last - 1 - k)

@@ -20,6 +20,7 @@ from bench.publishing.datapackage import SCHEMAS
 from bench.publishing.page import overview
 from bench.publishing.plots import curves, diagrams
 from bench.ranking import leaderboard, tracks
+from bench.ranking.over_blocks import CriticalDifference
 from bench.spec.errors import UserError
 from bench.spec.row import COLUMNS, Row
 from bench.spec.suite import load_suite, suites
@@ -336,6 +337,13 @@ def test_from_ten_blocks_on_ranks_are_a_critical_difference_diagram() -> None:
     distance = 2.3437 * (3 * 4 / (6 * 10)) ** 0.5  # Demšar 2006, table 5(a): q = 2.343 for three methods at 5 %
     assert f"critical difference {distance:.2f}" in texts
     assert "magnitude  1.00" in texts
+    assert {"1", "2", "3"} < set(texts)
+
+
+def test_a_long_axis_of_ranks_has_every_second_number() -> None:
+    ranks = pd.Series([float(k) for k in range(1, 18)], [f"m{k}" for k in range(17)])
+    texts = [text.get_text() for text in diagrams._critical("a track", CriticalDifference(ranks, 9.0, 0.01)).axes[0].texts]
+    assert [text for text in texts if text.isdigit()] == [str(k) for k in range(1, 18, 2)]
 
 
 def test_groups_join_what_is_closer_than_the_critical_difference() -> None:

@@ -120,6 +120,20 @@ def test_the_verdict_is_that_of_all_blocks(mean: float, p: float, said: str) -> 
     assert made(mean, p).verdict.startswith(said)
 
 
+def over(apart: list[float]) -> str:
+    """What is said about blocks with these differences."""
+    blocks = [Difference("d", str(k), 3, 0.5, 0.5, Estimate(d), {}) for k, d in enumerate(apart)]
+    return Comparison("t", "default", "a", "b", (*blocks, Difference(ALL, "", 3, 0.5, 0.5, Estimate(sum(apart)), {}))).over_blocks
+
+
+def test_from_ten_blocks_on_it_is_said_whether_the_difference_is_one_of_data_sets_of_this_kind() -> None:
+    rising = [0.01 * k for k in range(1, 10)]
+    assert over(rising) == ""
+    said = "a has the larger area on {} of 10 blocks; Wilcoxon's signed-rank test over blocks has p = {}: {}."
+    assert over([-0.001, *rising]) == said.format(9, "0.0039", "they differ on data sets and architectures of this kind")
+    assert over([(-1) ** k * 0.01 * (k + 1) for k in range(10)]) == said.format(5, "0.85", "nothing is shown about other blocks")
+
+
 def test_the_table_has_a_line_for_each_difference() -> None:
     table = table_of([made(0.5, 0.01), made(-0.25, 0.2)])
     assert tuple(table.columns) == COLUMNS

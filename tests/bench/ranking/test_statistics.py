@@ -11,7 +11,6 @@ from scipy import stats
 from bench.ranking.statistics import (
     Comparison,
     compare,
-    critical_difference,
     estimate,
     family_df,
     half_width,
@@ -197,17 +196,6 @@ def test_the_least_degrees_of_freedom_are_of_the_smallest_block_of_a_pair() -> N
     assert compare({("a", "b"): pair}).df == pytest.approx(1.5 / (1 / estimate(pair).df + 0.5 / 1))
 
 
-def test_a_method_without_all_blocks_is_left_out_of_the_critical_difference() -> None:
-    areas = pd.DataFrame(np.random.default_rng(0).normal(size=(12, 4)), columns=list("abcd"))
-    areas.loc[3, "b"] = math.nan
-    found, wanted = critical_difference(areas), critical_difference(areas[["a", "c", "d"]])
-    assert found is not None
-    assert wanted is not None
-    assert (found.distance, found.p) == (wanted.distance, wanted.p)
-    assert found.mean_ranks.equals(wanted.mean_ranks)
-    assert found.distance == pytest.approx(2.343 * math.sqrt(3 * 4 / (6 * 12)), abs=1e-3)
-
-
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06]), "3 x 0.01; 2 x 0.03; and 0.04 no smaller than 0.06"
     assert holm([math.nan, 0.02, 0.5]) == pytest.approx([math.nan, 0.04, 0.5], nan_ok=True), "what cannot be tested is no test"
@@ -316,25 +304,3 @@ def test_two_methods_on_one_block_have_the_exact_power() -> None:
     assert exact == pytest.approx([4.616, 2.379], abs=5e-4)
     for seeds, gain in zip((3, 5), exact, strict=True):
         assert share(400, 2, 1, seeds, gains=(gain,), found=("m0", "m1")) == pytest.approx(0.8, abs=3 * math.sqrt(0.8 * 0.2 / 400))
-
-
-def test_critical_difference_is_that_of_the_published_table() -> None:
-    """Demšar 2006, table 5a: q of 5 methods is 2.728, of 3 methods 2.343, at the level 0.05."""
-    rng = np.random.default_rng(0)
-    for methods, q in ((3, 2.343), (5, 2.728)):
-        areas = pd.DataFrame(rng.normal(size=(12, methods)) + np.arange(methods), columns=list("abcde"[:methods]))
-        found = critical_difference(areas)
-        assert found is not None
-        assert found.distance == pytest.approx(q * math.sqrt(methods * (methods + 1) / (6 * 12)), abs=1e-3)
-        assert found.p == pytest.approx(stats.friedmanchisquare(*areas.to_numpy().T).pvalue)
-        assert found.mean_ranks.sum() == pytest.approx(methods * (methods + 1) / 2)
-        assert found.mean_ranks.index[-1] == "a", "the smallest areas have the last rank"
-
-
-def test_no_critical_difference_from_few_blocks_or_methods() -> None:
-    areas = pd.DataFrame(np.random.default_rng(0).normal(size=(10, 3)), columns=list("abc"))
-    assert critical_difference(areas) is not None
-    assert critical_difference(areas.iloc[:9]) is None
-    assert critical_difference(areas[["a", "b"]]) is None
-    areas.loc[0, "c"] = math.nan
-    assert critical_difference(areas) is None, "who lacks a block is left out"
