@@ -1,7 +1,9 @@
 """The figures of docs/findings.md about the board `small`, computed a second time from its published rows, by plain loops."""
 
 import csv
+import functools
 import itertools
+import json
 import math
 import re
 import statistics
@@ -16,8 +18,8 @@ FINDINGS = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
 BLOCKS = {
     "digits, MLP": ("digits", "mlp"), "digits, LeNet-5": ("digits", "lenet5"), "digits, ViT": ("digits", "vit_micro_patch4"),
     "breast_cancer, MLP": ("breast_cancer", "mlp"), "MNIST, LeNet-5": ("mnist", "lenet5"), "MNIST, MLP": ("mnist", "mlp_256"),
-    "MNIST, ViT": ("mnist", "vit_micro_patch4"), "MNIST, EfficientNet": ("mnist", "test_efficientnet"),
-    "CIFAR-10 (JPEG), VGG": ("tar:cifar10-jpeg", "vgg_narrow"),
+    "MNIST, ViT": ("mnist", "vit_micro_patch4"), "MNIST, ResNet": ("mnist", "test_resnet"),
+    "MNIST, EfficientNet": ("mnist", "test_efficientnet"), "CIFAR-10 (JPEG), VGG": ("tar:cifar10-jpeg", "vgg_narrow"),
 }  # fmt: skip
 Block = tuple[str, str]
 
@@ -29,14 +31,15 @@ def tables(section: str) -> list[list[list[str]]]:
     return [[[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()] for table in found]
 
 
-def accuracies(method: str, finetuned: int) -> dict[Block, dict[int, dict[float, float]]]:
+@functools.cache
+def accuracies(method: str, finetuned: int, tuning: str = "default") -> dict[Block, dict[int, dict[float, float]]]:
     """Block -> seed -> sparsity -> accuracy; a failed row has accuracy 0."""
     found: dict[Block, dict[int, dict[float, float]]] = defaultdict(lambda: defaultdict(dict))
     for path in BOARD.glob("*.csv"):
         for r in csv.DictReader(path.open(encoding="utf-8", newline="")):
             if r["method"] != method:
                 break
-            if int(r["finetune_epochs"]) == finetuned and r["tuning"] == "default" and r["status"] != "unsupported":
+            if int(r["finetune_epochs"]) == finetuned and r["tuning"] == tuning and r["status"] != "unsupported":
                 found[r["dataset"], r["architecture"]][int(r["seed"])][float(r["sparsity"])] = float(r["accuracy"] or 0)
     return found
 
@@ -55,37 +58,111 @@ def area(curve: dict[float, float]) -> float:
     return sum(parts) / (places[-1] - places[0])
 
 
-def difference(first: str, second: str, finetuned: int) -> tuple[float, float]:
+def difference(first: str, second: str, finetuned: int, tuning: str = "default", blocks: int = len(BLOCKS)) -> tuple[float, float]:
     """Difference in area, mean over blocks, and half of its 95 % interval over seeds (Welch and Satterthwaite)."""
-    one, other = accuracies(first, finetuned), accuracies(second, finetuned)
-    assert one.keys() == other.keys() == set(BLOCKS.values())
-    means, parts = [], []
+    one, other = accuracies(first, finetuned, tuning), accuracies(second, finetuned, tuning)
+    assert one.keys() == other.keys() <= set(BLOCKS.values())
+    assert len(one) == blocks
+    differences, parts = [], []
     for block in one:
         assert one[block].keys() == other[block].keys() == {0, 1, 2}
         apart = [area(one[block][seed]) - area(other[block][seed]) for seed in range(3)]
-        means.append(sum(apart) / 3)
+        differences.append(sum(apart) / 3)
         parts.append(statistics.variance(apart) / 3)
     freedom = sum(parts) ** 2 / sum(part**2 / 2 for part in parts)
-    return sum(means) / len(means), float(stats.t.ppf(0.975, freedom)) * math.sqrt(sum(parts)) / len(means)
+    return sum(differences) / len(one), float(stats.t.ppf(0.975, freedom)) * math.sqrt(sum(parts)) / len(one)
 
 
 def test_accuracies_of_the_blocks() -> None:
     columns = [("dense", 0.0), ("dense@spam", 0.0), *((m, s) for s in (0.8, 0.9) for m in ("magnitude", "opd", "spam", "kfac_obs"))]
-    lines = tables("small")[0][3:]
+    lines = tables("small")[2][3:]
     assert [cells[0] for cells in lines] == list(BLOCKS)
     for block, *cells in lines:
         for (method, sparsity), said in zip(columns, cells, strict=True):
             assert abs(percent(method, BLOCKS[block], sparsity) - float(said)) < 0.0501, (block, method, sparsity)
 
 
-def test_differences_of_areas_and_their_intervals() -> None:
+def means(method: str, finetuned: int, tuning: str = "default") -> dict[Block, float]:
+    """Block -> mean area over seeds."""
+    found = accuracies(method, finetuned, tuning)
+    return {block: statistics.mean(area(curve) for curve in seeds.values()) for block, seeds in found.items()}
+
+
+def after_training() -> list[str]:
+    """The methods that are applied after training; the dense networks are none."""
+    first = [next(csv.DictReader(path.open(encoding="utf-8", newline=""))) for path in BOARD.glob("*.csv")]
+    return [r["method"] for r in first if r["stage"] == "after"]
+
+
+def test_mean_ranks_and_the_tests_of_friedman_and_nemenyi() -> None:
+    lines, methods = tables("small")[0][2:], after_training()
+    assert len(methods) == 24
+    assert len(lines) == 12
+    for finetuned, p in ((0, "1.3e-25"), (1, "3.9e-19")):
+        areas = {m: means(m, finetuned) for m in methods}
+        apart = {(a, b, k): areas[a][k] - areas[b][k] for a in methods for b in methods for k in BLOCKS.values()}
+        ranks = {
+            m: statistics.mean(
+                0.5 + sum(apart[o, m, k] > 1e-12 or (abs(apart[o, m, k]) <= 1e-12) / 2 for o in methods) for k in BLOCKS.values()
+            )
+            for m in methods
+        }
+        assert [f"{ranks[name.strip('`')]:.1f}" for name, *_ in lines] == [cells[finetuned] for _, *cells in lines]
+        assert f"{stats.friedmanchisquare(*(list(areas[m].values()) for m in methods)).pvalue:.2g}" == p
+        assert p in FINDINGS
+        if finetuned == 0:
+            distance = stats.studentized_range.ppf(0.95, 24, math.inf) / math.sqrt(2) * math.sqrt(24 * 25 / 60)
+            assert f"{distance:.1f}" == "11.5"
+            assert ranks["obd"] - ranks["kfac_obs@spam"] > distance > ranks["magnitude"] - ranks["kfac_obs@spam"]
+            behind = {m for m in methods if ranks[m] - ranks["spam"] > distance}
+            assert behind == {"sparsegpt", "wanda", "wanda@spam", "magnitude_layer", "random", "random@spam"}
+
+
+def test_differences_of_areas_their_intervals_and_what_blocks_say() -> None:
     lines = tables("small")[1][2:]
     assert len(lines) >= 8
     for pair, *cells in lines:
         first, second = re.findall("`([^`]+)`", pair)
-        for finetuned, said in enumerate(cells):
+        for finetuned in (0, 1):
             mean, half = difference(first, second, finetuned)
-            assert said == f"{mean:+.3f} ± {half:.3f}", (pair, finetuned)
+            one, other = means(first, finetuned), means(second, finetuned)
+            apart = [one[block] - other[block] for block in BLOCKS.values()]
+            said = [f"{mean:+.3f} ± {half:.3f}", str(sum(d > 1e-12 for d in apart)), f"{wilcoxon(apart):.3f}"]
+            assert cells[3 * finetuned : 3 * finetuned + 3] == said, (pair, finetuned)
+
+
+def wilcoxon(apart: list[float]) -> float:
+    """The p-value of the signed-rank test: the share of all signs of the ranks that are at least as far from even."""
+    ranks = [sum(abs(other) <= abs(mine) for other in apart) for mine in apart]
+    found = abs(sum(rank * math.copysign(1, d) for rank, d in zip(ranks, apart, strict=True)))
+    ways = [abs(sum(rank * s for rank, s in zip(ranks, signs, strict=True))) for signs in itertools.product((-1, 1), repeat=len(ranks))]
+    return sum(way >= found for way in ways) / len(ways)
+
+
+def test_what_tuning_changes() -> None:
+    lines = tables("tuned-small")[0][2:]
+    assert len(lines) == 10
+    chosen = list(csv.DictReader((BOARD.parent / "tuned.csv").open(encoding="utf-8", newline="")))
+    for name, default, tuned, other in lines:
+        method = name.strip("`")
+        found = means(method, 0, "tuned")
+        assert len(found) == 6
+        before = [means(method, 0)[block] for block in found]
+        assert [f"{statistics.mean(before):.3f}", f"{statistics.mean(found.values()):.3f}"] == [default, tuned], method
+        mine = [r for r in chosen if r["method"] == method and r["finetune_epochs"] == "0"]
+        assert (len(mine), sum(r["validation_tuned"] != r["validation_default"] for r in mine)) == (6, int(other)), method
+    scopes = [
+        json.loads(r["hyperparameters"])["criterion"]["scope"] for r in chosen if (r["method"], r["finetune_epochs"]) == ("wanda", "0")
+    ]
+    assert sorted(scopes) == ["erk", *["lamp"] * 5]
+
+
+def test_differences_of_tuned_methods() -> None:
+    (text,) = re.findall(r"tuned, `spam` is better than .*", FINDINGS)
+    said = re.findall(r"[+-][\d.]+ ± [\d.]+", text)
+    for other, finetuned, wanted in zip(("magnitude", "magnitude", "kfac_obs", "kfac_obs"), (0, 1, 0, 1), said, strict=True):
+        mean, half = difference("spam", other, finetuned, "tuned", 6)
+        assert wanted == f"{mean:+.3f} ± {half:.3f}"
 
 
 def test_dense_networks_and_methods_at_initialisation_and_with_regrowth() -> None:
