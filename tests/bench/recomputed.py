@@ -84,7 +84,8 @@ def one_board(rows: list[Record], everything: list[Record]) -> list[dict[str, An
     divisors = {m: denominators([r for r in own if r["status"] != "unsupported"], dense) for m, own in methods.items()}
     curves = {m: relative_curves(own, divisors[m]) for m, own in methods.items()}
     lines = [one_line(m, own, divisors[m], curves) for m, own in methods.items()]
-    ranked = [m for m, own in methods.items() if curves[m] and not any(r["ablation"] != "none" or too_long(r, everything) for r in own)]
+    networks = [r for r in everything if not r["stage"]]
+    ranked = [m for m, own in methods.items() if curves[m] and not any(r["ablation"] != "none" or too_long(r, networks) for r in own)]
     means = {line["method"]: line["relative_area"] for line in lines}
     failed = {m for m, own in methods.items() if any(r["status"] == "failed" for r in own)}
     ranks = rank_ranges(ranked, {m: curves[m] for m in ranked}, means, failed)
@@ -115,8 +116,8 @@ def relative_curves(rows: list[Record], divisors: dict[Block, float]) -> dict[Ke
     return dict(curves)
 
 
-def too_long(row: Record, everything: list[Record]) -> bool:
-    budgets = [int(r["epochs"]) for r in everything if not r["stage"] and block_of(r) == block_of(row)]
+def too_long(row: Record, networks: list[Record]) -> bool:
+    budgets = [int(r["epochs"]) for r in networks if block_of(r) == block_of(row)]
     return bool(budgets) and int(row["epochs"]) > min(budgets)
 
 
