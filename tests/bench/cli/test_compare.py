@@ -160,7 +160,7 @@ def test_a_folder_is_compared_without_a_store(bench: Bench, tmp_path: Path, monk
     assert (code, out.count("area, early - late"), "failed" in out) == (0, 1, False), "failures of a track that is not compared"
     code, out, _ = bench("compare", "kfac_obs@spam", "magnitude(weight_decay=0.003)", BOARD)
     assert code == 0
-    assert out.count("area, kfac_obs@spam - magnitude(weight_decay=0.003)") == 2, "one-shot and fine-tuned"
+    assert out.count("area, kfac_obs@spam - magnitude(weight_decay=0.003)") == 4, "one-shot and fine-tuned, default and tuned"
     assert not Path(".bench").exists()
 
 
