@@ -2,7 +2,6 @@
 
 import csv
 import functools
-import itertools
 import json
 import math
 import re
@@ -10,7 +9,12 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
+import timm
+import torch
 from scipy import stats
+
+import methods
+from tests.bench.recomputed import area, signed_rank_p
 
 ROOT = Path(__file__).resolve().parents[1]
 BOARD = ROOT / "leaderboards" / "small" / "results"
@@ -22,6 +26,7 @@ BLOCKS = {
     "MNIST, EfficientNet": ("mnist", "test_efficientnet"), "CIFAR-10 (JPEG), VGG": ("tar:cifar10-jpeg", "vgg_narrow"),
 }  # fmt: skip
 Block = tuple[str, str]
+S = (0.5, 0.8, 0.9, 0.95, 0.98)
 
 
 def tables(section: str) -> list[list[list[str]]]:
@@ -49,13 +54,6 @@ def percent(method: str, block: Block, sparsity: float) -> float:
     found = [line[sparsity] for line in accuracies(method, 0)[block].values()]
     assert len(found) == 3
     return 100 * sum(found) / 3
-
-
-def area(curve: dict[float, float]) -> float:
-    """The area under accuracies against sparsity, divided by its width."""
-    places = sorted(curve)
-    parts = [(b - a) * (curve[a] + curve[b]) / 2 for a, b in itertools.pairwise(places)]
-    return sum(parts) / (places[-1] - places[0])
 
 
 def difference(first: str, second: str, finetuned: int, tuning: str = "default", blocks: int = len(BLOCKS)) -> tuple[float, float]:
@@ -98,7 +96,8 @@ def test_mean_ranks_and_the_tests_of_friedman_and_nemenyi() -> None:
     lines, methods = tables("small")[0][2:], after_training()
     assert len(methods) == 24
     assert len(lines) == 12
-    for finetuned, p in ((0, "1.3e-25"), (1, "3.9e-19")):
+    said = re.findall(r"\(p = (\S+) one-shot, (\S+) fine-tuned\)", FINDINGS)
+    for finetuned, p in enumerate(*said):
         areas = {m: means(m, finetuned) for m in methods}
         apart = {(a, b, k): areas[a][k] - areas[b][k] for a in methods for b in methods for k in BLOCKS.values()}
         ranks = {
@@ -109,7 +108,6 @@ def test_mean_ranks_and_the_tests_of_friedman_and_nemenyi() -> None:
         }
         assert [f"{ranks[name.strip('`')]:.1f}" for name, *_ in lines] == [cells[finetuned] for _, *cells in lines]
         assert f"{stats.friedmanchisquare(*(list(areas[m].values()) for m in methods)).pvalue:.2g}" == p
-        assert p in FINDINGS
         if finetuned == 0:
             distance = stats.studentized_range.ppf(0.95, 24, math.inf) / math.sqrt(2) * math.sqrt(24 * 25 / 60)
             assert f"{distance:.1f}" == "11.5"
@@ -127,16 +125,8 @@ def test_differences_of_areas_their_intervals_and_what_blocks_say() -> None:
             mean, half = difference(first, second, finetuned)
             one, other = means(first, finetuned), means(second, finetuned)
             apart = [one[block] - other[block] for block in BLOCKS.values()]
-            said = [f"{mean:+.3f} ± {half:.3f}", str(sum(d > 1e-12 for d in apart)), f"{wilcoxon(apart):.3f}"]
+            said = [f"{mean:+.3f} ± {half:.3f}", str(sum(d > 1e-12 for d in apart)), f"{signed_rank_p(apart):.3f}"]
             assert cells[3 * finetuned : 3 * finetuned + 3] == said, (pair, finetuned)
-
-
-def wilcoxon(apart: list[float]) -> float:
-    """The p-value of the signed-rank test: the share of all signs of the ranks that are at least as far from even."""
-    ranks = [sum(abs(other) <= abs(mine) for other in apart) for mine in apart]
-    found = abs(sum(rank * math.copysign(1, d) for rank, d in zip(ranks, apart, strict=True)))
-    ways = [abs(sum(rank * s for rank, s in zip(ranks, signs, strict=True))) for signs in itertools.product((-1, 1), repeat=len(ranks))]
-    return sum(way >= found for way in ways) / len(ways)
 
 
 def test_what_tuning_changes() -> None:
@@ -155,6 +145,56 @@ def test_what_tuning_changes() -> None:
         json.loads(r["hyperparameters"])["criterion"]["scope"] for r in chosen if (r["method"], r["finetune_epochs"]) == ("wanda", "0")
     ]
     assert sorted(scopes) == ["erk", *["lamp"] * 5]
+    obc = [r for r in chosen if (r["method"], r["finetune_epochs"]) == ("obc", "0")]
+    scope = {(r["dataset"], r["architecture"]): json.loads(r["hyperparameters"])["criterion"]["scope"] for r in obc}
+    assert scope == dict.fromkeys(means("obc", 0, "tuned"), "layer") | {
+        ("digits", "lenet5"): "lamp", ("digits", "vit_micro_patch4"): "global", ("mnist", "mlp_256"): "global",
+    }  # fmt: skip
+
+
+def test_single_figures_in_the_text() -> None:
+    """Each is computed, and found in the sentence that gives it."""
+    vgg, net, effnet = BLOCKS["CIFAR-10 (JPEG), VGG"], BLOCKS["MNIST, ResNet"], BLOCKS["MNIST, EfficientNet"]
+    tuned = {s: {k: statistics.mean(c[s] for c in accuracies(m, 1)[vgg].values()) for k, m in enumerate(("spam", "magnitude"))} for s in S}
+    behind = {s: 100 * (pair[1] - pair[0]) for s, pair in tuned.items()}
+    prices = {k: percent("dense", k, 0.0) - percent("dense@spam", k, 0.0) for k in BLOCKS.values()}
+    gains = {m: {k: means(m, 0)[k] - means("magnitude", 0)[k] for k in (vgg, net)} for m in ("spam", "magnitude@spam")}
+    best = max((m for m in after_training()), key=lambda m: percent(m, effnet, 0.9))
+    apart = [means("spam", 1)[k] - means("obd@spam", 1)[k] for k in BLOCKS.values()]
+    for sentence in (
+        f"is {prices.pop(vgg):.1f} points of dense accuracy on VGG, and at most {max(prices.values()):.1f} on the other blocks",
+        f"behind `magnitude` by {behind[0.5]:.1f} points at 50 % and by {behind[0.8]:.1f} at 80 %, equal at 90 %",
+        f"ahead by {-behind[0.95]:.1f} at 95 % and {-behind[0.98]:.1f} at 98 %",
+        f"in area to `magnitude` of {gains['magnitude@spam'][vgg]:.3f} and {gains['spam'][vgg]:.3f})",
+        f"even worse than `magnitude` ({gains['magnitude@spam'][net]:+.3f}), while `spam` is better ({gains['spam'][net]:+.3f})",
+        f"behind on VGG ({means('spam', 1)[vgg] - means('magnitude', 1)[vgg]:+.3f})",
+        f"on VGG at 90 % `spam` is {percent('spam', vgg, 0.9) - percent('kfac_obs', vgg, 0.9):.0f} points ahead",
+        f"on EfficientNet at 80 % {percent('kfac_obs', effnet, 0.8) - percent('spam', effnet, 0.8):.0f} points behind",
+        f"at 95 % `magnitude@spam` has {percent('magnitude@spam', BLOCKS['MNIST, LeNet-5'], 0.95):.1f} after",
+        f"the best method has {percent(best, effnet, 0.9):.1f} (`{best}`)",
+        f"it has {percent('grasp', effnet, 0.9):.1f} (`grasp`), and even {percent('random_init', effnet, 0.9):.1f} (`random_init`)",
+        f"`synflow` has {percent('synflow', net, 0.9):.1f} at 90 % and at 99 %",
+        f"both have {percent('snip', net, 0.9):.1f} at 90 %, `random_init_erk` {percent('random_init_erk', net, 0.9):.1f}.",
+        f"better on {sum(d > 0 for d in apart)} of them, but by {statistics.median(apart):.3f} (median)",
+    ):
+        assert sentence in " ".join(FINDINGS.split()), sentence
+    assert f"{percent('synflow', net, 0.99):.1f}" == f"{percent('synflow', net, 0.9):.1f}"
+    assert f"{percent('grasp', net, 0.9):.1f}" == f"{percent('snip', net, 0.9):.1f}"
+    assert abs(behind[0.9]) < 0.5
+
+
+def test_why_synflow_gives_one_class_on_a_residual_network() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=10, in_chans=1)
+    batch = torch.randn(16, 1, 28, 28), torch.arange(16) % 10
+    mask = methods.prune(model, [batch], method="synflow", sparsity=0.9)
+    removed = [name for name, kept in mask.items() if not kept.any()]
+    assert removed == ["layer3.0.downsample.1.weight"]
+    assert all(bool((parameter == 0).all()) for name, parameter in model.named_parameters() if name == "layer3.0.bn3.weight")
+    outputs = model.train()(batch[0])
+    assert outputs.std(dim=0).max() == 0
+    torch.nn.functional.cross_entropy(outputs, batch[1]).backward()
+    assert all(not parameter.grad.any() for name, parameter in model.named_parameters() if name in mask and name != "fc.weight")
 
 
 def test_differences_of_tuned_methods() -> None:

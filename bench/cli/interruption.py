@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal (SIGHUP): the program ends within seconds, finished work is kept, and one line says so.
+"""Ctrl-C, SIGTERM and a closed terminal (SIGHUP): the program ends within seconds and says so in one line; finished work is kept.
 
 Python handles a signal between two instructions of its own, so a call of another library (a database that waits for a lock, a connection)
 may delay it. The signal's number also goes to a pipe, which a thread reads: it ends the process where the main thread does not.

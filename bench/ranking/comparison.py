@@ -49,7 +49,7 @@ class Comparison:
             return ""
         found = self.differences[-1].area
         if math.isnan(found.p):
-            return "With one seed nothing can be tested."
+            return "With one seed nothing can be tested over seeds."
         better, worse = (self.first, self.second) if found.mean > 0 else (self.second, self.first)
         said = f"{better} is better than {worse}" if found.p < ALPHA else f"{self.first} and {self.second} do not differ significantly"
         return f"{said} (p-value not corrected for multiple comparisons; the leaderboard's ranks are corrected)."

@@ -129,6 +129,14 @@ def area(curve: Curve) -> float:
     return total / (points[-1][0] - points[0][0])
 
 
+def signed_rank_p(differences: list[float]) -> float:
+    """Wilcoxon's p-value by definition: the share of all ways to give signs to the ranks that are at least as far from even. No ties."""
+    ranks = [sum(abs(other) <= abs(mine) for other in differences) for mine in differences]
+    found = abs(sum(rank if d > 0 else -rank for rank, d in zip(ranks, differences, strict=True)))
+    ways = [abs(sum(r * s for r, s in zip(ranks, signs, strict=True))) for signs in itertools.product((-1, 1), repeat=len(ranks))]
+    return sum(way >= found for way in ways) / len(ways)
+
+
 def by_block(values: dict[Key, float]) -> dict[Block, list[float]]:
     blocks: dict[Block, list[float]] = defaultdict(list)
     for (dataset, architecture, _), value in values.items():

@@ -18,7 +18,7 @@ from tests.faults.programs import COSTS, finished, members, program, start
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
 RUN = (
-    "run", "--methods", "magnitude,snip,obd", "--datasets", "breast_cancer", "--architectures", "mlp", "--seeds", "0,1",
+    "run", "--methods", "magnitude,snip,obd", "--datasets", "breast_cancer,digits", "--architectures", "mlp", "--seeds", "0,1",
     "--sparsities", "0.5,0.9", "--epochs", "3", "--finetune-epochs", "0,1", "--trials", "2", "--output", "out",
 )  # fmt: skip
 LONG = 25

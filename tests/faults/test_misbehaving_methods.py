@@ -67,7 +67,7 @@ def test_failures_in_searches_concern_the_method_alone(tmp_path: Path) -> None:
 
 
 def test_a_method_that_hangs_is_stopped(tmp_path: Path) -> None:
-    code, _, _ = program(tmp_path, *DEFAULTS, "hangs,magnitude", "--timeout", "15")
+    code, _, _ = program(tmp_path, *DEFAULTS, "hangs,magnitude", "--timeout", "20")
     found = rows(tmp_path)
     assert (code, found.loc["magnitude", "status"]) == (1, "ok")
-    assert found.loc["hangs", "error"] == "stopped after 15 seconds, the time limit of a job (--timeout)"
+    assert found.loc["hangs", "error"] == "stopped after 20 seconds, the time limit of a job (--timeout)"

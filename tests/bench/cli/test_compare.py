@@ -48,7 +48,7 @@ def test_it_names_the_missing_run_and_then_prints_the_paired_test(tiny: Path, be
 
     code, out, _ = bench("compare", "random", "magnitude", *options, "--seeds", "1")
     assert code == 0
-    assert "With one seed nothing can be tested." in out
+    assert "With one seed nothing can be tested over seeds." in out
 
 
 def test_tuned_rows_are_compared_apart_once_they_are_there(tiny: Path, bench: Bench) -> None:
@@ -161,6 +161,7 @@ def test_a_folder_is_compared_without_a_store(bench: Bench, tmp_path: Path, monk
     code, out, _ = bench("compare", "kfac_obs@spam", "magnitude(weight_decay=0.003)", BOARD)
     assert code == 0
     assert out.count("area, kfac_obs@spam - magnitude(weight_decay=0.003)") == 4, "one-shot and fine-tuned, default and tuned"
+    assert "".join(out.split()).count("10blocks;Wilcoxon") == 2, "of the tuned tracks there are six blocks only"
     assert not Path(".bench").exists()
 
 

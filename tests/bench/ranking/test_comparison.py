@@ -113,7 +113,7 @@ def made(mean: float, p: float) -> Comparison:
     ("mean", "p", "said"),
     [
         (0.1, 0.049, "a is better than b ("), (-0.1, 0.049, "b is better than a ("), (0.1, 0.05, "a and b do not differ significantly ("),
-        (-0.1, 0.051, "a and b do not differ significantly ("), (0.1, math.nan, "With one seed nothing can be tested."),
+        (-0.1, 0.051, "a and b do not differ significantly ("), (0.1, math.nan, "With one seed nothing can be tested over seeds."),
     ],
 )  # fmt: skip
 def test_the_verdict_is_that_of_all_blocks(mean: float, p: float, said: str) -> None:
