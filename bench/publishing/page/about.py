@@ -14,25 +14,21 @@ MOST_SETTINGS = 60  # of one method
 
 
 def facts(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """Counts at the top of the page: (number, unit)."""
-    methods = rows.loc[rows["track"] != "", "method"].nunique()
+    """Counts at the top of the page: (number, unit). Rows of dense networks do not count, as in the list of all leaderboards."""
+    pruned = rows[rows["track"] != ""]
     blocks = len(rows[["dataset", "architecture"]].drop_duplicates())
-    counts = [(methods, "method"), (blocks, "block"), (rows["seed"].nunique(), "seed")]
-    pruned = rows.loc[rows["track"] != "", "sparsity"].nunique()
-    named = [(f"{n:,}", what if n == 1 else what + "s") for n, what in [*counts, (len(rows), "row")]]
-    return [*named[:3], (f"{pruned}", "sparsity" if pruned == 1 else "sparsities"), named[3]]
+    counts = [
+        (pruned["method"].nunique(), "method", "methods"), (blocks, "block", "blocks"), (rows["seed"].nunique(), "seed", "seeds"),
+        (pruned["sparsity"].nunique(), "sparsity", "sparsities"), (len(pruned), "row", "rows"),
+    ]  # fmt: skip
+    return [(f"{n:,}", one if n == 1 else several) for n, one, several in counts]
 
 
 def recipes(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """Each method with its distinct hyperparameters and the blocks where they were used."""
     found = []
     for method, own in sorted(rows.groupby("plain"), key=lambda one: (not any(one[1]["criterion"]), one[0])):  # the dense ones last
-        settings = []
-        for (tuning, text), part in own.groupby(["tuning", own["hyperparameters"].map(cells.words)], sort=True):
-            blocks = sorted({f"{d} / {a}" for d, a in zip(part["dataset"], part["architecture"], strict=True)})
-            everywhere = len(blocks) == len(own[["dataset", "architecture"]].drop_duplicates())
-            where = "every block" if everywhere and len(blocks) > 1 else ", ".join(blocks)
-            settings.append({"tuning": tuning, "where": where, "pairs": _pairs(text)})
+        settings = _settings(own)
         parts = [f"{name} {value}" for name in ("criterion", "training") for value in sorted(set(own[name]) - {""})]
         parts += [STAGES.get(stage, stage) for stage in sorted(set(own["stage"]))]
         first = own.iloc[0]
@@ -42,6 +38,28 @@ def recipes(rows: pd.DataFrame) -> list[dict[str, Any]]:
             "left_out": len(settings[MOST_SETTINGS:]), "papers": references.papers(*parts_of), "docs": references.docs(*parts_of),
         })  # fmt: skip
     return found
+
+
+def _settings(own: pd.DataFrame) -> list[dict[str, Any]]:
+    """The distinct hyperparameters of a method, defaults first, then those of most blocks.
+
+    One-shot rows have no hyperparameters of fine-tuning. They are not told apart from fine-tuned rows of the same block that agree in all
+    others. What a search cost and gained is in the page's table of tuning.
+    """
+    places: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
+    blocks = own.groupby(["tuning", "dataset", "architecture"], sort=True)
+    for (tuning, dataset, architecture), part in blocks:
+        texts = map(cells.words, part["hyperparameters"].unique())
+        said = dict.fromkeys(tuple(pair for pair in _pairs(text) if not pair[0].startswith("tuning.")) for text in texts)
+        for pairs in said:
+            if not any(set(pairs) < set(other) for other in said):
+                places.setdefault((str(tuning), pairs), []).append(f"{dataset} / {architecture}")
+    every = len(own[["dataset", "architecture"]].drop_duplicates())
+    order = sorted(places.items(), key=lambda one: (one[0][0], -len(one[1]), one[1], one[0][1]))
+    return [
+        {"tuning": tuning, "where": "every block" if len(where) == every > 1 else ", ".join(where), "pairs": list(pairs)}
+        for (tuning, pairs), where in order
+    ]
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:
@@ -56,7 +74,7 @@ def _pairs(text: str) -> list[tuple[str, str]]:
 def _flat(said: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     pairs = []
     for name, value in said.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict):
             pairs += _flat(value, f"{prefix}{name}.")
         else:
             pairs.append((prefix + name, value if isinstance(value, str) else json.dumps(value)))

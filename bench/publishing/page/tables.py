@@ -176,7 +176,8 @@ def gains(table: pd.DataFrame) -> Table | None:
 
 def key_column(name: str) -> Column:
     """A column of texts that a filter may belong to."""
-    return Column(name.capitalize().replace("Dataset", "Data set").replace("_", " "), first="ascending", kind="text", key=name)
+    title = name.capitalize().replace("Dataset", "Data set").replace("Finetune", "Fine-tuning").replace("_", " ")
+    return Column(title, first="ascending", kind="text", key=name)
 
 
 def troubles(rows: pd.DataFrame) -> Table | None:

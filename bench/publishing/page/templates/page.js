@@ -41,6 +41,7 @@
     headings.forEach((heading, place) => {
       const button = document.createElement("button");
       button.type = "button";
+      button.dataset.label = heading.dataset.label;
       button.append(...heading.childNodes);
       heading.append(button);
       const other = { ascending: "descending", descending: "ascending" };
