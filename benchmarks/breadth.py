@@ -1,14 +1,14 @@
 """Which of timm's architectures work: the smallest model of each of its modules, with every granularity, criterion and `spam`.
 
     python benchmarks/breadth.py --out breadth.csv [--only test_vit,levit_128s] [--steps channel,obd] [--jobs 2] [--limit 300]
-    python benchmarks/breadth.py --table breadth.csv
+    python benchmarks/breadth_table.py breadth.csv
 
 Steps: `weight`, `2:4` and `channel` prune by magnitude at sparsity 0.5 (`channel` also compares the outputs of the smaller network with
 those of the masked one), every criterion prunes single weights, `spam` trains for one epoch, and `torch-pruning` and
 `torch-pruning heads` use Torch-Pruning directly as its README does, the second one with the numbers of attention heads.
-Inputs are noise of 32x32 pixels, or of the smallest size that the model accepts. Each model runs in a process of its own, small ones
-first; a step that exceeds the limit (in seconds) is `slow`; `tracing_seconds` is CPU time. A second call computes what is missing.
-`breadth_models.csv` lists the smallest model of each module (--models writes it again, in minutes).
+Inputs are noise of 32x32 pixels, or of the smallest size that the model accepts. Each model has its own process, small ones first; a
+step that exceeds the limit (in seconds) is `slow`; `tracing_seconds` is CPU time. A second call computes what is missing.
+--models writes `breadth_models.csv`, the smallest model of each module, again.
 """
 
 import argparse
@@ -21,7 +21,6 @@ import sys
 import threading
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,7 +37,6 @@ MODELS = Path(__file__).with_name("breadth_models.csv")
 SIZES = (32, 64, 96, 128, 160, 192, 224, 256)
 COLUMNS = ("module", "model", "parameters", "pixels", "step", "outcome", "seconds", "reached", "difference", "tracing_seconds")
 CLASSES, SPARSITY = 10, 0.5
-CLOSE = 0.01  # a reached share this close to the requested one counts as reached
 Data = list[tuple[Tensor, Tensor]]
 
 
@@ -249,35 +247,9 @@ def run(options: argparse.Namespace) -> None:
         list(pool.map(compute, models))
 
 
-def table(path: str) -> None:
-    """Print the results as a table in markdown: a row for each model, a column for each step, and totals."""
-    rows = read(Path(path))
-    names = [s for s in steps() if any(r["step"] == s for r in rows)]
-    cells = {(r["model"], r["step"]): r for r in rows}
-    print("| module | model | pixels | " + " | ".join(names) + " |\n|---|---|---:|" + "---|" * len(names))
-    for module, model in sorted({(r["module"], r["model"]) for r in rows}):
-        found = [cells.get((model, s)) for s in names]
-        pixels = next(r["pixels"] for r in found if r is not None)
-        print(f"| {module} | {model} | {pixels} | " + " | ".join("" if r is None else _cell(r) for r in found) + " |")
-    print("| **works** | | | " + " | ".join(_total([r for r in rows if r["step"] == s]) for s in names) + " |")
-
-
-def _cell(row: dict[str, str]) -> str:
-    if row["outcome"] != "works":
-        return row["outcome"].replace("|", "/")[:90]
-    return f"{float(row['reached']):.1%}" if row["step"] == "channel" else "works"
-
-
-def _total(rows: list[dict[str, str]]) -> str:
-    """How many work; for channels also how many reach the sparsity."""
-    kinds = Counter(r["outcome"].partition(":")[0] for r in rows)
-    near = sum(r["step"] == "channel" and r["outcome"] == "works" and abs(float(r["reached"]) - SPARSITY) <= CLOSE for r in rows)
-    return f"{kinds['works']} of {len(rows)}" + (f", {near} within {CLOSE:.0%}" if near else "")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ("--out", "--table", "--worker", "--only", "--steps"):
+    for name in ("--out", "--worker", "--only", "--steps"):
         parser.add_argument(name, default="")
     parser.add_argument("--models", action="store_true")
     parser.add_argument("--jobs", type=int, default=1)
@@ -289,12 +261,10 @@ def main() -> None:
             csv.writer(file, lineterminator="\n").writerows(rows)
     elif options.worker:
         worker(options.worker, options.steps.split(","))
-    elif options.table:
-        table(options.table)
     elif options.out:
         run(options)
     else:
-        parser.error("--out or --table is required")
+        parser.error("--out is required")
 
 
 if __name__ == "__main__":
