@@ -107,7 +107,7 @@ def plot(rows: Rows, kind: str = "accuracy", track: str | None = None) -> "Figur
     def wanted(name: str, slug: str) -> bool:
         kinds.append(name)
         slugs.append(slug)
-        return name == kind and (track is None or track.replace(" ", "-") in slug)
+        return name == kind and (track is None or curves.slug(track) in slug)
 
     for _, _, figure in curves.figures(table, ranking.ranked(table)[0], wanted):
         return figure
@@ -131,10 +131,12 @@ def compare(rows: Rows, first: str, second: str) -> pd.DataFrame:
         bench.UserError: a method is not in the rows, or the two share no track.
     """
     made = rows_of(rows)
-    there = list(dict.fromkeys(row.method for row in made if row.criterion))
+    there = list(dict.fromkeys(tracks.label(row.method, row.ablation) for row in made if row.criterion))
     for name in (first, second):
         if name not in there:
             raise UserError(f"no rows of method '{name}'{nearest(name, there)}; there are: {', '.join(there)}")
+    if first == second:
+        raise UserError(f"'{first}' and '{second}' are the same method: name two")
     found = comparison.compare(made, first, second)
     if not found:
         raise UserError(f"{first} and {second} share no track: they are applied at different stages and not fine-tuned")
@@ -165,12 +167,8 @@ def read(path: str | Path) -> pd.DataFrame:
 
 def read_rows(path: str | Path) -> list[Row]:
     """As `read`, but a list of rows."""
-    path = Path(path)
-    files = [path] if path.is_file() else [*sorted((path / "results").glob("*.csv")), *path.glob("results.csv")]
-    if not files:
-        raise UserError(f"'{path}' is neither a results.csv nor a folder with results")
     try:
-        return [row for file in files for row in results_csv.read_rows(file)]
+        return results_csv.read(Path(path))
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from None
 
@@ -184,13 +182,20 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
 
 
 def rows_of(rows: Rows) -> list[Row]:
-    """Rows from a table, whether `frame` has made it or pandas has read it from a results.csv. Raises UserError for missing columns."""
+    """Rows from a table, whether `frame` has made it or pandas has read it from a results.csv. Raises UserError for missing columns, and
+    for rows that are there twice.
+    """
     if not isinstance(rows, pd.DataFrame):
         return list(rows)
     missing = [name for name in COLUMNS if DECLARED[name].since == 1 and name not in rows.columns]
     if missing:
         raise UserError(f"these are not rows of razorbench: no column '{missing[0]}'")
-    return [_row(line) for line in rows[[name for name in COLUMNS if name in rows.columns]].to_dict("records")]
+    made = [_row(line) for line in rows[[name for name in COLUMNS if name in rows.columns]].to_dict("records")]
+    try:
+        results_csv.check_once(made, "this table")
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return made
 
 
 def _row(line: Mapping[Any, Any]) -> Row:

@@ -8,6 +8,7 @@ from rich.console import Console
 from bench.cli.tables import print_board, print_dense, print_gains, say
 from bench.publishing import text_tables
 from bench.ranking import leaderboard, tracks, tuning_gain
+from bench.spec.errors import UserError
 from bench.spec.row import Row
 
 
@@ -22,9 +23,12 @@ class Ranked:
 
 
 def ranked(rows: list[Row]) -> Ranked:
-    """Rank rows."""
+    """Rank rows. UserError if they are a part of the results that cannot be ranked."""
     table = tracks.frame(rows)
-    return Ranked(rows, table, *leaderboard.ranked(table))
+    try:
+        return Ranked(rows, table, *leaderboard.ranked(table))
+    except ValueError as error:
+        raise UserError(f"{error}; rows of dense networks are missing") from None
 
 
 def show(console: Console, found: Ranked, style: str) -> None:

@@ -93,7 +93,7 @@ def _columns(lines: pd.DataFrame) -> list[Shown]:
     failed = [Shown("failed", of("failed", "{:.0f}"))] * bool(lines["failed"].any())
     front = [", ".join(HEADINGS[c] for c in filter(None, said.split(","))) for said in lines["front"]]
     return [
-        Shown("method", [str(m) for m in lines["method"]], name=True), Shown("sparsity", of("sparsity", "{:g}")),
+        Shown("method", [str(m) for m in lines["method"]], name=True), Shown("sparsity", of("sparsity", "{:.10g}")),
         Shown("accuracy\n± std over seeds", spread), Shown("lost", of("drop", "{:.2%}"), rank=1), *costs, *failed,
         Shown("best for its", front, rank=2),
     ]  # fmt: skip
@@ -112,7 +112,7 @@ def _show_choice(
         return
     left = ", ".join(f"{100 * best[c]:.1f} % of the {WORDS[c]}" for c in COSTS if not cells.missing(best[c]))
     dense = best["accuracy"] + best["drop"]
-    say(console, f"  {best['method']} at sparsity {best['sparsity']:g}: accuracy {best['accuracy']:.2%} (dense {dense:.2%}), {left}")
+    say(console, f"  {best['method']} at sparsity {best['sparsity']:.10g}: accuracy {best['accuracy']:.2%} (dense {dense:.2%}), {left}")
     if choice.rivals:
         say(console, f"  not significantly different in accuracy over {best['seeds']:.0f} seeds: {', '.join(choice.rivals)}")
     elif not choice.tested:
@@ -129,6 +129,9 @@ def _export(choice: Choice, rows: list[Row], path: Path | None) -> list[str]:
     track, tuning, dataset, architecture = choice.group
     wanted = (best["method"], dataset, architecture, best["sparsity"], tuning, track)
     row = next(r for r in rows if (r.method, r.dataset, r.architecture, r.sparsity, r.tuning, tracks.of_row(r)) == wanted)
-    command = ["python", "-m", "bench", "export", "--suite", suite, "--method", str(best["method"]), "--sparsity", f"{best['sparsity']:g}"]
-    command += ["--dataset", dataset, "--architecture", architecture, "--finetune-epochs", str(row.finetune_epochs)]
-    return command + ["--tuned", str(folder)] * (tuning == "tuned")
+    command = ["python", "-m", "bench", "export", "--suite", suite, "--method", str(best["method"])]
+    command += ["--sparsity", f"{best['sparsity']:.10g}", "--dataset", dataset, "--architecture", architecture]
+    command += ["--finetune-epochs", str(row.finetune_epochs)]
+    if suite == row.suite:  # what suite.toml would say, as far as options can: the rows may be narrowed by such options, too
+        command += [part for name in ("granularity", "match", "epochs") for part in (f"--{name}", str(getattr(row, name)))]
+    return command + ["--tuned", str(path)] * (tuning == "tuned")

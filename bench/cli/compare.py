@@ -43,12 +43,15 @@ def compare(suite: str, pair: tuple[str, str], narrowing: Narrowing, resources: 
 
 
 def _rows(console: Console, request: Request, store: Store, command: list[str]) -> list[Row]:
-    """The rows of both methods: at the defaults, and tuned if these are complete. Raises UserError where some are not in the store."""
+    """The rows of both methods and of their dense networks: at the defaults, and tuned if these are complete. Raises UserError where some
+    are not in the store.
+    """
     planned = plan_rows(request)
     wanted = sum(bool(row.criterion) for row in planned.expected.values())
-    rows = [row for row in pipeline.collect(planned, store) if row.criterion]
-    if len(rows) < wanted:
-        raise UserError(f"{wanted - len(rows)} of {wanted} rows are not in the store. Run this to compute them: {shlex.join(command)}")
+    rows = pipeline.collect(planned, store)
+    missing = wanted - sum(bool(row.criterion) for row in rows)
+    if missing:
+        raise UserError(f"{missing} of {wanted} rows are not in the store. Run this to compute them: {shlex.join(command)}")
     for note in planned.notes:
         say(console, f"note: {note}")
     if request.suite.tunes:

@@ -69,5 +69,5 @@ def _check(sample: int, tolerance: float | None) -> None:
     from bench.spec.errors import UserError
 
     for option, value in (("--sample", sample), ("--tolerance", tolerance)):
-        if value is not None and value < 0:
+        if value is not None and not value >= 0:  # also not a number
             raise UserError(f"{option} must be at least 0, got {value}")

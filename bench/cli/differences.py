@@ -6,9 +6,10 @@ from pathlib import Path
 from rich.console import Console
 
 from bench import api
-from bench.cli.tables import Shown, make_console, print_table, say
+from bench.cli.tables import Shown, make_console, parted, print_table, say
 from bench.publishing.page import cells
 from bench.ranking import comparison, tracks
+from bench.ranking.columns import as_percent
 from bench.ranking.comparison import Comparison, Difference, interval
 from bench.ranking.statistics import Estimate
 from bench.spec.errors import UserError, unknown
@@ -26,27 +27,33 @@ def compare_folder(path: Path, pair: tuple[str, str]) -> None:
         UserError: the folder cannot be read, does not have one of the methods, or the methods share no track.
     """
     by_name: dict[str, list[Row]] = {}
-    for row in api.read_rows(path):
+    every = api.read_rows(path)
+    for row in every:
         if row.criterion:
             by_name.setdefault(tracks.label(row.method, row.ablation), []).append(row)
+    if not by_name:
+        raise UserError(f"'{path}' has no rows of pruned networks")
     for name in pair:
         if name not in by_name:
             raise unknown("method", name, by_name)
     if pair[0] == pair[1]:
         raise UserError(f"'{pair[0]}' and '{pair[1]}' are the same method: name two")
     rows = [*by_name[pair[0]], *by_name[pair[1]]]
-    found = comparison.compare(rows, *pair)
+    dense = [row for row in every if not row.criterion]
+    found = comparison.compare([*rows, *dense], *pair)
     if not found:
         raise UserError(f"'{path}' has '{pair[0]}' and '{pair[1]}' in different tracks only, and they cannot be compared")
     shared = {each.track for each in found}
-    show(make_console(), found, [row for row in rows if tracks.of_row(row) in shared])
+    show(make_console(), found, [*(row for row in rows if tracks.of_row(row) in shared), *dense])
 
 
 def show(console: Console, found: list[Comparison], rows: list[Row]) -> None:
-    """Print comparisons, and what a reader has to know of their rows."""
+    """Print comparisons, and what a reader has to know of their rows. `rows`: of the two methods in these tracks, and of dense networks."""
+    for warning in tracks.warnings(tracks.frame(rows)):
+        say(console, f"warning: {warning}")
     for each in found:
         _print(console, each)
-    _print_remarks(console, rows)
+    _print_remarks(console, [row for row in rows if row.criterion])
 
 
 def _print(console: Console, found: Comparison) -> None:
@@ -57,19 +64,19 @@ def _print(console: Console, found: Comparison) -> None:
     lines = found.differences
     columns = [
         *_blocks(lines),
-        Shown("seeds", [str(d.seeds) for d in lines]),
-        Shown(found.first, [f"{d.first:.3f}" for d in lines]),
-        Shown(found.second, [f"{d.second:.3f}" for d in lines]),
+        Shown("seeds", [str(d.seeds) for d in lines], rank=2),
+        Shown(found.first, [f"{d.first:.3f}" for d in lines], rank=1),
+        Shown(found.second, [f"{d.second:.3f}" for d in lines], rank=1),
         Shown("difference", [f"{d.area.mean:+.3f}" for d in lines]),
         Shown("95 % interval", [_interval(d.area) for d in lines]),
         Shown("p", [_p(d.area) for d in lines]),
     ]
     print_table(console, f"{title}: area, {found.first} - {found.second} (positive: {found.first} is better)", columns)
     if len(lines[0].at) > 1:
-        at = [Shown(f"{100 * s:g}%", [_points(d.at[s]) for d in lines]) for s in lines[0].at]
-        print_table(
-            console, "difference in accuracy at each sparsity, percentage points ± 95 % confidence interval", [*_blocks(lines), *at]
-        )
+        at = [Shown(f"{as_percent(s)}%", [_points(d.at[s]) for d in lines]) for s in lines[0].at]
+        title = "difference in accuracy at each sparsity, percentage points ± 95 % confidence interval"
+        for k, part in enumerate(parted(console, _blocks(lines), at)):
+            print_table(console, "" if k else title, part)
     say(console, " ".join(filter(None, (found.verdict, found.over_blocks))) + "\n")
 
 
@@ -103,7 +110,8 @@ def _print_remarks(console: Console, rows: list[Row]) -> None:
         console.print(f"{method}: {failed.count(method)} failed rows count as accuracy 0", style="red", highlight=False)
     epochs: dict[str, list[int]] = {}
     for row in rows:
-        epochs.setdefault(row.method, []).append(row.epochs)
-    if len({tuple(e) for e in epochs.values()}) > 1:
-        trained = ", ".join(f"{method} {sum(e) / len(e):.0f}" for method, e in epochs.items())
-        say(console, f"note: the budgets differ: mean epochs of training {trained}")
+        epochs.setdefault(tracks.label(row.method, row.ablation), []).append(row.epochs)
+    means = {method: f"{sum(e) / len(e):.4g}" for method, e in epochs.items()}
+    if len(set(means.values())) > 1:
+        said = ", ".join(f"{method} {mean}" for method, mean in means.items())
+        say(console, f"note: the budgets differ: mean epochs of training {said}")

@@ -56,7 +56,8 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115 (open until the end)
     _check_own_packages()
     try:
-        code = app(list(sys.argv[1:] or ["--help"]), standalone_mode=False)
+        alone = sys.argv[1:] in ([], ["store"])  # without a command: help
+        code = app([*sys.argv[1:], *["--help"] * alone], standalone_mode=False)
         sys.stdout.flush()
     except typer.Exit as stop:
         code = stop.exit_code

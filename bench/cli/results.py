@@ -75,8 +75,12 @@ def table(
     from bench.cli.board import ranked, show
     from bench.cli.tables import make_console, say
     from bench.publishing import contributions
+    from bench.spec.errors import UserError
 
-    show(make_console(), ranked(api.read_rows(path)), style)
+    rows = api.read_rows(path)
+    if not rows:
+        raise UserError(f"'{path}' has no rows")
+    show(make_console(), ranked(rows), style)
     contributed = contributions.in_words(contributions.read(path)) if path.is_dir() and style == "text" else ""
     if contributed:
         say(make_console(), f"contributed rows: {contributed}")
@@ -115,7 +119,7 @@ def export(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The seed.", show_default="the suite's first")] = None,
     finetune_epochs: Annotated[int, typer.Option(help="Fine-tuning epochs after pruning; 0 is one-shot.")] = 0,
-    tuned: Annotated[Path | None, typer.Option(metavar="PATH", help="Use the tuned hyperparameters of this folder of results.")] = None,
+    tuned: Annotated[Path | None, typer.Option(metavar="PATH", help="Use the tuned hyperparameters of these results.")] = None,
     output: Annotated[Path | None, typer.Option(help="The folder to write.", show_default="one in exported/")] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Also write model.onnx.")] = False,
 ) -> None:  # fmt: skip
@@ -215,7 +219,7 @@ def verify(
 
     check(resources)
     for option, value, least in (("--sample", sample, 1), ("--tolerance", tolerance, 0)):
-        if value is not None and value < least:
+        if value is not None and not value >= least:  # also not a number
             raise UserError(f"{option} must be at least {least}, got {value}")
     if record and tolerance is not None:
         raise UserError("--record is for the tests of `verify`: leave out --tolerance")

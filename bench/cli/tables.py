@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich import box
 from rich.console import Console
@@ -43,12 +44,17 @@ def say(console: Console, line: str) -> None:
 
 
 def print_table(console: Console, title: str, columns: Sequence[Shown]) -> None:
-    """Print a table in the width of the console, without the columns for which there is no room."""
+    """Print a table in the width of the console, without the columns for which there is no room. A table of which no column can be left
+    out is wider than the console.
+    """
     shown = list(columns)
     while _width(shown) > console.width and any(c.rank for c in shown):
         shown.remove(max(shown, key=lambda c: c.rank))
     if title:
         console.print(Text(title, style="italic"), soft_wrap=True)
+    if _width(shown) > console.width:
+        file, terminal = console.file, console.is_terminal
+        console = Console(file=file, force_terminal=terminal, width=_width(shown), markup=False, emoji=False)
     table = Table(box=box.SIMPLE_HEAD)
     for column in shown:
         if column.name:
@@ -59,6 +65,16 @@ def print_table(console: Console, title: str, columns: Sequence[Shown]) -> None:
     for line in zip(*(column.values for column in shown), strict=True):
         table.add_row(*line)
     console.print(table)
+
+
+def parted(console: Console, names: Sequence[Shown], columns: Sequence[Shown]) -> list[list[Shown]]:
+    """Columns that all matter, as several tables where they are too wide for one; each begins with the names."""
+    parts = [list(names)]
+    for column in columns:
+        if len(parts[-1]) > len(names) and _width([*parts[-1], column]) > console.width:
+            parts.append(list(names))
+        parts[-1].append(column)
+    return parts
 
 
 def _width(columns: Sequence[Shown]) -> int:
@@ -82,8 +98,9 @@ def print_dense(console: Console, rows: pd.DataFrame) -> None:
 def _mean_and_interval(values: pd.Series) -> str:
     if values.empty:
         return "failed"
-    mean, half = values.mean(), statistics.half_width(values.std(), len(values))
-    return f"{mean:.2%} {cells.spread(mean, max(0.0, mean - half), min(1.0, mean + half), '{:.2%}')}".rstrip()
+    mean, half = values.mean(), float(statistics.half_width(values.std(), len(values)))
+    low, high = np.clip([mean - half, mean + half], 0, 1)  # not a number with one seed
+    return f"{mean:.2%} {cells.spread(mean, low, high, '{:.2%}')}".rstrip()
 
 
 def print_board(console: Console, title: str, board: pd.DataFrame, meaning: str) -> None:

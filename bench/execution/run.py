@@ -94,23 +94,22 @@ def forget(request: Request, store: Store, found: Found | None = None) -> None:
     trials.remove(store.url, [study.name for study in studies])
 
 
-def tuned_of(request: Request, folder: Path) -> Found:
+def tuned_of(request: Request, path: Path) -> Found:
     """The tuned hyperparameters in a published leaderboard, or in the output of a run.
 
     Args:
         request: the methods, data sets and architectures that need them.
-        folder: folder of the leaderboard, or the output folder.
+        path: folder of the leaderboard, the output folder, or a results.csv.
 
     Raises:
-        UserError: the folder has no results, or none for a method of the request.
+        UserError: there are no results, or none for a method of the request.
     """
-    files = [*sorted((folder / "results").glob("*.csv")), *folder.glob("results.csv")]
-    if not files:
-        raise UserError(f"--tuned '{folder}': it contains neither results/*.csv nor results.csv")
+    if not results_csv.files_of(path):
+        raise UserError(f"--tuned '{path}': it contains neither results/*.csv nor results.csv")
     try:
-        found = tuning_gain.chosen(row for file in files for row in results_csv.read_rows(file))
+        found = tuning_gain.chosen(results_csv.read(path))
     except (OSError, ValueError) as error:
-        raise UserError(f"--tuned '{folder}': {error}") from None
+        raise UserError(f"--tuned '{path}': {error}") from None
     every = [(b.dataset, a) for b in request.suite.blocks for a in b.architectures]
     tuned = [block for block in every if request.suite.trials_of(*block)] or every
     wanted = [(*block, m.name) for block in tuned for m in request.methods]
@@ -118,5 +117,5 @@ def tuned_of(request: Request, folder: Path) -> Found:
     missing = [cell for cell in wanted if cell not in found and (cell[:2] in blocks or not blocks & {w[:2] for w in wanted})]
     if missing:
         dataset, architecture, method = missing[0]
-        raise UserError(f"--tuned '{folder}': it has no tuned rows of {method} on {dataset}/{architecture}")
+        raise UserError(f"--tuned '{path}': it has no tuned rows of {method} on {dataset}/{architecture}")
     return {cell: found[cell] for cell in wanted if cell in found}

@@ -4,9 +4,11 @@ In the files, $name is replaced by the name of the user, and $title by the same 
 """
 
 import keyword
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import resources
+from importlib.machinery import PathFinder
 from pathlib import Path
 from string import Template
 
@@ -46,6 +48,12 @@ TEMPLATES = {
 }
 
 
+def _is_package(name: str) -> bool:
+    """Whether something is imported by this name, from elsewhere than the working folder."""
+    elsewhere = [path for path in sys.path if path not in ("", str(Path.cwd()))]
+    return name in sys.stdlib_module_names or name in sys.modules or PathFinder.find_spec(name, elsewhere) is not None
+
+
 def write_template(name: str, directory: Path, kind: str = "criterion") -> Path:
     """Write a new file that passes `check`.
 
@@ -62,7 +70,7 @@ def write_template(name: str, directory: Path, kind: str = "criterion") -> Path:
     """
     if kind not in TEMPLATES:
         raise unknown("kind", kind, TEMPLATES)
-    if not name.isidentifier() or name != name.lower() or name.startswith("_") or keyword.iskeyword(name):
+    if not (name.isidentifier() and name.isascii()) or name != name.lower() or name.startswith("_") or keyword.iskeyword(name):
         what = "method" if kind == "criterion" else kind
         raise UserError(f"'{name}' is not a valid {what} name: use lower-case letters, digits and underscores, starting with a letter")
     taken = set(TEMPLATES[kind].taken())
@@ -70,9 +78,13 @@ def write_template(name: str, directory: Path, kind: str = "criterion") -> Path:
         raise UserError(f"'{name}' is reserved for {RESERVED[name]}; choose another name")
     if name in taken:
         raise UserError(f"'{name}' is already registered; choose another name")
+    if _is_package(name):
+        raise UserError(f"'{name}' is a package or module of Python: next to {name}.py it could not be imported; choose another name")
     text = (resources.files("bench.planning") / "new_files" / f"{kind}.txt").read_text(encoding="utf-8")
     title = "".join(part.capitalize() for part in name.split("_"))
     path = directory / f"{name}.py"
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"'{directory}' is a file, not a folder")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:

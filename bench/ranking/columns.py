@@ -87,7 +87,7 @@ class BoardColumn:
 
 def _mean_at(entry: Entry, column: str, sparsity: float) -> float:
     """Mean of a column at one sparsity, over seeds and then over blocks."""
-    at = np.isclose(entry.grid.sparsities, sparsity)
+    at = np.isclose(entry.grid.sparsities, sparsity, rtol=0, atol=statistics.EXACT)
     sums, counts = (each[:, at].sum(1) for each in entry.grid.sums(column))
     return float((sums[counts > 0] / counts[counts > 0]).mean()) if counts.any() else np.nan
 
@@ -103,10 +103,12 @@ def _largest_sparsity(entry: Entry) -> float:
     for k, block in enumerate(entry.grid.blocks):
         if block not in entry.dense.index:
             continue
-        there = entry.grid.rows[k] > 0
+        there = counts[k] > 0
+        if not there.any():
+            continue
         floor = entry.dense[block] - MARGIN - statistics.EXACT
         x = [0.0, *entry.grid.sparsities[there]]
-        y = [entry.dense[block], *(s / n if n else np.nan for s, n in zip(sums[k, there], counts[k, there], strict=True))]
+        y = [entry.dense[block], *(sums[k, there] / counts[k, there])]
         last = x[-1]
         for x0, x1, y0, y1 in zip(x, x[1:], y, y[1:], strict=False):
             if y1 < floor:
@@ -133,7 +135,7 @@ def _versus_baseline(entry: Entry, sign: int) -> Any:
     """Number of blocks and seeds whose area is larger (sign 1), equal (0) or smaller (-1) than the area of the baseline."""
     if BASELINE not in entry.track.curves:
         return pd.NA
-    signs = np.sign(difference(entry.curves, entry.track.curves[BASELINE]).round(12))
+    signs = np.sign(difference(entry.curves, entry.track.curves[BASELINE]).round(statistics.DIGITS))
     return int((signs == sign).sum())
 
 
@@ -145,9 +147,14 @@ def _status(name: str, meaning: str) -> BoardColumn:
     return _count(name, meaning, lambda e: int((e.rows["status"] == name).sum()), heading=name)
 
 
+def as_percent(sparsity: float) -> str:
+    """A sparsity in percent, with all of its digits: 0.29 -> "29", 0.99999 -> "99.999"."""
+    return f"{100 * sparsity:.10g}"
+
+
 def accuracy_at(sparsity: float) -> BoardColumn:
     """The column of the accuracy at one sparsity, e.g. `accuracy_90`."""
-    percent = f"{100 * sparsity:g}"
+    percent = as_percent(sparsity)
     return BoardColumn(
         f"{ACCURACY}{percent}", "number", f"mean test accuracy at {percent} % sparsity", "fraction",
         lambda e: _mean_at(e, "value", sparsity), 0, 1, heading=f"acc {percent}%", format="{:.1%}",

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from bench.ranking import tracks
@@ -70,7 +71,7 @@ def compare(rows: Iterable[Row], first: str, second: str) -> list[Comparison]:
     """Compare two methods in each track that contains both.
 
     The areas under their accuracy-sparsity curves are compared, seed by seed within each block. A sparsity or seed that only one
-    method has is left out.
+    method has is left out, and so is a block whose dense network did not train.
 
     Args:
         rows: all results, those of the dense networks included.
@@ -84,8 +85,15 @@ def compare(rows: Iterable[Row], first: str, second: str) -> list[Comparison]:
     found = []
     for (track, tuning), part in table[table["track"] != ""].groupby(["track", "tuning"], sort=False):
         if {first, second} <= set(part["method"]):
-            found.append(Comparison(str(track), str(tuning), first, second, tuple(_differences(part, first, second))))
+            trained = _trained(part, table)
+            found.append(Comparison(str(track), str(tuning), first, second, tuple(_differences(trained, first, second))))
     return found
+
+
+def _trained(part: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a track without the blocks that `tracks.warnings` names."""
+    bad = tracks.untrained(tracks.dense_rows(table, part))
+    return part[[block not in bad for block in zip(part["dataset"], part["architecture"], strict=True)]]
 
 
 def table_of(comparisons: Iterable[Comparison]) -> pd.DataFrame:
@@ -99,8 +107,9 @@ def table_of(comparisons: Iterable[Comparison]) -> pd.DataFrame:
 
 
 def interval(found: Estimate) -> tuple[float, float]:
-    """The 95 % confidence interval of a difference, limited to [-1, 1]."""
-    return max(-1.0, found.low), min(1.0, found.high)
+    """The 95 % confidence interval of a difference, limited to [-1, 1]; not a number with one seed."""
+    low, high = np.clip([found.low, found.high], -1, 1)
+    return float(low), float(high)
 
 
 def _differences(part: pd.DataFrame, first: str, second: str) -> Iterator[Difference]:

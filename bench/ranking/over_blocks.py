@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from bench.ranking.statistics import ALPHA, EXACT
+from bench.ranking.statistics import ALPHA, DIGITS
 
 LEAST_BLOCKS = 10  # fewer are too few for a conclusion (protocol, rule 9)
 
@@ -41,7 +41,7 @@ def critical_difference(areas: pd.DataFrame) -> CriticalDifference | None:
     Returns:
         None for fewer than 10 blocks or 3 methods, which are too few for a conclusion.
     """
-    complete = areas.dropna(axis="columns")
+    complete = areas.dropna(axis="columns").round(DIGITS)
     blocks, methods = complete.shape
     if blocks < LEAST_BLOCKS or methods < 3:
         return None
@@ -69,7 +69,7 @@ def signed_rank_test(differences: Sequence[float]) -> float:
     """
     if len(differences) < LEAST_BLOCKS:
         return math.nan
-    found = [d for d in differences if abs(d) > EXACT]
+    found = [d for d in np.round(differences, DIGITS) if d]
     if not found:
         return 1.0
     from scipy import stats

@@ -22,6 +22,7 @@ import pandas as pd
 ALPHA = 0.05
 POWER = 0.8  # probability of detecting a difference that is called detectable
 EXACT = 1e-12  # smaller differences are rounding errors: accuracies of two networks differ by at least one test sample, or not at all
+DIGITS = 12  # decimals of values that are sorted or ranked, so that no rounding error breaks a tie
 CAUTION = 0.5  # weight of the smallest degrees of freedom of a family, in numbers of pairs: see `family_df`
 
 Pair = tuple[str, str]

@@ -127,8 +127,17 @@ def split(table: pd.DataFrame) -> Iterator[Track]:
 def _track(name: str, tuning: str, part: pd.DataFrame, table: pd.DataFrame) -> Track:
     dense = _denominators(part, dense_rows(table, part))
     relative = {method: _over(curve, dense[method]) for method, curve in curves(part).items()}
-    unranked = part.loc[(part["ablation"] != "none") | _over_budget(part, table), "method"]
-    return Track(name, tuning, part, frozenset(unranked), dense, relative)
+    return Track(name, tuning, part, unranked(part, table), dense, relative)
+
+
+def unranked(part: pd.DataFrame, table: pd.DataFrame) -> frozenset[str]:
+    """The methods of a track that have no rank: ablations, and those that trained for more epochs than the dense networks.
+
+    Args:
+        part: the rows of the track.
+        table: all rows, as `frame` returns them.
+    """
+    return frozenset(part.loc[(part["ablation"] != "none") | _over_budget(part, table), "method"])
 
 
 def _over_budget(part: pd.DataFrame, table: pd.DataFrame) -> pd.Series:
@@ -145,7 +154,7 @@ def warnings(table: pd.DataFrame) -> list[str]:
     pruned = table.loc[table["track"] != "", ["finetune_epochs", "epochs", "recalibration"]]
     for (finetuned, _, _), part in pruned.groupby(["finetune_epochs", pruned["epochs"] > 0, "recalibration"]):
         dense = dense_rows(table, part)
-        for dataset, architecture in _untrained(dense):
+        for dataset, architecture in untrained(dense):
             bad = _did_not_train(dense[(dense["dataset"] == dataset) & (dense["architecture"] == architecture)])
             after = f" with {finetuned} epochs of fine-tuning" * bool(finetuned)
             said.append(
@@ -170,7 +179,7 @@ def _did_not_train(dense: pd.DataFrame) -> pd.Series:
     return dense["status"].isin(["collapsed", "failed"])
 
 
-def _untrained(dense: pd.DataFrame) -> list[tuple[str, str]]:
+def untrained(dense: pd.DataFrame) -> list[tuple[str, str]]:
     """The blocks whose dense network failed or has chance accuracy on at least half of the seeds."""
     share = dense.assign(bad=_did_not_train(dense).astype(float)).groupby(BLOCK, sort=False)["bad"].mean()
     return [(str(dataset), str(architecture)) for dataset, architecture in share.index[share >= 0.5]]
@@ -184,10 +193,10 @@ def _denominators(part: pd.DataFrame, dense: pd.DataFrame) -> dict[str, pd.Serie
     was not run, each method's own mean `dense_accuracy` is used. Blocks whose dense network did not train are left out. ValueError for
     a block with rows but without a dense accuracy.
     """
-    common, untrained = _block_means(dense, "accuracy"), _untrained(dense)
+    common, bad = _block_means(dense, "accuracy"), untrained(dense)
     found = {}
     for method, rows in part[part["status"] != "unsupported"].groupby("method", sort=False):
-        own = _block_means(rows, "dense_accuracy").drop(untrained, errors="ignore")
+        own = _block_means(rows, "dense_accuracy").drop(bad, errors="ignore")
         own.update(common)
         for dataset, architecture in own.index[~(own > 0)]:
             raise ValueError(f"'{method}' has rows on {dataset}/{architecture} but no dense accuracy to divide its area by")

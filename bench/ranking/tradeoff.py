@@ -20,7 +20,6 @@ COSTS = {
 }
 DROP = "drop"  # accuracy of the dense network - accuracy, as a budget
 COLUMNS = (*GROUP, "method", "sparsity", "seeds", "failed", "accuracy", "accuracy_std", "drop", *COSTS, "front")
-EQUAL = 1e-12  # differences below this are rounding
 
 
 def tradeoff(rows: Iterable[Row]) -> pd.DataFrame:
@@ -72,8 +71,8 @@ def on_front(accuracy: "pd.Series[float]", cost: "pd.Series[float]", k: int) -> 
     a, c = accuracy.to_numpy(float), cost.to_numpy(float)
     if np.isnan(a[k]) or np.isnan(c[k]):
         return False
-    as_good = (a >= a[k] - EQUAL) & (c <= c[k] + EQUAL)
-    better = (a > a[k] + EQUAL) | (c < c[k] - EQUAL)
+    as_good = (a >= a[k] - statistics.EXACT) & (c <= c[k] + statistics.EXACT)
+    better = (a > a[k] + statistics.EXACT) | (c < c[k] - statistics.EXACT)
     return not bool((as_good & better).any())
 
 
@@ -113,15 +112,20 @@ def choose(rows: Iterable[Row], budget: Mapping[str, float], by: str = "") -> It
         group = tuple(map(str, key))
         allowed = lines[(lines["method"] != DENSE) & (lines["failed"] == 0)]
         for name, most in budget.items():
-            allowed = allowed[allowed[name] <= most + EQUAL]
+            allowed = allowed[allowed[name] <= most + statistics.EXACT]
         order = [by, "accuracy"] if by else ["accuracy", *COSTS]
-        allowed = allowed.dropna(subset=order[:1]).sort_values(order, ascending=[n != "accuracy" for n in order], kind="stable")
+        up = [name != "accuracy" for name in order]
+        allowed = allowed.dropna(subset=order[:1]).sort_values(order, ascending=up, kind="stable", key=_rounded)
         if allowed.empty:
             yield Choice(group, None)
             continue
         best = allowed.iloc[0]
         own = table[(table[GROUP] == list(key)).all(axis=1) & (table["ablation"] == "none")]
         yield Choice(group, best, *_rivals(best, allowed, own))
+
+
+def _rounded(values: "pd.Series[float]") -> "pd.Series[float]":
+    return values.round(statistics.DIGITS)
 
 
 def _rivals(best: "pd.Series[Any]", allowed: pd.DataFrame, rows: pd.DataFrame) -> tuple[tuple[str, ...], bool]:
@@ -132,5 +136,5 @@ def _rivals(best: "pd.Series[Any]", allowed: pd.DataFrame, rows: pd.DataFrame) -
     apart = {(str(best["method"]), str(o["method"])): mine - curves[o["method"]][o["sparsity"]] for _, o in others.iterrows()}
     if not apart or min(len(d.dropna()) for d in apart.values()) < 2:
         return (), False
-    significant = {pair[1] for pair in statistics.compare(apart).significant_pairs}
+    significant = {name for pair in statistics.compare(apart).significant_pairs for name in pair}  # better, or worse: `by` is a cost
     return tuple(str(name) for name in others["method"] if name not in significant), True

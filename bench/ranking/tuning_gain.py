@@ -65,8 +65,8 @@ SHOWN = tuple(sorted((column for column in BOARD if column.title), key=lambda co
 def tuned(rows: Iterable[Row]) -> pd.DataFrame:
     """A table with the columns `COLUMNS`, computed from the rows only: one line per tuned method, block and fine-tuning epochs.
 
-    - `area_default`, `area_tuned`: mean over seeds of the area under the accuracy-sparsity curve on test data; failed rows count as
-      accuracy 0. `gain` = `area_tuned` - `area_default`.
+    - `area_default`, `area_tuned`: mean over seeds of the area under the accuracy-sparsity curve on test data, over the seeds and
+      sparsities that both have; failed rows count as accuracy 0. `gain` = `area_tuned` - `area_default`.
     - `validation_default`, `validation_tuned`: mean pruned accuracy on validation data over all sparsities, as measured by the search.
     - `trials`, `tuning_epochs`: the cost of the search, without training the networks shared by all methods.
     """
@@ -105,7 +105,8 @@ def chosen(rows: Iterable[Row]) -> dict[tuple[str, str, str], Setting]:
 def _line(cell: tuple[Any, ...], found: dict[str, list[Row]]) -> dict[str, Any]:
     setting = decoded(found["tuned"][0].hyperparameters)
     search = setting.search
-    before, after = _area(found.get("default", [])), _area(found["tuned"])
+    default, tuned = _shared(found.get("default", []), found["tuned"])
+    before, after = _area(default), _area(tuned)
     return {
         **dict(zip(CELL, cell, strict=True)),
         "trials": search.trials if search else None,
@@ -118,6 +119,15 @@ def _line(cell: tuple[Any, ...], found: dict[str, list[Row]]) -> dict[str, Any]:
         "seeds": len({row.seed for row in found["tuned"]}),
         "hyperparameters": dataclasses.replace(setting, search=None).encoded(),
     }
+
+
+def _shared(default: list[Row], tuned: list[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows of the seeds and sparsities that both have; all tuned rows if there are no others."""
+    if not default:
+        return default, tuned
+    both = {(row.seed, row.sparsity) for row in default} & {(row.seed, row.sparsity) for row in tuned}
+    kept = [[row for row in rows if (row.seed, row.sparsity) in both] for rows in (default, tuned)]
+    return kept[0], kept[1]
 
 
 def _area(rows: list[Row]) -> float:

@@ -101,6 +101,35 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def read(path: Path) -> list[Row]:
+    """The rows of a results.csv, or of the folder of a leaderboard or of an output.
+
+    Raises:
+        ValueError: there is no such file, one cannot be read, or a row is there twice. The message is one line.
+    """
+    files = files_of(path)
+    if not files:
+        raise ValueError(f"'{path}' is neither a results.csv nor a folder with results")
+    rows = [row for file in files for row in read_rows(file)]
+    check_once(rows, f"'{path}'")
+    return rows
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files with the rows of a leaderboard's or output folder, or of a results.csv."""
+    return [path] if path.is_file() else [*sorted((path / "results").glob("*.csv")), *path.glob("results.csv")]
+
+
+def check_once(rows: Iterable[Row], where: str) -> None:
+    """Raise ValueError if a row is there twice: it would count twice in every mean. `where`: for the message."""
+    seen: set[tuple[Any, ...]] = set()
+    for row in rows:
+        if row.identity in seen:
+            cell = f"{row.method} on {row.dataset}/{row.architecture} at sparsity {row.sparsity:.10g}, seed {row.seed}"
+            raise ValueError(f"{where} has a row twice: {cell}")
+        seen.add(row.identity)
+
+
 def write_table(table: "pd.DataFrame", path: Path) -> None:
     """Write a table as CSV, with a header and without an index; floats read back exactly.
 

@@ -15,6 +15,7 @@ import bench as package
 from bench.publishing.plots import curves
 from bench.ranking.comparison import COLUMNS as DIFFERENCES
 from bench.spec.row import COLUMNS
+from bench.storage import results_csv
 from tests.bench.boards import dense, rows
 
 Bench = Callable[..., tuple[int, str, str]]
@@ -122,3 +123,33 @@ def test_force_computes_again(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert forced["train_seconds"].tolist() != first["train_seconds"].tolist()
     assert forced["accuracy"].tolist() == first["accuracy"].tolist()
     assert list(tiny.glob(".bench/networks/*.safetensors")), "the dense network is there again"
+
+
+def test_an_ablation_is_compared_under_the_name_that_the_leaderboard_shows() -> None:
+    made = [*dense(), *rows("a", (0.9, 0.8, 0.6, 0.3)), *rows("a", (0.8, 0.7, 0.5, 0.2), ablation="shuffle")]
+    assert "a (shuffle)" in set(package.leaderboard(made)["method"])
+    assert package.compare(made, "a", "a (shuffle)")["difference"].tolist() == pytest.approx([0.1])
+    with pytest.raises(package.UserError, match="'a' and 'a' are the same method"):
+        package.compare(made, "a", "a")
+
+
+def test_a_track_is_named_as_in_the_column_track() -> None:
+    made = [*dense(finetune=2), *rows("a", (0.9, 0.8, 0.6, 0.3), finetune=2)]
+    for row in made:
+        object.__setattr__(row, "granularity", "channel")
+    (track,) = set(package.leaderboard(made)["track"])
+    assert track == "fine-tuned 2 epochs, channel"
+    assert package.plot(made, "accuracy", track=track).axes
+    assert package.plot(made, "accuracy", track="fine-tuned").axes
+
+
+def test_a_row_that_is_there_twice_is_refused(tiny: Path) -> None:
+    made = [*dense(), *rows("a", (0.9, 0.8, 0.6, 0.3))]
+    results_csv.write_rows(made, tiny / "results.csv")
+    table = package.read(tiny)
+    with pytest.raises(package.UserError, match=r"this table has a row twice: a on d/a at sparsity 0\.5, seed 0"):
+        package.leaderboard(pd.concat([table, table]))
+    (tiny / "results").mkdir()
+    results_csv.write_rows(made[-1:], tiny / "results" / "a.csv")
+    with pytest.raises(package.UserError, match=r"has a row twice: a on d/a at sparsity 0\.99, seed 1"):
+        package.read(tiny)

@@ -1,6 +1,7 @@
 """Results of each block: blocks.csv, and its table on the page. One block is one data set with one architecture."""
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import pandas as pd
@@ -8,7 +9,7 @@ import pandas as pd
 from bench.publishing.page import cells
 from bench.publishing.page.cells import MISSING, Cell, Column, Line, Table, missing, number, percent, text
 from bench.ranking import over_blocks, statistics, tracks
-from bench.ranking.columns import BoardColumn
+from bench.ranking.columns import BoardColumn, as_percent
 from bench.ranking.tracks import BLOCK
 from bench.spec.row import COLLAPSED, DECLARED
 
@@ -79,14 +80,14 @@ def _areas(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else empty
 
 
-def critical(part: pd.DataFrame, ablated: set[str]) -> str:
+def critical(part: pd.DataFrame, unranked: Collection[str]) -> str:
     """Friedman's test and the critical difference in words; '' for too few blocks.
 
     Args:
         part: the lines of one track and tuning, as `measured` makes them.
-        ablated: methods that are controls by ablation.
+        unranked: methods that have no rank.
     """
-    once = part[~part["method"].isin(ablated)].drop_duplicates(["method", *BLOCK])
+    once = part[~part["method"].isin(unranked)].drop_duplicates(["method", *BLOCK])
     found = over_blocks.critical_difference(once.pivot(index=BLOCK, columns="method", values="relative_area").astype(float))
     if found is None:
         return ""
@@ -113,7 +114,7 @@ def table(part: pd.DataFrame) -> Table:
         *(Column(name.capitalize().replace("Dataset", "Data set"), first="ascending", kind="text", key=name) for name in kinds),
         Column("Dense", hint="mean accuracy (%) of the dense networks that the method pruned", mean="percent"),
         Column("Area", hint="area of this block, divided by the dense accuracy", mean="area"),
-        *(Column(f"{100 * s:.4g} %", "Accuracy, % at sparsity", label=f"At {100 * s:.4g} %", mean="percent") for s in sparsities),
+        *(Column(f"{as_percent(s)} %", "Accuracy, % at sparsity", label=f"At {as_percent(s)} %", mean="percent") for s in sparsities),
     ]
     lines = []
     for key, own in part.groupby(["method", *KINDS], sort=False):

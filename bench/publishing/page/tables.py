@@ -16,9 +16,10 @@ from bench.publishing.page.cells import Column, Line, Table, axis, number, text,
 from bench.publishing.verified import Verified
 from bench.ranking import leaderboard, tracks, tuning_gain
 from bench.ranking.columns import BASELINE, CALIBRATION_AT, COLUMNS
+from bench.ranking.statistics import EXACT
 from bench.ranking.tracks import BLOCK
 from bench.ranking.tuning_gain import SHOWN as SHOWN_GAINS
-from bench.spec.row import ABLATIONS, KEY
+from bench.spec.row import KEY
 
 MOST_CELLS = 40_000  # accuracies of blocks on the page, about 3 MB; more are read from blocks.csv when they are asked for
 MOST_LINES = 2000  # of other tables
@@ -62,17 +63,17 @@ def boards(
     table = _with_more(board.reindex(columns=list(dict.fromkeys([*COLUMNS, *board.columns]))), rows, measured, verified)
     shown, linked = board_columns.shown(table), _links(rows)
     resolutions = leaderboard.resolutions(rows) if resolutions is None else resolutions
-    ablated = set(rows.loc[rows["ablation"].isin(ABLATIONS), "method"])
     by = {(tracks.label(line.method, line.ablation), line.tuning): line.contributor for line in contributed}
     fits = len(measured) <= MOST_CELLS
     found = []
     for (track, tuning), part in table.groupby(["track", "tuning"], sort=False):
         own = measured[(measured["track"] == track) & (measured["tuning"] == tuning)]
+        unranked = tracks.unranked(rows[(rows["track"] == track) & (rows["tuning"] == tuning)], rows)
         resolution = resolutions.get((str(track), str(tuning)))
         meaning = resolution.meaning if resolution else ""
         by_block = blocks.table(own) if fits else None
         marked = {name: {**linked.get(name, {}), "contributor": by.get((name, tuning), "")} for name in part["method"]}
-        found.append(Board(str(track), str(tuning), _board(part, shown, marked), meaning, blocks.critical(own, ablated), by_block))
+        found.append(Board(str(track), str(tuning), _board(part, shown, marked), meaning, blocks.critical(own, unranked), by_block))
     return found
 
 
@@ -91,7 +92,7 @@ def _with_more(board: pd.DataFrame, rows: pd.DataFrame, measured: pd.DataFrame, 
     """The leaderboard with columns that leaderboard.csv does not have: the own dense networks, FLOPs that are left, verified rows."""
     cell = ["track", "tuning", "method"]
     dense = measured.drop_duplicates([*cell, *BLOCK]).groupby(cell)["dense_accuracy"].mean()
-    at = rows[(rows["track"] != "") & np.isclose(rows["sparsity"].astype(float), CALIBRATION_AT)]
+    at = rows[(rows["track"] != "") & np.isclose(rows["sparsity"].astype(float), CALIBRATION_AT, rtol=0, atol=EXACT)]
     left = at.assign(left=at["flops_kept"].astype(float) / at["flops"].astype(float)).groupby([*cell, *BLOCK])["left"].mean()
     records = pd.DataFrame([one.key for one in verified], columns=list(KEY), dtype=object)
     counted: Counter[tuple[str, ...]] = Counter()

@@ -24,6 +24,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from bench.publishing.plots import diagrams
 from bench.publishing.plots.diagrams import PLAIN, Picture
 from bench.ranking import statistics, tracks
+from bench.ranking.columns import as_percent
 from bench.ranking.tracks import BLOCK
 
 RELEASE = f"Matplotlib v{matplotlib.__version__}"
@@ -124,8 +125,12 @@ def _tracks(table: pd.DataFrame, board: pd.DataFrame) -> Iterator[Track]:
         dense = tracks.dense_rows(table, part)
         dense = dense[dense["status"] != "unsupported"]
         title = name if tuning == "default" else f"{name}, tuned"
-        slug = re.sub(r"[^a-z0-9]+", "-", title)
-        yield Track(title, slug, part, lines, dense)
+        yield Track(title, slug(title), part, lines, dense)
+
+
+def slug(title: str) -> str:
+    """The title of a track as part of a file's name: "one-shot after training, tuned" -> "one-shot-after-training-tuned"."""
+    return re.sub(r"[^a-z0-9]+", "-", title)
 
 
 def _styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -160,7 +165,7 @@ Place = Callable[[Axes, pd.DataFrame], pd.Series]
 def _against_sparsity(axes: Axes, rows: pd.DataFrame) -> pd.Series:
     """Positions on the sparsity axis, -log10 of the share of kept weights; ticks show the sparsity."""
     values = sorted(rows["sparsity"].unique())
-    ticks = _apart([(-math.log10(1 - s), f"{100 * s:g}") for s in values], 0.09 * max(1e-9, _position(values[-1]) - _position(values[0])))
+    ticks = _apart([(-math.log10(1 - s), as_percent(s)) for s in values], 0.09 * max(1e-9, _position(values[-1]) - _position(values[0])))
     axes.set_xticks([x for x, _ in ticks], [text for _, text in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("sparsity, %")

@@ -37,7 +37,7 @@ def ranks(title: str, board: pd.DataFrame, rows: pd.DataFrame) -> Figure:
         rows: its rows and those of the dense networks, without ablations, as made by `tracks.frame`.
     """
     (track,) = tracks.split(rows)
-    areas = pd.DataFrame({m: tracks.areas(c).groupby(level=BLOCK).mean() for m, c in track.curves.items()})
+    areas = pd.DataFrame({m: tracks.areas(c).groupby(level=BLOCK).mean() for m, c in track.curves.items() if m not in track.unranked})
     found = over_blocks.critical_difference(areas)
     return _critical(title, found) if found is not None else _intervals(title, board)
 

@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.console import Console
 from scipy import stats
 
+from bench.cli import differences
 from bench.ranking.tracks import area
 from bench.storage import results_csv
 from tests.bench import boards
@@ -183,3 +186,41 @@ def test_a_wrong_folder_or_name_is_one_line(arguments: tuple[str, ...], error: s
     assert err.startswith("error: ")
     assert error in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_numbers_are_whole_in_any_width(width: int, capsys: pytest.CaptureFixture[str]) -> None:
+    differences.compare_folder(Path(BOARD), ("magnitude_lamp", "magnitude(weight_decay=0.003)"))
+    wide = re.findall(r"[+-]\d+\.\d (?:±\d+\.\d|\([^)]+\))", capsys.readouterr().out)
+    assert len(wide) == 2 * (11 + 7) * 6, "two tracks, default and tuned, with ten and with six blocks, and all; six sparsities"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(differences, "make_console", lambda: Console(width=width))
+        differences.compare_folder(Path(BOARD), ("magnitude_lamp", "magnitude(weight_decay=0.003)"))
+    out = capsys.readouterr().out
+    assert sorted(re.findall(r"[+-]\d+\.\d (?:±\d+\.\d|\([^)]+\))", out)) == sorted(wide)
+    assert out.count("test_efficientnet") + out.count("test_effi") >= 4
+    assert "…" not in out
+    if width > 60:
+        assert max(map(len, (line for line in out.splitlines() if "│" not in line and " ±" in line and "%" not in line))) <= width
+
+
+def test_budgets_differ_only_if_their_means_do(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    curve = (0.9, 0.8, 0.7, 0.6)
+    results_csv.write_rows([*boards.rows("a", curve), *boards.rows("b", curve, seeds={0: 0.0})], Path("lacks.csv"))
+    assert "budgets" not in bench("compare", "a", "b", "lacks.csv")[1]
+    results_csv.write_rows([*boards.rows("a", curve), *boards.rows("b", curve, epochs=15)], Path("longer.csv"))
+    assert "note: the budgets differ: mean epochs of training a 10, b 15" in bench("compare", "a", "b", "longer.csv")[1]
+
+
+def test_a_block_that_did_not_train_is_named_and_left_out(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [r for d in "xy" for name in "ab" for r in boards.rows(name, (0.9, 0.8, 0.7, 0.6), dataset=d)]
+    bad = [replace(r, dataset="y", criterion="", sparsity=0.0, status="collapsed") for r in boards.dense(0.1)]
+    results_csv.write_rows([*rows, *bad], Path("r.csv"))
+    code, out, _ = bench("compare", "a", "b", "r.csv")
+    assert code == 0
+    assert "warning: y/a: the dense network did not train (chance accuracy, or an error) on 2 of 2 seeds" in out
+    assert [line.split()[0] for line in out.splitlines() if line.strip()[:2] in ("x ", "y ")] == ["x", "x"]
+    results_csv.write_rows(bad, Path("dense.csv"))
+    assert bench("compare", "a", "b", "dense.csv")[::2] == (2, "error: 'dense.csv' has no rows of pruned networks\n")

@@ -20,6 +20,11 @@ def test_alone_it_prints_its_help(bench: Bench) -> None:
     assert all(command in out for command in ("run", "list", "check", "new", "status", "compare", "table", "publish", "verify", "export"))
 
 
+def test_a_group_of_commands_alone_prints_its_help(bench: Bench) -> None:
+    assert bench("store") == bench("store", "--help")
+    assert bench("store")[0] == 0
+
+
 def test_it_says_its_version(bench: Bench) -> None:
     assert bench("--version") == (0, f"razorbench {importlib.metadata.version('razorbench')}\n", "")
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from rich.console import Console
 from bench.cli import tables
 from bench.cli.tables import Shown
 from bench.publishing import text_tables
+from bench.ranking import tracks
 from bench.ranking.leaderboard import leaderboard
+from bench.storage import results_csv
 from tests.bench.boards import dense, rows
 
 Bench = Callable[..., tuple[int, str, str]]
@@ -88,3 +91,37 @@ def test_a_run_writes_nothing_but_the_table_to_standard_output(tiny: Path, bench
     assert out.startswith("**" if style == "markdown" else "\\begin{table}")
     assert "note:" not in out
     assert "wrote " not in out
+
+
+def test_with_one_seed_a_dense_network_has_no_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = (tracks.frame([replace(r, criterion="") for r in dense()[:n]]) for n in (1, 2))
+    for rows_, said in ((one, "90.00%  "), (two, "90.50% ±6.35%")):  # t(0.975, 1) = 12.706 times 0.005
+        tables.print_dense(Console(width=80), rows_)
+        assert said in capsys.readouterr().out
+
+
+def test_a_part_of_results_that_cannot_be_ranked_is_one_line(tiny: Path, bench: Bench) -> None:
+    alone = rows("a", (0.9, 0.8, 0.7, 0.3), dense_accuracy=None)
+    results_csv.write_rows(alone, Path("alone.csv"))
+    code, _, err = bench("table", "alone.csv")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("error: 'a' has rows on d/a but no dense accuracy to divide its area by")
+    results_csv.write_rows([*alone, alone[0]], Path("twice.csv"))
+    assert bench("table", "twice.csv")[::2] == (2, "error: 'twice.csv' has a row twice: a on d/a at sparsity 0.5, seed 0\n")
+    results_csv.write_rows([], Path("none.csv"))
+    assert bench("table", "none.csv")[::2] == (2, "error: 'none.csv' has no rows\n")
+
+
+def test_choose_names_what_a_lone_file_was_computed_with(tiny: Path, bench: Bench) -> None:
+    """No suite.toml is there that could say it."""
+    given = {"parameters": 100, "parameters_kept": 50, "granularity": "channel", "match": "flops"}
+    chosen = [replace(r, **given, sparsity=0.9999999) for r in rows("a", (0.9, 0.8, 0.7, 0.3), tuning="tuned") if r.sparsity == 0.5]
+    results_csv.write_rows(chosen, Path("lone.csv"))
+    code, out, err = bench("choose", "lone.csv", "--at-most", "drop=0.9")
+    assert (code, err) == (0, "")
+    (line,) = [line for line in out.splitlines() if "export it" in line]
+    words = line.split()
+    found = {name: words[words.index(f"--{name}") + 1] for name in ("suite", "sparsity", "granularity", "match", "epochs", "tuned")}
+    assert found == {
+        "suite": "s", "sparsity": "0.9999999", "granularity": "channel", "match": "flops", "epochs": "10", "tuned": "lone.csv",
+    }  # fmt: skip

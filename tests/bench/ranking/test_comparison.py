@@ -103,6 +103,22 @@ def test_unsupported_rows_are_no_common_rows() -> None:
     assert found.differences == ()
 
 
+def test_blocks_whose_dense_network_did_not_train_are_left_out() -> None:
+    """As from areas and ranks: at chance accuracy every method is as good as the other."""
+    dense = [replace(r, method="dense", criterion="", stage="", sparsity=0.0, dataset=d) for d in "zy" for r in rows("a", GOOD)[::4]]
+    every = compare([*two(dataset="z"), *two(dataset="y"), *dense], "a", "b")
+    assert [d.dataset for d in every[0].differences] == ["z", "y", ALL]
+    bad = [replace(r, status="collapsed") if r.dataset == "y" else r for r in dense]
+    (found,) = compare([*two(dataset="z"), *two(dataset="y"), *bad], "a", "b")
+    assert found.differences == every[0].differences[:1]
+
+
+def test_with_one_seed_there_is_no_interval() -> None:
+    (found,) = compare([r for r in two() if r.seed == 0], "a", "b")
+    assert all(math.isnan(end) for end in interval(found.differences[0].area))
+    assert table_of([found])[["low", "high", "p"]].isna().all(axis=None)
+
+
 def made(mean: float, p: float) -> Comparison:
     """A comparison whose last difference has this estimate, and the first one the opposite."""
     wrong = Difference("d", "a", 3, 0.5, 0.5, Estimate(-mean, -2, 2, 1 - p), {})

@@ -1,10 +1,13 @@
 """The tables on made-up rows whose answers are known."""
 
+import json
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 from scipy import stats
 
+from bench.ranking import tuning_gain
 from bench.ranking.leaderboard import COLUMNS, leaderboard, resolutions
 from bench.ranking.tracks import area, frame, warnings
 from tests.bench.boards import dense, rows
@@ -183,3 +186,31 @@ def test_defaults_and_tuned_results_are_two_tables() -> None:
     ranks = {(t, m): r for t, m, r in zip(board["tuning"], board["method"], board["rank"], strict=True)}
     assert ranks == {("default", "a"): 1, ("default", "b"): 2, ("tuned", "b"): 1, ("tuned", "a"): 2}
     assert board["track"].nunique() == 1
+
+
+def test_sparsities_close_to_one_keep_all_of_their_digits() -> None:
+    close = (0.99999, 0.999999, 0.9999999, 0.99999999)
+    made = [replace(r, sparsity=close[k % 4]) for k, r in enumerate(rows("m", (0.9, 0.7, 0.5, 0.3), seeds={0: 0.0, 1: 0.0}))]
+    board = leaderboard([*dense(), *made])
+    names = ["accuracy_99.999", "accuracy_99.9999", "accuracy_99.99999", "accuracy_99.999999"]
+    assert board.iloc[0][names].tolist() == pytest.approx([0.9, 0.7, 0.5, 0.3])
+    assert board.columns.is_unique
+
+
+def test_a_method_without_accuracies_has_no_largest_sparsity() -> None:
+    board = leaderboard([*dense(), *rows("m", (0.9,) * 4), *rows("unmeasured", (0.9,) * 4, accuracy=None)]).set_index("method")
+    assert board.loc["m", "sparsity_within_one_point"] == pytest.approx(0.99)
+    assert pd.isna(board.loc["unmeasured", "sparsity_within_one_point"])
+
+
+def test_the_gain_of_tuning_is_over_what_both_have() -> None:
+    """Sparsities and seeds of one of them alone would count as gain or loss."""
+    default = [r for r in rows("m", (0.9, 0.8, 0.4, 0.2)) if (r.sparsity, r.seed) != (0.99, 1)]
+    search = {"trials": 2, "epochs": 4, "validation": {"default": 0.5, "tuned": 0.6}}
+    said = json.dumps({"criterion": {}, "training": {}, "tuning": search})
+    after = [replace(r, hyperparameters=said) for r in rows("m", (0.91, 0.83, 0.45, 0.27), tuning="tuned") if r.sparsity != 0.9]
+    (line,) = tuning_gain.tuned([*default, *after]).to_dict("records")
+    first = (0.45 * (0.01 + 0.05) / 2 + 0.04 * (0.05 + 0.07) / 2) / 0.49  # trapezoids over 0.5, 0.95, 0.99
+    second = (0.01 + 0.05) / 2  # the other seed lacks 0.99
+    assert line["gain"] == pytest.approx((first + second) / 2)
+    assert line["seeds"] == 2

@@ -38,6 +38,17 @@ def test_a_method_without_all_blocks_is_left_out_of_the_critical_difference() ->
     assert found.distance == pytest.approx(2.343 * math.sqrt(3 * 4 / (6 * 12)), abs=1e-3)
 
 
+def test_rounding_breaks_no_tie() -> None:
+    up, down = (0.1 + 0.2) + 0.3, 0.1 + (0.2 + 0.3)
+    assert up != down
+    areas = pd.DataFrame({"a": [up] * 10, "b": [down] * 10, "c": [0.1 * k for k in range(10)]})
+    found = critical_difference(areas)
+    assert found is not None
+    assert found.mean_ranks["a"] == found.mean_ranks["b"] == (6 * 1.5 + 2 + 3 * 2.5) / 10, "all three are equal once"
+    steps = [0.01, -0.01, 0.02, -0.02, 0.03, -0.03, 0.04, 0.05, 0.06, 0.07]
+    assert signed_rank_test(steps) == signed_rank_test([s + (up - down) / 4 for s in steps])
+
+
 def test_no_critical_difference_from_few_blocks_or_methods() -> None:
     areas = pd.DataFrame(np.random.default_rng(0).normal(size=(10, 3)), columns=list("abc"))
     assert critical_difference(areas) is not None

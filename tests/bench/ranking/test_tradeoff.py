@@ -149,3 +149,29 @@ def test_equal_points_are_all_on_the_front() -> None:
 
     accuracy, cost = pd.Series([0.9, 0.9, 0.8, 0.9]), pd.Series([0.5, 0.5, 0.5, float("nan")])
     assert [on_front(accuracy, cost, k) for k in range(4)] == [True, True, False, False]
+
+
+def two(good: float, cheap: float, *, kept: int = 100, flops: int = 500) -> list[Row]:
+    """`random` is dense in size and has the accuracy `good`; `obd` keeps these parameters and FLOPs at `cheap`. Both differ over seeds."""
+    rows = []
+    for method, accuracy, parameters, left in (("random", good, 900, 4500), ("obd", cheap, kept, flops)):
+        cost = {"parameters": 1000, "parameters_kept": parameters, "flops": 5000, "flops_kept": left}
+        rows += [row(method, sparsity=0.5, seed=k, accuracy=accuracy + k / 1000, dense_accuracy=0.9, **cost) for k in range(4)]
+    return rows
+
+
+def test_a_method_that_is_significantly_better_than_the_smallest_is_no_rival() -> None:
+    (choice,) = choose(two(0.9, 0.8), {"drop": 0.5}, by="flops")
+    assert choice.best is not None
+    assert (choice.best["method"], choice.rivals, choice.tested) == ("obd", (), True)
+    (choice,) = choose(two(0.9, 0.8), {}, by="")
+    assert choice.best is not None
+    assert (choice.best["method"], choice.rivals, choice.tested) == ("random", (), True)
+
+
+def test_rounding_breaks_no_tie() -> None:
+    """The sums of 0.1, 0.2 and 0.3 in both orders differ in the last bit: equal accuracies, so the smaller network is chosen."""
+    assert (0.1 + 0.2) + 0.3 > 0.1 + (0.2 + 0.3)
+    (choice,) = choose(two((0.1 + 0.2) + 0.3, 0.1 + (0.2 + 0.3)), {})
+    assert choice.best is not None
+    assert choice.best["method"] == "obd"

@@ -437,8 +437,10 @@ def test_what_a_board_has_chosen_can_be_run_again_without_a_search(
     bench("run", *options, "--trials", "2", "--output", "out")
     again = ("run", *options, "--tuned", "out", "--store", "sqlite:///other.db", "--output", "again")
     monkeypatch.setattr(tune, "search", None)
+    assert bench(*(word.replace("other.db", "third.db").replace("again", "once") for word in again), "--tuned", "out/results.csv")[0] == 0
     code, _, err = bench(*again)
     assert (code, err) == (0, "")
+    assert read_rows(Path("once/results.csv"))[-1].hyperparameters == read_rows(Path("again/results.csv"))[-1].hyperparameters
     first, second = (
         [dataclasses.replace(r, score_seconds=None, train_seconds=None) for r in read_rows(Path(f"{name}/results.csv"))]
         for name in ("out", "again")

@@ -1,6 +1,7 @@
 """blocks.csv: every number computed a second time from the rows; Friedman's test in words."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy import stats
 from bench.publishing import board_folder
 from bench.publishing.board_folder import Board
 from bench.publishing.page import blocks, page, tables
+from bench.publishing.plots import diagrams
 from bench.ranking import leaderboard, tracks
 from bench.spec.row import Row
 from bench.spec.suite import load_suite
@@ -90,6 +92,21 @@ def test_from_ten_blocks_on_friedman_comes_first() -> None:
     few = made(many(9), plots={"plots/ranks.svg": "Ranks and intervals: one-shot after training"})
     assert "Friedman" not in few
     assert few.index('id="board-1"') < few.index('src="plots/ranks.svg"')
+
+
+def test_a_method_without_a_rank_is_in_no_test_over_blocks() -> None:
+    """It trained for longer than the dense networks (protocol, rule 4), or is a control by ablation."""
+    longer = [replace(r, method="obd", criterion="obd", epochs=3 * r.epochs) for r in many(10) if r.method == "snip"]
+    control = [replace(r, ablation="shuffle") for r in many(10) if r.method == "snip"]
+    rows, other = many(10), [*many(10), *longer, *control]
+    (board,), (same,) = (tables.boards(leaderboard.leaderboard(r), prepared(r)) for r in (rows, other))
+    assert {line.method for line in same.table.lines} == {"magnitude", "snip", "random", "obd", "snip (shuffle)"}
+    assert same.critical == board.critical != ""
+    board_ = leaderboard.leaderboard(other)
+    drawn = diagrams.ranks("a track", board_, tracks.frame([r for r in other if r.ablation == "none"]))
+    named = " ".join(t.get_text() for t in drawn.axes[0].texts)
+    assert all(name in named for name in ("magnitude", "snip", "random"))
+    assert "obd" not in named
 
 
 def test_without_a_small_p_value_no_pair_is_said_to_differ() -> None:
