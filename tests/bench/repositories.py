@@ -1,7 +1,10 @@
 """Git repositories for tests, with a small leaderboard whose numbers are made up."""
 
+import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from bench.publishing import board_folder
 from bench.publishing.board_folder import Board
@@ -9,7 +12,30 @@ from bench.spec.suite import load_suite
 from bench.storage import files
 from tests.bench.publishing.test_merge import cells
 
+T = TypeVar("T")
 CONTROLS = ("dense", "dense@spam", "random", "magnitude", "magnitude_layer")
+
+
+class Once:
+    """What takes seconds to make in a folder is made by the first test of a file, and copied for the others.
+
+    Args:
+        kept: an empty folder for the copy.
+    """
+
+    def __init__(self, kept: Path) -> None:
+        self._kept = kept
+        self._made: list[Any] = []
+
+    def into(self, folder: Path, make: Callable[[], T]) -> T:
+        """What `make` returns, with the files that it makes in an otherwise empty folder."""
+        if self._made:
+            shutil.copytree(self._kept, folder, dirs_exist_ok=True)
+        else:
+            self._made.append(make())
+            shutil.copytree(folder, self._kept, dirs_exist_ok=True)
+        found: T = self._made[0]
+        return found
 
 
 def git(folder: Path, *arguments: str) -> str:

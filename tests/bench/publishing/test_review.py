@@ -21,7 +21,7 @@ from bench.storage import files
 from bench.trial.job import Environment
 from tests.bench import repositories
 from tests.bench.publishing.test_merge import DENSE_MINE, cells
-from tests.bench.repositories import git
+from tests.bench.repositories import Once, git
 
 NEW = tuple(cells("spam", 0.93))
 SPAM = Contribution("spam", "default", "none", "Ada")
@@ -29,10 +29,19 @@ RECORD = verified.Verified(verified.key_of(NEW[0]), "0.93", "0.93", "equal", "20
 OBD = Contribution("obd", "default", "none", "Bob")
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    return Once(tmp_path_factory.mktemp("once"))
+
+
 @pytest.fixture
-def published(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
+def published(tiny: Path, once: Once, monkeypatch: pytest.MonkeyPatch) -> Board:
     """The committed leaderboard of the working folder: controls, and rows of obd that Bob has contributed."""
     monkeypatch.setattr(curves, "draw", lambda rows, board: {})
+    return once.into(tiny, lambda: _committed(tiny))
+
+
+def _committed(tiny: Path) -> Board:
     made = repositories.make(tiny)
     board = Board(made.suite, (*made.rows, *cells("obd")), contributions=(OBD,))
     write(board)

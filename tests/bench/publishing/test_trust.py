@@ -19,16 +19,26 @@ from bench.spec.protocol import Block
 from bench.spec.suite import Suite, load_suite
 from bench.storage import files, results_csv
 from tests.bench.own_files import run_here, write
+from tests.bench.repositories import Once
 
 Bench = Callable[..., tuple[int, str, str]]
 NAMES = ("my_data.py:load", "my_net.py:build")
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    return Once(tmp_path_factory.mktemp("once"))
+
+
 @pytest.fixture
-def board(tiny: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Board:
+def board(tiny: Path, once: Once, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Board:
     """A leaderboard of an own network on own data, as its author would write it; each file notes that it is executed."""
     monkeypatch.setattr(Local, "run", run_here)
     monkeypatch.setattr(curves, "draw", lambda rows, board: {})
+    return once.into(tiny, lambda: _written(tiny, bench))
+
+
+def _written(tiny: Path, bench: Bench) -> Board:
     write(tiny)
     options = ("--suite", "tiny.toml", "--seeds", "0", "--methods", "magnitude", "--workers", "1", "--output", "out")
     code, _, error = bench("run", *options, "--datasets", NAMES[0], "--architectures", NAMES[1])
