@@ -1,5 +1,6 @@
 """The page docs/which_method.md, done as a reader would: its commands in order, on a trained timm network and a folder of images."""
 
+import copy
 import json
 import re
 import shlex
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from bench import export
 from bench.spec.row import Row
 from bench.storage.results_csv import read_rows
+from tests.bench.repositories import Once
 
 Bench = Callable[..., tuple[int, str, str]]
 PAGE = Path(__file__).parents[3] / "docs" / "which_method.md"
@@ -46,10 +48,19 @@ def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
         return float((model.eval()(inputs).argmax(1) == labels).double().mean())
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    return Once(tmp_path_factory.mktemp("once"))
+
+
 @pytest.fixture
-def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+def trained(tmp_path: Path, once: Once, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     """`shapes/` and `net.safetensors` in an empty working folder; the network, trained without this project."""
     monkeypatch.chdir(tmp_path)
+    return copy.deepcopy(once.into(tmp_path, _trained))
+
+
+def _trained() -> nn.Module:
     generator = np.random.default_rng(0)
     for part, count in (("train", 40), ("test", 30)):
         for kind, name in enumerate(CLASSES):
