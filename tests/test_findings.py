@@ -24,6 +24,7 @@ BLOCKS = {
     "breast_cancer, MLP": ("breast_cancer", "mlp"), "MNIST, LeNet-5": ("mnist", "lenet5"), "MNIST, MLP": ("mnist", "mlp_256"),
     "MNIST, ViT": ("mnist", "vit_micro_patch4"), "MNIST, ResNet": ("mnist", "test_resnet"),
     "MNIST, EfficientNet": ("mnist", "test_efficientnet"), "CIFAR-10 (JPEG), VGG": ("tar:cifar10-jpeg", "vgg_narrow"),
+    "CIFAR-10 (JPEG), ViT": ("tar:cifar10-jpeg", "vit_micro_patch4"),
 }  # fmt: skip
 Block = tuple[str, str]
 S = (0.5, 0.8, 0.9, 0.95, 0.98)
@@ -109,11 +110,11 @@ def test_mean_ranks_and_the_tests_of_friedman_and_nemenyi() -> None:
         assert [f"{ranks[name.strip('`')]:.1f}" for name, *_ in lines] == [cells[finetuned] for _, *cells in lines]
         assert f"{stats.friedmanchisquare(*(list(areas[m].values()) for m in methods)).pvalue:.2g}" == p
         if finetuned == 0:
-            distance = stats.studentized_range.ppf(0.95, 24, math.inf) / math.sqrt(2) * math.sqrt(24 * 25 / 60)
-            assert f"{distance:.1f}" == "11.5"
+            distance = stats.studentized_range.ppf(0.95, 24, math.inf) / math.sqrt(2) * math.sqrt(24 * 25 / (6 * len(BLOCKS)))
+            assert f"two mean ranks must be {distance:.1f} apart" in FINDINGS
             assert ranks["obd"] - ranks["kfac_obs@spam"] > distance > ranks["magnitude"] - ranks["kfac_obs@spam"]
             behind = {m for m in methods if ranks[m] - ranks["spam"] > distance}
-            assert behind == {"sparsegpt", "wanda", "wanda@spam", "magnitude_layer", "random", "random@spam"}
+            assert behind == {"sparsegpt", "wanda", "wanda@spam", "magnitude_layer", "magnitude_layer@spam", "random", "random@spam"}
 
 
 def test_differences_of_areas_their_intervals_and_what_blocks_say() -> None:
@@ -160,6 +161,8 @@ def test_single_figures_in_the_text() -> None:
     prices = {k: percent("dense", k, 0.0) - percent("dense@spam", k, 0.0) for k in BLOCKS.values()}
     gains = {m: {k: means(m, 0)[k] - means("magnitude", 0)[k] for k in (vgg, net)} for m in ("spam", "magnitude@spam")}
     best = max((m for m in after_training()), key=lambda m: percent(m, effnet, 0.9))
+    vit = BLOCKS["CIFAR-10 (JPEG), ViT"]
+    fewest = {m: 100 * statistics.mean(c[0.98] for c in accuracies(m, 1)[vit].values()) for m in ("spam", "kfac_obs")}
     apart = [means("spam", 1)[k] - means("obd@spam", 1)[k] for k in BLOCKS.values()]
     for sentence in (
         f"is {prices.pop(vgg):.1f} points of dense accuracy on VGG, and at most {max(prices.values()):.1f} on the other blocks",
@@ -170,6 +173,7 @@ def test_single_figures_in_the_text() -> None:
         f"behind on VGG ({means('spam', 1)[vgg] - means('magnitude', 1)[vgg]:+.3f})",
         f"on VGG at 90 % `spam` is {percent('spam', vgg, 0.9) - percent('kfac_obs', vgg, 0.9):.0f} points ahead",
         f"on EfficientNet at 80 % {percent('kfac_obs', effnet, 0.8) - percent('spam', effnet, 0.8):.0f} points behind",
+        f"fine-tuned at 98 %, `spam` has {fewest['spam']:.1f}, `kfac_obs` {fewest['kfac_obs']:.1f} (",
         f"at 95 % `magnitude@spam` has {percent('magnitude@spam', BLOCKS['MNIST, LeNet-5'], 0.95):.1f} after",
         f"the best method has {percent(best, effnet, 0.9):.1f} (`{best}`)",
         f"it has {percent('grasp', effnet, 0.9):.1f} (`grasp`), and even {percent('random_init', effnet, 0.9):.1f} (`random_init`)",
@@ -218,4 +222,4 @@ def test_dense_networks_and_methods_at_initialisation_and_with_regrowth() -> Non
                 found = percent(method.split("`")[1], BLOCKS[block], float(sparsity.removesuffix(" %")) / 100)
                 assert f"{found:.1f}" == said, (section, method, name)
                 compared += 1
-    assert compared == 3 + 6 * 4 + 3 * 4
+    assert compared == 4 + 6 * 4 + 3 * 6

@@ -164,7 +164,7 @@ def test_a_folder_is_compared_without_a_store(bench: Bench, tmp_path: Path, monk
     code, out, _ = bench("compare", "kfac_obs@spam", "magnitude(weight_decay=0.003)", BOARD)
     assert code == 0
     assert out.count("area, kfac_obs@spam - magnitude(weight_decay=0.003)") == 4, "one-shot and fine-tuned, default and tuned"
-    assert "".join(out.split()).count("10blocks;Wilcoxon") == 2, "of the tuned tracks there are six blocks only"
+    assert "".join(out.split()).count("11blocks;Wilcoxon") == 2, "of the tuned tracks there are six blocks only"
     assert not Path(".bench").exists()
 
 
@@ -192,7 +192,7 @@ def test_a_wrong_folder_or_name_is_one_line(arguments: tuple[str, ...], error: s
 def test_numbers_are_whole_in_any_width(width: int, capsys: pytest.CaptureFixture[str]) -> None:
     differences.compare_folder(Path(BOARD), ("magnitude_lamp", "magnitude(weight_decay=0.003)"))
     wide = re.findall(r"[+-]\d+\.\d (?:±\d+\.\d|\([^)]+\))", capsys.readouterr().out)
-    assert len(wide) == 2 * (11 + 7) * 6, "two tracks, default and tuned, with ten and with six blocks, and all; six sparsities"
+    assert len(wide) == 2 * (12 + 7) * 6, "two tracks, default and tuned, with eleven and with six blocks, and all; six sparsities"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(differences, "make_console", lambda: Console(width=width))
         differences.compare_folder(Path(BOARD), ("magnitude_lamp", "magnitude(weight_decay=0.003)"))
