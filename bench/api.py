@@ -70,10 +70,10 @@ def run_rows(
     request = environment.open_request(suite, narrowing, resources, ablate)
     found = None if tuned is None else execution.tuned_of(request, Path(tuned))
     store = environment.open_store(resources)
-    if force:
-        execution.forget(request, store, found)
     pool = environment.open_executor(resources, request.environment)
     try:
+        if force:  # not before it is sure that a run can begin: what is removed must be computed again
+            execution.forget(request, store, found)
         return execution.run(request, store, pool, watch, say, found)
     finally:
         pool.close()

@@ -120,6 +120,15 @@ def _show_choice(
     say(console, f"  export it: {shlex.join(_export(choice, rows, path))}")
 
 
+def _settings(row: Row) -> list[str]:
+    """The options that say what suite.toml would say, as far as a row knows it. `FILE` stands for weights, of which it knows the hash."""
+    said = [part for name in ("granularity", "match", "epochs") for part in (f"--{name}", str(getattr(row, name)))]
+    said += ["--calibration", str(row.calibration_samples)] * (row.calibration_samples is not None and not row.epochs)
+    said += ["--recalibrate-batchnorm"] * (row.recalibration == "batchnorm")
+    said += ["--pretrained"] * (row.initial_weights == "pretrained")
+    return said + ["--weights", "FILE"] * row.initial_weights.startswith("sha256:")
+
+
 def _export(choice: Choice, rows: list[Row], path: Path | None) -> list[str]:
     """The command that writes the chosen network."""
     best = choice.best
@@ -132,6 +141,6 @@ def _export(choice: Choice, rows: list[Row], path: Path | None) -> list[str]:
     command = ["python", "-m", "bench", "export", "--suite", suite, "--method", str(best["method"])]
     command += ["--sparsity", f"{best['sparsity']:.10g}", "--dataset", dataset, "--architecture", architecture]
     command += ["--finetune-epochs", str(row.finetune_epochs)]
-    if suite == row.suite:  # what suite.toml would say, as far as options can: the rows may be narrowed by such options, too
-        command += [part for name in ("granularity", "match", "epochs") for part in (f"--{name}", str(getattr(row, name)))]
+    if suite == row.suite:
+        command += _settings(row)
     return command + ["--tuned", str(path)] * (tuning == "tuned")

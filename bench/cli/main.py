@@ -51,9 +51,7 @@ def main() -> None:
     """Run the program. A user-input error ends in one line on standard error and exit code 2."""
     computes = sys.argv[1:2] == ["run"] and "--dry-run" not in sys.argv
     interruption.watch(interruption.KEPT if computes else interruption.MESSAGE)
-    for name in ("stdin", "stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the caller
-            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115 (open until the end)
+    _prepare_streams()
     _check_own_packages()
     try:
         alone = sys.argv[1:] in ([], ["store"])  # without a command: help
@@ -88,6 +86,15 @@ def main() -> None:
     if code in {128 + number for number in interruption.SIGNALS}:
         interruption.end(code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _prepare_streams() -> None:
+    """Make the standard streams such that no output is a fault: the caller may have closed them, or have an encoding without dashes."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115 (open until the end)
+    if getattr(sys.stdout, "errors", "") == "strict":
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
 
 
 def _has_folder() -> bool:
@@ -143,7 +150,8 @@ def run(
 
     chosen, ablations = load_suite(suite), names(ablate)
     check(resources)
-    _check_run(ablations, output, style)
+    _check_run(ablations, output, style, again=force and dry_run)
+    _check_output(output, suite)
     if resources.executor == "local":
         from bench.execution import local
 
@@ -163,8 +171,8 @@ def run(
         raise typer.Exit(0 if whole else 1)
 
 
-def _check_run(ablations: tuple[str, ...], output: Path | None, style: str) -> None:
-    """Raise UserError for invalid values of `run`, before anything heavy is imported."""
+def _check_run(ablations: tuple[str, ...], output: Path | None, style: str, *, again: bool) -> None:
+    """Raise UserError for invalid values of `run`, before anything heavy is imported. `again`: whether --force is to count only."""
     from bench.spec.errors import UserError, unknown
     from bench.spec.row import ABLATIONS
 
@@ -174,6 +182,21 @@ def _check_run(ablations: tuple[str, ...], output: Path | None, style: str) -> N
             raise unknown("ablation", name, ABLATIONS)
     if output is not None and output.exists() and not output.is_dir():
         raise UserError(f"--output '{output}' is not a folder")
+    if again:
+        raise UserError("--dry-run says what the store lacks: leave out --force")
+
+
+def _check_output(output: Path | None, suite: str) -> None:
+    """Raise UserError if the files of `--output` would replace a leaderboard, or the suite that is run."""
+    from bench.spec.errors import UserError
+
+    if output is None:
+        return
+    if (output / "results").is_dir():
+        raise UserError(f"--output '{output}' is the folder of a leaderboard: choose another one")
+    own = output / "suite.toml"
+    if own.exists() and Path(suite).exists() and own.samefile(suite):
+        raise UserError(f"--output '{output}' would replace the suite '{suite}': choose another folder")
 
 
 @app.command("list")

@@ -130,7 +130,9 @@ def command_line(suite: str, *groups: Any) -> list[str]:
 
                 value = shown(value)
             flag = f"--{field.name.replace('_', '-')}"
-            if field.default == ():
+            if isinstance(value, bool):
+                parts.append(flag if value else f"--no-{flag[2:]}")
+            elif field.default == ():
                 parts += [part for file in value for part in (flag, file)]
             else:
                 parts += [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]

@@ -67,14 +67,14 @@ def dry_run(suite: str, narrowing: Narrowing, resources: Resources, ablations: t
 def _write(rows: list[Row], board: pd.DataFrame, suite: Suite, output: Path) -> list[Path]:
     """Write the files of `--output`, and return them."""
     gains = tuning_gain.tuned(rows)
-    results_csv.write_rows(rows, output / "results.csv")
-    results_csv.write_table(board, output / "leaderboard.csv")
-    files.write_files(output, {board_folder.SUITE: board_folder.suite_toml(suite).encode()})
-    written = [output / "results.csv", output / "leaderboard.csv", output / board_folder.SUITE]
-    if len(gains):
-        results_csv.write_table(gains, output / "tuned.csv")
-        written.append(output / "tuned.csv")
-    return written
+    made = {
+        "results.csv": results_csv.rows_text(rows).encode(),
+        "leaderboard.csv": results_csv.table_text(board).encode(),
+        board_folder.SUITE: board_folder.suite_toml(suite).encode(),
+        "tuned.csv": results_csv.table_text(gains).encode() if len(gains) else None,  # one of an earlier run would not belong to them
+    }
+    files.write_files(output, made)
+    return [output / name for name, content in made.items() if content is not None]
 
 
 def _methods(request: Request) -> dict[str, str]:

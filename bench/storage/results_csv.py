@@ -130,17 +130,6 @@ def check_once(rows: Iterable[Row], where: str) -> None:
         seen.add(row.identity)
 
 
-def write_table(table: "pd.DataFrame", path: Path) -> None:
-    """Write a table as CSV, with a header and without an index; floats read back exactly.
-
-    Args:
-        table: the table.
-        path: path of the file.
-    """
-    text = table_text(table)
-    files.write(path, text.encode())
-
-
 def table_text(table: "pd.DataFrame", float_format: str | None = None) -> str:
     """A table as CSV, with a header and without an index.
 

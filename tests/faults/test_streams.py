@@ -34,6 +34,13 @@ def test_output_that_nobody_reads_is_no_fault(tmp_path: Path, ending: str) -> No
     assert shell(tmp_path, f"{PROGRAM} list methods {ending}") == (0, [])
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_an_encoding_without_dashes_is_no_fault(tmp_path: Path, encoding: str) -> None:
+    board = ROOT / "leaderboards" / "spam-channel"
+    assert shell(tmp_path, f"PYTHONIOENCODING={encoding} {PROGRAM} table {board} > out.txt") == (0, [])
+    assert "magnitude" in (tmp_path / "out.txt").read_text(encoding)
+
+
 def test_a_folder_that_is_gone_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
     code, lines = shell(tmp_path, f"cd gone && rmdir ../gone && {PROGRAM} status --suite digits")

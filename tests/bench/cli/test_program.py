@@ -68,3 +68,59 @@ def test_the_store_is_listed_and_cleaned(tiny: Path, bench: Bench) -> None:
 
 def test_completion_is_offered(bench: Bench) -> None:
     assert "--install-completion" in bench("--help")[1]
+
+
+def test_a_run_that_cannot_begin_removes_nothing(tiny: Path, bench: Bench) -> None:
+    assert bench(*RUN)[0] == 0
+    before = bench("status", *RUN[1:-2])[1]
+    code, _, err = bench(*RUN[:-2], "--force", "--executor", "ray", "--ray-address", "127.0.0.1:9")
+    assert (code, err.count("\n")) == (2, 1)
+    assert bench("status", *RUN[1:-2])[1] == before
+    assert list(tiny.glob(".bench/networks/*.safetensors"))
+    assert bench(*RUN, "--force", "--dry-run")[::2] == (2, "error: --dry-run says what the store lacks: leave out --force\n")
+
+
+def test_an_output_replaces_neither_a_leaderboard_nor_the_suite(tiny: Path, bench: Bench) -> None:
+    (tiny / "mine").mkdir()
+    (tiny / "mine" / "suite.toml").write_text("# mine\n" + (tiny / "tiny.toml").read_text())
+    mine = ("run", "--suite", "mine/suite.toml", *RUN[3:])
+    assert bench(*mine, "--output", "mine")[::2] == (
+        2, "error: --output 'mine' would replace the suite 'mine/suite.toml': choose another folder\n",
+    )  # fmt: skip
+    assert (tiny / "mine" / "suite.toml").read_text().startswith("# mine\n")
+    (tiny / "board" / "results").mkdir(parents=True)
+    said = "error: --output 'board' is the folder of a leaderboard: choose another one\n"
+    assert bench(*RUN, "--output", "board")[::2] == (2, said)
+    assert bench(*mine, "--output", "out")[0] == 0
+    assert bench(*mine, "--output", "out")[0] == 0, "an output may be replaced"
+
+
+def test_an_output_has_no_file_of_an_earlier_run(tiny: Path, bench: Bench) -> None:
+    once = (
+        "run",
+        "--suite",
+        "tiny.toml",
+        "--methods",
+        "random",
+        "--seeds",
+        "0",
+        "--finetune-epochs",
+        "0",
+        "--workers",
+        "1",
+        "--output",
+        "o",
+    )
+    assert bench(*once, "--trials", "2")[0] == 0
+    assert (tiny / "o" / "tuned.csv").exists()
+    assert bench(*once)[0] == 0
+    assert sorted(path.name for path in (tiny / "o").iterdir()) == ["leaderboard.csv", "results.csv", "suite.toml"]
+
+
+def test_a_suggested_command_with_a_flag_is_a_command(tiny: Path, bench: Bench) -> None:
+    code, _, err = bench("compare", "magnitude", "random", "--suite", "tiny.toml", "--recalibrate-batchnorm")
+    assert code == 2
+    assert "--recalibrate-batchnorm" in err
+    assert "True" not in err
+    command = err.partition("python -m bench ")[2].split()
+    assert bench(*command, "--dry-run")[0] == 0

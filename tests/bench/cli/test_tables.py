@@ -114,14 +114,23 @@ def test_a_part_of_results_that_cannot_be_ranked_is_one_line(tiny: Path, bench: 
 
 def test_choose_names_what_a_lone_file_was_computed_with(tiny: Path, bench: Bench) -> None:
     """No suite.toml is there that could say it."""
-    given = {"parameters": 100, "parameters_kept": 50, "granularity": "channel", "match": "flops"}
+    given = {
+        "parameters": 100, "parameters_kept": 50, "granularity": "channel", "match": "flops", "epochs": 0, "calibration_samples": 64,
+        "recalibration": "batchnorm", "initial_weights": "sha256:" + "0" * 64,
+    }  # fmt: skip
     chosen = [replace(r, **given, sparsity=0.9999999) for r in rows("a", (0.9, 0.8, 0.7, 0.3), tuning="tuned") if r.sparsity == 0.5]
     results_csv.write_rows(chosen, Path("lone.csv"))
     code, out, err = bench("choose", "lone.csv", "--at-most", "drop=0.9")
     assert (code, err) == (0, "")
     (line,) = [line for line in out.splitlines() if "export it" in line]
     words = line.split()
-    found = {name: words[words.index(f"--{name}") + 1] for name in ("suite", "sparsity", "granularity", "match", "epochs", "tuned")}
+    found = {
+        name: words[words.index(f"--{name}") + 1]
+        for name in ("suite", "sparsity", "granularity", "match", "epochs", "tuned", "calibration", "weights")
+    }
     assert found == {
-        "suite": "s", "sparsity": "0.9999999", "granularity": "channel", "match": "flops", "epochs": "10", "tuned": "lone.csv",
+        "suite": "s", "sparsity": "0.9999999", "granularity": "channel", "match": "flops", "epochs": "0", "tuned": "lone.csv",
+        "calibration": "64", "weights": "FILE",
     }  # fmt: skip
+    assert "--recalibrate-batchnorm" in words
+    assert "--pretrained" not in words
