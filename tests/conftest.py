@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: small networks lose by threads
 
@@ -12,6 +13,9 @@ import torch
 
 from bench.trial import metrics
 from methods.registry import registry
+
+if TYPE_CHECKING:
+    from tests.bench.repositories import Once
 
 TINY = """
 name = "tiny"
@@ -56,6 +60,14 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.toml").write_text(TINY)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> "Once":
+    """Files that the first test of a module makes, and the others copy."""
+    from tests.bench.repositories import Once
+
+    return Once(tmp_path_factory.mktemp("once"))
 
 
 @pytest.fixture

@@ -314,3 +314,17 @@ def test_a_template_that_moves_into_the_project_is_found(tmp_path: Path) -> None
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", asked], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout.split() == [str(tmp_path / "methods" / "__init__.py"), "my_method"], done.stderr
+
+
+def test_the_list_of_architectures_is_that_of_its_file() -> None:
+    folder = ROOT / "benchmarks"
+    command = [sys.executable, str(folder / "breadth_table.py"), str(folder / "breadth.csv")]
+    made = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    written = [line for line in (ROOT / "docs" / "breadth.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    assert written == [line for line in made.splitlines() if line]
+    with (folder / "breadth.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for step in ("weight", "spam", "torch-pruning"):  # counted a second time, from the cells of the page
+        place = [cell.strip() for cell in written[0].split("|")].index(step)
+        shown = [line.split("|")[place].strip() for line in written[2 : written.index(next(w for w in written if "**works**" in w))]]
+        assert shown.count("works") == sum(row["step"] == step and row["outcome"] == "works" for row in rows)

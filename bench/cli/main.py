@@ -192,8 +192,8 @@ def _check_output(output: Path | None, suite: str) -> None:
 
     if output is None:
         return
-    if (output / "results").is_dir():
-        raise UserError(f"--output '{output}' is the folder of a leaderboard: choose another one")
+    if any((output / "results").glob("*.csv")):  # these would be read together with results.csv
+        raise UserError(f"--output '{output}' contains results/*.csv, as the folder of a leaderboard: choose another one")
     own = output / "suite.toml"
     if own.exists() and Path(suite).exists() and own.samefile(suite):
         raise UserError(f"--output '{output}' would replace the suite '{suite}': choose another folder")

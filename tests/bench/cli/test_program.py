@@ -89,7 +89,9 @@ def test_an_output_replaces_neither_a_leaderboard_nor_the_suite(tiny: Path, benc
     )  # fmt: skip
     assert (tiny / "mine" / "suite.toml").read_text().startswith("# mine\n")
     (tiny / "board" / "results").mkdir(parents=True)
-    said = "error: --output 'board' is the folder of a leaderboard: choose another one\n"
+    assert bench(*RUN, "--output", "board")[0] == 0, "an empty folder is no leaderboard"
+    (tiny / "board" / "results" / "magnitude.csv").write_text("")
+    said = "error: --output 'board' contains results/*.csv, as the folder of a leaderboard: choose another one\n"
     assert bench(*RUN, "--output", "board")[::2] == (2, said)
     assert bench(*mine, "--output", "out")[0] == 0
     assert bench(*mine, "--output", "out")[0] == 0, "an output may be replaced"

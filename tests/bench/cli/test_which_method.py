@@ -48,11 +48,6 @@ def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
         return float((model.eval()(inputs).argmax(1) == labels).double().mean())
 
 
-@pytest.fixture(scope="module")
-def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
-    return Once(tmp_path_factory.mktemp("once"))
-
-
 @pytest.fixture
 def trained(tmp_path: Path, once: Once, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     """`shapes/` and `net.safetensors` in an empty working folder; the network, trained without this project."""

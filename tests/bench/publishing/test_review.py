@@ -29,11 +29,6 @@ RECORD = verified.Verified(verified.key_of(NEW[0]), "0.93", "0.93", "equal", "20
 OBD = Contribution("obd", "default", "none", "Bob")
 
 
-@pytest.fixture(scope="module")
-def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
-    return Once(tmp_path_factory.mktemp("once"))
-
-
 @pytest.fixture
 def published(tiny: Path, once: Once, monkeypatch: pytest.MonkeyPatch) -> Board:
     """The committed leaderboard of the working folder: controls, and rows of obd that Bob has contributed."""

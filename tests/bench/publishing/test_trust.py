@@ -25,11 +25,6 @@ Bench = Callable[..., tuple[int, str, str]]
 NAMES = ("my_data.py:load", "my_net.py:build")
 
 
-@pytest.fixture(scope="module")
-def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
-    return Once(tmp_path_factory.mktemp("once"))
-
-
 @pytest.fixture
 def board(tiny: Path, once: Once, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Board:
     """A leaderboard of an own network on own data, as its author would write it; each file notes that it is executed."""
